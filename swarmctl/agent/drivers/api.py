@@ -1,0 +1,231 @@
+"""The contract between an agent and what it starts instances with.
+
+A driver is a thin, level-triggered shell around one daemon: it keeps no state that the daemon
+does not have.  Everything it makes carries (cluster, node, incarnation) in its name and its
+labels, so that
+
+- a repeated ``create`` collides with itself and returns what is there (DESIGN 8.6),
+- ``list`` finds exactly what this agent made, also after a crash of the agent,
+- two agents on one machine never touch each other's instances.
+
+The agent calls ``prepare`` (slow: pull an image, make an overlay), ``create``, ``start``,
+``stop``, ``remove``, each with its own deadline and at most ``concurrency`` of them at once.
+A call whose caller gave up may still finish: the agent lists again and reaps what it does not
+know.
+What happens without a call (a container ends, a domain is killed) comes as a
+:class:`DriverEvent`; after a gap in the events the driver sends one of kind ``RESYNC`` and the
+agent lists.
+
+Optional abilities are protocols of their own: :class:`Logs`, :class:`Exec`, :class:`Console`.
+
+All errors are those of :mod:`swarmctl.proto.errors`: :class:`UserError` subclasses when the
+spec cannot work (no such image, no such command), :class:`DriverUnavailable` when the daemon
+does not answer, :class:`LaunchFailed` for the rest.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from enum import Enum
+from typing import Protocol, runtime_checkable
+
+import trio
+from attrs import field, frozen
+
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.spec.models import Template
+
+
+@frozen
+class Owner:
+    """Whose instances a driver may see and touch."""
+
+    cluster_id: str
+    node: str
+
+
+@frozen
+class Launch:
+    """One instance to make."""
+
+    service: str
+    slot: int
+    incarnation: int
+    template: Template
+    tenant: str = "default"
+
+    @property
+    def instance(self) -> str:
+        """Its name, such as ``web.3``."""
+        return f"{self.service}.{self.slot}"
+
+    @property
+    def hostname(self) -> str:
+        """What the instance calls itself when the spec says nothing: ``web-3``."""
+        return f"{self.service}-{self.slot}".replace("_", "-")[:63]
+
+
+def resource_name(owner: Owner, launch: Launch) -> str:
+    """The daemon's name for an instance: readable, and unique to (cluster, node, incarnation)."""
+    label = incarnations.label(launch.incarnation)
+    return f"swarmctl-{owner.cluster_id[:8]}-{owner.node}-{launch.instance}-{label}"
+
+
+class Phase(Enum):
+    """What the daemon says of an instance."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    EXITED = "exited"
+
+
+@frozen
+class Found:
+    """One instance as the daemon has it.
+
+    ``exit_code`` is set once it ended; ``started_at`` and ``finished_at`` are seconds since the
+    epoch, 0 when unknown.  ``starts`` counts the daemon's own starts of it where it knows.
+    """
+
+    incarnation: int
+    service: str
+    slot: int
+    runtime_id: str
+    phase: Phase
+    exit_code: int | None = None
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    addresses: tuple[str, ...] = ()
+    reason: str = ""
+    tenant: str = "default"
+
+
+class EventKind(Enum):
+    """What a driver tells without being asked."""
+
+    STARTED = "started"
+    EXITED = "exited"
+    REMOVED = "removed"
+    RESYNC = "resync"
+
+
+@frozen
+class DriverEvent:
+    """Something happened to ``incarnation`` (0 for ``RESYNC``) at ``at`` (epoch seconds)."""
+
+    kind: EventKind
+    incarnation: int = 0
+    at: float = 0.0
+    exit_code: int | None = None
+    reason: str = ""
+
+
+@frozen
+class Health:
+    """Whether a driver can be used now; ``reason`` says why not; ``facts`` go to ``node inspect``.
+
+    ``resources`` are what it adds to the node's capacity, such as ``{"gpu": 2}``.
+    """
+
+    available: bool
+    reason: str = ""
+    version: str = ""
+    facts: dict[str, str] = field(factory=dict)
+    resources: dict[str, int] = field(factory=dict)
+
+
+Progress = Callable[[str], None]
+
+
+class Driver(Protocol):
+    """What every driver does."""
+
+    name: str
+    concurrency: int
+
+    async def probe(self) -> Health:
+        """Ask the daemon how it is, within a few seconds whatever it does. Never raises for it."""
+
+    async def prepare(self, launch: Launch, progress: Progress) -> None:
+        """Get what ``create`` needs: the image pulled, the disk's overlay made. Repeatable."""
+
+    async def create(self, launch: Launch) -> str:
+        """Make the instance without starting it; its runtime id. Repeatable: see above."""
+
+    async def start(self, launch: Launch) -> Found:
+        """Start it (again); returns once the daemon says it runs, or ran and ended already."""
+
+    async def stop(self, incarnation: int, grace_s: float) -> None:
+        """Ask it to end, and end it by force after ``grace_s``; done when it has ended.
+
+        An instance that is not there, or ended, is stopped already.
+        """
+
+    async def remove(self, incarnation: int) -> None:
+        """Take away all that ``prepare``, ``create`` and ``start`` made. Repeatable; forces."""
+
+    async def list(self) -> list[Found]:
+        """All instances of this owner that the daemon has."""
+
+    def events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[DriverEvent]]:
+        """A bounded stream of events from now on, as long as the context is open."""
+
+
+@frozen
+class LogChunk:
+    """Output of an instance; ``stream`` is ``stdout`` or ``stderr``, ``at`` epoch seconds or 0."""
+
+    stream: str
+    data: bytes
+    at: float = 0.0
+
+
+@runtime_checkable
+class Logs(Protocol):
+    """A driver that keeps its instances' output."""
+
+    def logs(
+        self, incarnation: int, *, follow: bool, tail: int | None, timestamps: bool
+    ) -> AsyncIterator[LogChunk]:
+        """Output so far (the last ``tail`` lines), and with ``follow`` what comes until it ends.
+
+        With ``timestamps`` each line begins with its RFC 3339 time.  It is an async generator:
+        the caller closes it.
+        """
+
+
+class Terminal(Protocol):
+    """A two-way stream to something inside an instance."""
+
+    async def receive(self) -> LogChunk | None:
+        """The next output, or None at the end."""
+
+    async def send(self, data: bytes) -> None:
+        """Type ``data``."""
+
+    async def send_eof(self) -> None:
+        """Close its standard input."""
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal its size."""
+
+    async def exit_code(self) -> int | None:
+        """After the end: the exit code, None where there is none (a serial console)."""
+
+
+@runtime_checkable
+class Exec(Protocol):
+    """A driver that runs commands inside its instances."""
+
+    def exec(
+        self, incarnation: int, command: tuple[str, ...], *, tty: bool, stdin: bool
+    ) -> AbstractAsyncContextManager[Terminal]:
+        """Run ``command`` in the instance."""
+
+
+@runtime_checkable
+class Console(Protocol):
+    """A driver whose instances have a serial console."""
+
+    def console(self, incarnation: int) -> AbstractAsyncContextManager[Terminal]:
+        """Attach to the serial console; closing detaches and leaves it running."""

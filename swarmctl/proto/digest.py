@@ -1,0 +1,39 @@
+"""Order-free digests of what a node should have and of what it has (DESIGN 1.3).
+
+Each entry is mixed into 64 bits and the entries are added up modulo 2**64, so a change costs one
+subtraction and one addition, whatever the size of the node.
+The mixing is that of SplitMix64 (Steele, Lea, Flood 2014); it guards against lost messages, not
+against an adversary (the session is authenticated).
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+_MASK: Final = (1 << 64) - 1
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def assignment_entry(incarnation: int, desired: int, generation: int) -> int:
+    """Digest of one assigned instance."""
+    return _mix(_mix(incarnation) ^ (generation << 4 | desired))
+
+
+def inventory_entry(incarnation: int, state: int, attempt: int, restarts: int) -> int:
+    """Digest of one reported instance."""
+    return _mix(_mix(incarnation) ^ (attempt << 24 ^ restarts << 5 ^ state))
+
+
+def total(entries: Iterable[int]) -> int:
+    """Sum of entries, in any order; 0 for none."""
+    return sum(entries) & _MASK
+
+
+def replace(digest: int, old: int, new: int) -> int:
+    """``digest`` after the entry ``old`` became ``new``; 0 stands for no entry."""
+    return (digest - old + new) & _MASK

@@ -1,0 +1,75 @@
+"""Every bound of the protocol and of the daemons, each with its reason.
+
+Times end in ``_S`` (seconds), sizes in ``_BYTES``.
+A bound of one driver or one command lives at the top of its own module.
+"""
+
+from typing import Final
+
+# --- frames -----------------------------------------------------------------------------------
+
+# A full assignment of a node with 10,000 instances is about 2 MiB; four times that is an error.
+MESSAGE_MAX_BYTES: Final = 8 * 1024 * 1024
+# The longest text in a message (a reason, an error): a terminal screen full.
+TEXT_MAX_CHARS: Final = 4096
+# msgpack nesting in a message: spec > vm > cloud_init > list is 6 deep.
+NESTING_MAX: Final = 32
+# One chunk of log or console output: small enough to interleave, large enough to be cheap.
+STREAM_CHUNK_BYTES: Final = 32 * 1024
+# Chunks under way on one stream before the receiver grants more: 2 MiB a stream at the most.
+STREAM_WINDOW_CHUNKS: Final = 64
+
+# --- session ----------------------------------------------------------------------------------
+
+# Heartbeats: DESIGN 7. Jitter keeps 10,000 agents from falling into step.
+HEARTBEAT_S: Final = 2.0
+HEARTBEAT_JITTER: Final = 0.2
+# Two missed heartbeats and a half: a node is called lost within 5 s.
+NODE_LOST_S: Final = 5.0
+# An agent that hears nothing for this long says hello again (heartbeats are acknowledged).
+CONTROLLER_SILENT_S: Final = 5.0
+# Hello, welcome and enrolment are one round trip each; a busy controller may take a while.
+HANDSHAKE_S: Final = 10.0
+# First wait before a new connection, doubled up to the second value.
+RECONNECT_MIN_S: Final = 0.1
+RECONNECT_MAX_S: Final = 2.0
+# Status reports kept by an agent until acknowledged; coalesced to one an instance before that.
+OUTBOX_MAX: Final = 100_000
+# Status reports in one message.
+REPORT_BATCH: Final = 1_000
+
+# --- requests ---------------------------------------------------------------------------------
+
+# A request that says no deadline of its own.
+RPC_TIMEOUT_S: Final = 10.0
+# Requests under way of one client, and of all: past that the answer is Busy.
+RPC_PER_PEER: Final = 1_024
+RPC_TOTAL: Final = 20_000
+# Suggested wait in a Busy answer.
+BUSY_RETRY_MS: Final = 200
+
+# --- controller -------------------------------------------------------------------------------
+
+# Operations committed together; a group closes when it is full or the queue is empty.
+COMMIT_GROUP_MAX: Final = 1_000
+# Store contract: DESIGN 8.8.
+VALUE_MAX_BYTES: Final = 512 * 1024
+TRANSACTION_OPS_MAX: Final = 100
+# Replicas of one service: a typing error of three more zeros is not a plan.
+REPLICAS_MAX: Final = 5_000_000
+# Events kept in memory for `explain`, an instance and a service.
+HISTORY_MAX: Final = 20
+
+# --- agent ------------------------------------------------------------------------------------
+
+# Restart backoff of an instance: first wait, doubled up to the last; reset after a good run.
+RESTART_BACKOFF_MIN_S: Final = 0.5
+RESTART_BACKOFF_MAX_S: Final = 60.0
+RESTART_RESET_S: Final = 60.0
+# Restarts within the reset time after which a loop is named a crash loop.
+CRASH_LOOP_RESTARTS: Final = 3
+# Grace between the polite and the forced stop when the spec says none (docker's own default).
+STOP_GRACE_S: Final = 10.0
+# Launches under way at once, a driver; ANCHORS: docker gains nothing past 4, libvirt past 8.
+LAUNCHES_DOCKER: Final = 8
+LAUNCHES_LIBVIRT: Final = 8

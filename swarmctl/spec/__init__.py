@@ -1,0 +1,1 @@
+"""The stack file: models, parsing, sizes, validation, diff. Pure."""

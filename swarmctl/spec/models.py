@@ -1,0 +1,208 @@
+"""What users ask for: the services of a stack, as frozen data.
+
+A :class:`ServiceSpec` is the whole intent for one service.
+Its *template* (:class:`Template`) is the part that a running instance was made from: two specs
+with the same template differ only in how many copies there are and where they may be, and
+changing those restarts nothing.
+Templates are interned by their digest, so a node is sent each of them once.
+
+Sizes are bytes, cpu is in thousandths of a core, times are seconds.
+"""
+
+from enum import Enum
+
+import attrs
+from attrs import field, frozen
+
+
+class Kind(Enum):
+    """What an instance is."""
+
+    CONTAINER = "container"
+    VM = "vm"
+
+
+class RestartCondition(Enum):
+    """When an instance that ended is started again on the spot."""
+
+    NEVER = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+    UNLESS_STOPPED = "unless-stopped"
+
+
+@frozen
+class Resources:
+    """What one instance reserves; zero reserves nothing of it."""
+
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    named: dict[str, int] = field(factory=dict)
+
+    def amounts(self) -> dict[str, int]:
+        """Name to amount, without the zeros, as the scheduler counts them."""
+        base = {
+            "cpu_millis": self.cpu_millis,
+            "memory_bytes": self.memory_bytes,
+            "disk_bytes": self.disk_bytes,
+        }
+        return {name: amount for name, amount in (base | self.named).items() if amount}
+
+
+@frozen
+class PortMapping:
+    """A published port; ``host_port`` 0 lets the node choose."""
+
+    container_port: int
+    host_port: int = 0
+    protocol: str = "tcp"
+    host_ip: str = ""
+
+
+@frozen
+class Mount:
+    """A bind mount, a named volume or a tmpfs; ``kind`` is ``bind``, ``volume`` or ``tmpfs``."""
+
+    kind: str
+    source: str
+    target: str
+    read_only: bool = False
+    size_bytes: int = 0
+
+
+@frozen
+class RestartPolicy:
+    """How an instance that ended is treated; ``max_attempts`` 0 is without end."""
+
+    condition: RestartCondition = RestartCondition.ALWAYS
+    delay_s: float = 0.0
+    max_attempts: int = 0
+
+
+@frozen
+class ContainerSpec:
+    """A container, in the words of the Compose Specification."""
+
+    image: str
+    command: tuple[str, ...] | None = None
+    entrypoint: tuple[str, ...] | None = None
+    environment: dict[str, str] = field(factory=dict)
+    user: str = ""
+    working_dir: str = ""
+    hostname: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    network: str = ""
+    cap_add: tuple[str, ...] = ()
+    stop_signal: str = ""
+    tty: bool = False
+
+
+@frozen
+class DiskSpec:
+    """A disk: an overlay on ``image`` (qcow2 or raw), grown to ``size_bytes`` when that is set."""
+
+    image: str
+    size_bytes: int = 0
+    persistent: bool = False
+
+
+@frozen
+class CloudInit:
+    """The NoCloud seed of a VM."""
+
+    user_data: str = ""
+    hostname: str = ""
+    ssh_authorized_keys: tuple[str, ...] = ()
+
+
+@frozen
+class VmSpec:
+    """A virtual machine: booted from ``disk``, or directly from ``kernel``."""
+
+    disk: DiskSpec | None = None
+    kernel: str = ""
+    initrd: str = ""
+    cmdline: str = ""
+    firmware: str = "bios"
+    cloud_init: CloudInit | None = None
+    trunk: bool = False
+    network: str = ""
+
+
+@frozen
+class Template:
+    """All that an instance is made from. Exactly one of ``container`` and ``vm`` is set."""
+
+    container: ContainerSpec | None = None
+    vm: VmSpec | None = None
+    resources: Resources = field(factory=Resources)
+    restart: RestartPolicy = field(factory=RestartPolicy)
+    stop_grace_period_s: float = 10.0
+    labels: dict[str, str] = field(factory=dict)
+    job: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """Whether this makes containers or VMs."""
+        return Kind.VM if self.vm is not None else Kind.CONTAINER
+
+    def __attrs_post_init__(self) -> None:
+        assert (self.container is None) != (self.vm is None), "a template is a container or a VM"
+
+
+@frozen
+class AffinityTerm:
+    """Near (or far from) the instances of ``service``; ``required`` makes it a must."""
+
+    service: str
+    weight: int = 50
+    required: bool = False
+
+
+@frozen
+class Placement:
+    """Where instances may be.
+
+    ``constraints`` are texts such as ``node.labels.zone == eu-1`` (see
+    :mod:`swarmctl.scheduler.constraint`); ``spread`` are label names such as
+    ``node.labels.rack``; ``strategy`` is ``spread`` or ``binpack``.
+    """
+
+    constraints: tuple[str, ...] = ()
+    spread: tuple[str, ...] = ()
+    strategy: str = "spread"
+    max_replicas_per_node: int = 0
+    affinity: tuple[AffinityTerm, ...] = ()
+    anti_affinity: tuple[AffinityTerm, ...] = ()
+
+
+@frozen
+class ServiceSpec:
+    """The whole intent for one service.
+
+    ``drivers`` restricts the driver (``sim`` in benchmarks); empty means docker for containers
+    and libvirt for VMs.
+    """
+
+    name: str
+    template: Template
+    replicas: int = 1
+    tenant: str = "default"
+    stack: str = ""
+    placement: Placement = field(factory=Placement)
+    priority: int = 0
+    fencing: str = "none"
+    driver: str = ""
+
+    @property
+    def driver_name(self) -> str:
+        """The driver that starts its instances."""
+        if self.driver:
+            return self.driver
+        return "libvirt" if self.template.kind is Kind.VM else "docker"
+
+    def with_replicas(self, replicas: int) -> "ServiceSpec":
+        """The same service with another number of copies."""
+        return attrs.evolve(self, replicas=replicas)

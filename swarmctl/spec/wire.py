@@ -1,0 +1,96 @@
+"""Specs as msgpack: the form in the store, on the wire and in an agent's journal.
+
+Maps by field name, defaults left out, unknown fields ignored: so that releases one minor version
+apart read each other, and a store outlives a release.
+"""
+
+import hashlib
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar
+
+import msgpack
+from attrs import has
+from cattrs import Converter
+from cattrs.errors import BaseValidationError
+from cattrs.gen import make_dict_unstructure_fn
+
+from swarmctl.proto.errors import ProtocolError
+from swarmctl.spec.models import ServiceSpec, Template
+
+_T = TypeVar("_T")
+
+# 64 bits tell apart the templates of one cluster; they are compared within one node only.
+DIGEST_BYTES = 8
+
+
+@cache
+def converter() -> Converter:
+    """The one converter between specs and plain msgpack types."""
+    made = Converter(forbid_extra_keys=False, omit_if_default=True)
+    made.register_unstructure_hook_factory(
+        has, lambda cls: make_dict_unstructure_fn(cls, made, _cattrs_omit_if_default=True)
+    )
+    made.register_unstructure_hook(Enum, lambda value: value.value)
+    return made
+
+
+def encode_template(template: Template) -> bytes:
+    """Canonical bytes of ``template``; equal templates give equal bytes."""
+    return _pack(template)
+
+
+def decode_template(data: bytes) -> Template:
+    """The inverse of :func:`encode_template`.
+
+    Raises:
+        ProtocolError: the bytes are not a template.
+    """
+    return _unpack(data, Template)
+
+
+def encode_service(spec: ServiceSpec) -> bytes:
+    """Canonical bytes of ``spec``."""
+    return _pack(spec)
+
+
+def decode_service(data: bytes) -> ServiceSpec:
+    """The inverse of :func:`encode_service`.
+
+    Raises:
+        ProtocolError: the bytes are not a service.
+    """
+    return _unpack(data, ServiceSpec)
+
+
+def digest(encoded: bytes) -> bytes:
+    """The name under which encoded bytes are interned, :data:`DIGEST_BYTES` long."""
+    return hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest()
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in value]
+    return value
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(_sorted(converter().unstructure(value)))
+    return packed
+
+
+def _unpack(data: bytes, cls: type[_T]) -> _T:
+    try:
+        return converter().structure(msgpack.unpackb(data, strict_map_key=True), cls)
+    except (
+        BaseValidationError,
+        AssertionError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+    ) as error:
+        # cattrs lets the error of a hook or a validator through; all mean the same here.
+        raise ProtocolError(f"not a valid {cls.__name__}: {error}") from error
