@@ -1,0 +1,215 @@
+"""Messages to bytes and back: msgpack arrays, bounded, checked field by field.
+
+The decoders are made once from the annotations of the message classes: each field has a checker
+that returns the value in its Python form or raises.  Nothing that a peer sends gets past here
+without the declared type, so the rest of the program need not check again.
+
+A peer may be one minor release older or newer: missing fields at the end take their defaults,
+surplus ones are ignored, and an unknown tag is reported as :class:`UnknownMessage`, which a
+session may answer without closing.
+"""
+
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import msgpack
+
+from swarmctl.proto import limits, messages
+from swarmctl.proto.errors import ProtocolError
+
+_Check = Callable[[Any], Any]
+
+
+class MalformedMessage(ProtocolError):
+    """The bytes are not a message of this protocol."""
+
+    code = "malformed"
+
+
+class UnknownMessage(ProtocolError):
+    """The tag is not one of ours: the peer is newer, or lost."""
+
+    code = "unknown-message"
+
+
+class MessageTooLarge(ProtocolError):
+    """A message is over the size limit."""
+
+    code = "too-large"
+
+
+def encode(message: messages.Message) -> bytes:
+    """``message`` as bytes.
+
+    Raises:
+        MessageTooLarge: it is over ``limits.MESSAGE_MAX_BYTES``; the sender has to split it.
+    """
+    packed: bytes = msgpack.packb(
+        [message.TAG, *_ENCODERS[type(message)](message)], use_bin_type=True
+    )
+    if len(packed) > limits.MESSAGE_MAX_BYTES:
+        raise MessageTooLarge(
+            f"a {type(message).__name__} of {len(packed)} bytes is over the limit of "
+            f"{limits.MESSAGE_MAX_BYTES}"
+        )
+    return packed
+
+
+def decode(data: bytes) -> messages.Message:
+    """The message in ``data``.
+
+    Raises:
+        MalformedMessage: not msgpack, not an array, or a field of the wrong type.
+        UnknownMessage: a tag that this release does not know.
+        MessageTooLarge: more bytes than ``limits.MESSAGE_MAX_BYTES``.
+    """
+    if len(data) > limits.MESSAGE_MAX_BYTES:
+        raise MessageTooLarge(f"a message of {len(data)} bytes is over the limit")
+    try:
+        parts = msgpack.unpackb(data, use_list=False, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise MalformedMessage(f"not a msgpack message: {_brief(error)}") from error
+    if not isinstance(parts, tuple) or not parts or not isinstance(parts[0], int):
+        raise MalformedMessage("a message is an array that begins with its tag")
+    decoder = _DECODERS.get(parts[0])
+    if decoder is None:
+        raise UnknownMessage(f"no message has tag {parts[0]}")
+    try:
+        return typing.cast("messages.Message", decoder(parts[1:]))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MalformedMessage(_brief(error)) from error
+
+
+def _brief(error: BaseException) -> str:
+    return str(error)[:200] or type(error).__name__
+
+
+# --- encoders: attrs objects to tuples ------------------------------------------------------
+
+
+def _is_attrs(kind: Any) -> bool:
+    return isinstance(kind, type) and attrs.has(kind)
+
+
+def _encoder_of(kind: Any) -> Callable[[Any], Any] | None:
+    """How a field of type ``kind`` is written; None when msgpack takes it as it is."""
+    if _is_attrs(kind):
+        return _object_encoder(kind)
+    if typing.get_origin(kind) is tuple:
+        arguments = typing.get_args(kind)
+        if len(arguments) == 2 and arguments[1] is Ellipsis and _is_attrs(arguments[0]):
+            item = _object_encoder(arguments[0])
+            return lambda values: [item(value) for value in values]
+    return None
+
+
+def _object_encoder(cls: type) -> Callable[[Any], tuple[Any, ...]]:
+    """A function from an instance of ``cls`` to the tuple of its fields."""
+    hints = typing.get_type_hints(cls)
+    plan = [(each.name, _encoder_of(hints[each.name])) for each in attrs.fields(cls)]
+    if all(encoder is None for _, encoder in plan):
+        names = [name for name, _ in plan]
+        return lambda value: tuple([getattr(value, name) for name in names])
+    return lambda value: tuple(
+        [
+            getattr(value, name) if encoder is None else encoder(getattr(value, name))
+            for name, encoder in plan
+        ]
+    )
+
+
+# --- decoders: checkers by type -------------------------------------------------------------
+
+
+def _exactly(*kinds: type) -> _Check:
+    def check(value: Any) -> Any:
+        if type(value) not in kinds:
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"expected {expected}, got {type(value).__name__}")
+        return value
+
+    return check
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _tuple_checker(arguments: tuple[Any, ...]) -> _Check:
+    whole = _exactly(tuple)
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        item = _checker(arguments[0])
+        return lambda value: tuple([item(one) for one in whole(value)])
+    items = [_checker(one) for one in arguments]
+
+    def check(value: Any) -> Any:
+        if len(whole(value)) < len(items):
+            raise TypeError(f"expected {len(items)} elements, got {len(value)}")
+        return tuple([item(one) for item, one in zip(items, value, strict=False)])
+
+    return check
+
+
+def _dict_checker(arguments: tuple[Any, ...]) -> _Check:
+    key, item = (_checker(one) for one in arguments)
+    whole = _exactly(dict)
+    return lambda value: {key(k): item(v) for k, v in whole(value).items()}
+
+
+_PLAIN: Final[dict[Any, _Check]] = {
+    Any: lambda value: value,
+    float: _number,
+    **{kind: _exactly(kind) for kind in (int, str, bytes, bool)},
+}
+
+
+def _checker(kind: Any) -> _Check:
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if _is_attrs(kind):
+        return _object_decoder(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return _tuple_checker(arguments)
+    if origin is dict:
+        return _dict_checker(arguments)
+    if origin in (types.UnionType, typing.Union) and type(None) in arguments:
+        inner = _checker(next(one for one in arguments if one is not type(None)))
+        return lambda value: None if value is None else inner(value)
+    raise AssertionError(f"no checker for a field of type {kind}")
+
+
+def _object_decoder(cls: type) -> _Check:
+    """A function from the tuple of fields to an instance of ``cls``."""
+    hints = typing.get_type_hints(cls)
+    plan = [(each.name, _checker(hints[each.name])) for each in attrs.fields(cls)]
+    required = sum(each.default is attrs.NOTHING for each in attrs.fields(cls))
+
+    def decode_object(values: Any) -> Any:
+        if type(values) is not tuple:
+            raise TypeError(f"{cls.__name__}: expected an array, got {type(values).__name__}")
+        if len(values) < required:
+            raise TypeError(f"{cls.__name__}: {len(values)} of {required} fields")
+        try:
+            arguments = [check(value) for (_, check), value in zip(plan, values, strict=False)]
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}") from error
+        return cls(*arguments)
+
+    return decode_object
+
+
+# Read from the module, not from __subclasses__(): attrs makes each slotted class twice.
+_KINDS: Final[list[type[messages.Message]]] = [
+    each
+    for each in vars(messages).values()
+    if isinstance(each, type) and issubclass(each, messages.Message) and each.TAG
+]
+_ENCODERS: Final = {kind: _object_encoder(kind) for kind in _KINDS}
+_DECODERS: Final = {kind.TAG: _object_decoder(kind) for kind in _KINDS}
+assert len(_DECODERS) == len(_KINDS), "two messages share a tag"
