@@ -18,7 +18,7 @@ from attrs import asdict, field, frozen
 
 from swarmctl.proto.errors import InvalidSpec
 
-_TOKEN_PREFIX: Final = "swarmctl-join-"
+_TOKEN_PREFIX: Final = "swarmctl-join-"  # noqa: S105 - a public prefix, not a secret
 _FORMAT: Final = 1
 # CURVE keys in Z85 (ZeroMQ RFC 32) are 40 characters.
 _KEY_CHARS: Final = 40
