@@ -1,0 +1,398 @@
+"""Requests with deadlines and streams, over any transport: both ends.
+
+:class:`RpcServer` runs a handler task for each request in a nursery that it is given;
+:class:`RpcCaller` matches answers to the tasks that wait for them.
+Neither owns a socket: incoming messages are handed to ``on_message`` by whoever reads it, and a
+plain function sends.
+That function raises at once when the peer is not there, so a request to an absent peer fails
+within milliseconds and never queues (DESIGN 1.4).
+
+Streams are bounded by credit: a sender may have ``limits.STREAM_WINDOW_CHUNKS`` chunks under way
+and waits until the receiver, having consumed half of them, grants more.
+The caller cancels a request by leaving its block; the server then cancels the handler.
+"""
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import structlog
+import trio
+from attrs import define, field, frozen
+
+from swarmctl.proto import limits
+from swarmctl.proto.errors import (
+    Busy,
+    DeadlineExceeded,
+    InternalError,
+    PeerUnreachable,
+    ProtocolError,
+    SwarmError,
+    UserError,
+    from_wire,
+)
+from swarmctl.proto.messages import (
+    Cancel,
+    Failure,
+    Message,
+    Reply,
+    Request,
+    StreamCredit,
+    StreamData,
+)
+
+_T = TypeVar("_T")
+Send = Callable[[Message], None]
+
+_log = structlog.get_logger(__name__)
+_REFRESH: Final = limits.STREAM_WINDOW_CHUNKS // 2
+
+
+class UnknownMethod(ProtocolError, UserError):
+    """The peer has no such method: it is older, newer, or of another kind."""
+
+    code = "unknown-method"
+
+
+class _StreamEnd:
+    """One end of a request's stream: credit to send, and a bounded inbox."""
+
+    def __init__(self, call_id: int, send: Send) -> None:
+        self.call_id = call_id
+        self._send = send
+        self._credit = trio.Semaphore(limits.STREAM_WINDOW_CHUNKS)
+        # One more than the window for the end marker.
+        self._put, self._get = trio.open_memory_channel[StreamData](limits.STREAM_WINDOW_CHUNKS)
+        self._consumed = 0
+
+    async def send(self, channel: str, data: Any) -> None:
+        await self._credit.acquire()
+        self._send(StreamData(self.call_id, channel, data))
+
+    async def receive(self) -> StreamData | None:
+        try:
+            item = await self._get.receive()
+        except trio.EndOfChannel:
+            return None
+        self._consumed += 1
+        if self._consumed >= _REFRESH:
+            self._send(StreamCredit(self.call_id, self._consumed))
+            self._consumed = 0
+        return item
+
+    def on_data(self, message: StreamData) -> None:
+        try:
+            self._put.send_nowait(message)
+        except trio.WouldBlock as error:
+            raise ProtocolError("the peer sent more stream data than it was granted") from error
+        except trio.BrokenResourceError:
+            pass  # Nobody reads this stream any more; its end is already on the way.
+
+    def on_credit(self, chunks: int) -> None:
+        for _ in range(min(chunks, limits.STREAM_WINDOW_CHUNKS)):
+            self._credit.release()
+
+    def close_inbox(self) -> None:
+        self._put.close()
+
+
+@define(eq=False)
+class Call:
+    """A request being served: what its handler sees.
+
+    ``user_id`` is what the transport authenticated; ``peer`` the connection.
+    """
+
+    method: str
+    params: dict[str, Any]
+    peer: bytes
+    user_id: str
+    trace: str
+    _stream: _StreamEnd = field(repr=False)
+
+    async def send(self, channel: str, data: Any) -> None:
+        """Stream ``data`` to the caller; waits while it has no room.
+
+        Raises:
+            PeerUnreachable: the caller has gone.
+        """
+        await self._stream.send(channel, data)
+
+    async def receive(self) -> StreamData | None:
+        """The next data that the caller streams; None when it will send no more."""
+        return await self._stream.receive()
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """The parameter ``name`` as a string."""
+        return self._typed(name, str, default)
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """The parameter ``name`` as an integer."""
+        return self._typed(name, int, default)
+
+    def flag(self, name: str) -> bool:
+        """The parameter ``name`` as a boolean, False when it is missing."""
+        return self._typed(name, bool, default=False)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The parameter ``name`` as a list of strings, empty when it is missing."""
+        value = self.params.get(name) or ()
+        if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
+            raise ProtocolError(f"{name} is not a list of texts", self.method)
+        return tuple(value)
+
+    def _typed(self, name: str, kind: type[_T], default: _T | None) -> _T:
+        value = self.params.get(name, default)
+        if not isinstance(value, kind):
+            raise ProtocolError(
+                f"parameter {name} should be {kind.__name__}, not {type(value).__name__}",
+                self.method,
+            )
+        return value
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+@frozen
+class RpcStatistics:
+    """Counters of one server."""
+
+    served: int
+    failed: int
+    refused_busy: int
+    under_way: int
+
+
+class RpcServer:
+    """Serves requests: one handler task each, in the given nursery.
+
+    Args:
+        handlers: what to run for each method.
+        nursery: where; cancelled with it.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler], nursery: trio.Nursery) -> None:
+        self._handlers = handlers
+        self._nursery = nursery
+        self._active: dict[tuple[bytes, int], tuple[trio.CancelScope, _StreamEnd]] = {}
+        self._per_peer: dict[bytes, int] = {}
+        self._served = self._failed = self._refused_busy = 0
+
+    def on_message(self, peer: bytes, user_id: str, message: Message, send: Send) -> bool:
+        """Take a message in; False when it is not one for a server."""
+        match message:
+            case Request():
+                self._begin(peer, user_id, message, send)
+            case StreamData():
+                active = self._active.get((peer, message.id))
+                if active is not None:
+                    active[1].on_data(message)
+            case StreamCredit():
+                active = self._active.get((peer, message.id))
+                if active is not None:
+                    active[1].on_credit(message.chunks)
+            case Cancel():
+                active = self._active.get((peer, message.id))
+                if active is not None:
+                    active[0].cancel()
+            case _:
+                return False
+        return True
+
+    def statistics(self) -> RpcStatistics:
+        """How much was served so far."""
+        return RpcStatistics(self._served, self._failed, self._refused_busy, len(self._active))
+
+    def _begin(self, peer: bytes, user_id: str, request: Request, send: Send) -> None:
+        key = (peer, request.id)
+        full = (
+            len(self._active) >= limits.RPC_TOTAL
+            or self._per_peer.get(peer, 0) >= limits.RPC_PER_PEER
+        )
+        if full or key in self._active:
+            self._refused_busy += 1
+            busy = Busy(f"too many requests under way, retry in {limits.BUSY_RETRY_MS} ms")
+            _answer(send, _failure(request.id, busy))
+            return
+        scope, stream = trio.CancelScope(), _StreamEnd(request.id, send)
+        self._active[key] = (scope, stream)
+        self._per_peer[peer] = self._per_peer.get(peer, 0) + 1
+        call = Call(request.method, request.params, peer, user_id, request.trace, stream)
+        self._nursery.start_soon(self._serve, key, scope, call, request, send, name=request.method)
+
+    async def _serve(
+        self,
+        key: tuple[bytes, int],
+        scope: trio.CancelScope,
+        call: Call,
+        request: Request,
+        send: Send,
+    ) -> None:
+        if request.timeout_ms:
+            scope.deadline = trio.current_time() + request.timeout_ms / 1000
+        answer: Message | None = None
+        try:
+            with scope:
+                answer = await self._run_handler(call, request)
+        finally:
+            del self._active[key]
+            self._per_peer[key[0]] -= 1
+            if not self._per_peer[key[0]]:
+                del self._per_peer[key[0]]
+        if answer is None:  # Cancelled by the caller, or out of time.
+            late = DeadlineExceeded(f"{request.method} did not end in {request.timeout_ms} ms")
+            answer = _failure(request.id, late)
+        _answer(send, answer)
+
+    async def _run_handler(self, call: Call, request: Request) -> Message:
+        handler = self._handlers.get(request.method)
+        if handler is None:
+            return _failure(request.id, UnknownMethod(f"no method {request.method!r} here"))
+        try:
+            result = await handler(call)
+        except SwarmError as error:
+            self._failed += 1
+            return _failure(request.id, error)
+        except Exception as error:  # noqa: BLE001 - a defect in one handler must not end the daemon: it is logged with its trace and reported as ours
+            self._failed += 1
+            _log.exception("handler failed", method=request.method)
+            defect = InternalError(
+                f"{request.method} failed: {type(error).__name__}: {error}",
+                hint="this is a defect in swarmctl: the log of the daemon has the trace",
+            )
+            return _failure(request.id, defect)
+        self._served += 1
+        return Reply(request.id, result)
+
+
+def _failure(call_id: int, error: SwarmError) -> Failure:
+    clip = limits.TEXT_MAX_CHARS
+    return Failure(call_id, error.code, error.what[:clip], error.where[:clip], error.hint[:clip])
+
+
+def _answer(send: Send, message: Message) -> None:
+    try:
+        send(message)
+    except SwarmError as error:
+        # The caller has gone, or does not read: there is nobody to tell but the log.
+        _log.debug("answer not delivered", error=str(error))
+
+
+class _Pending:
+    """A request that waits for its answer."""
+
+    def __init__(self, call_id: int, peer: bytes, send: Send) -> None:
+        self.peer = peer
+        self.stream = _StreamEnd(call_id, send)
+        self.done = trio.Event()
+        self.outcome: Reply | Failure | None = None
+
+    def settle(self, outcome: Reply | Failure) -> None:
+        self.outcome = outcome
+        self.done.set()
+        self.stream.close_inbox()
+
+
+class StreamCall:
+    """A request under way, as its caller sees it: receive until None, then ask for the result."""
+
+    def __init__(self, pending: _Pending) -> None:
+        self._pending = pending
+
+    async def receive(self) -> StreamData | None:
+        """The next data, None at the end."""
+        return await self._pending.stream.receive()
+
+    async def send(self, channel: str, data: Any) -> None:
+        """Stream data to the server; waits while it has no room."""
+        await self._pending.stream.send(channel, data)
+
+    async def result(self) -> Any:
+        """What the handler returned.
+
+        Raises:
+            SwarmError: what it raised, as it crossed the wire.
+        """
+        await self._pending.done.wait()
+        outcome = self._pending.outcome
+        assert outcome is not None, "settled without an outcome"
+        if isinstance(outcome, Failure):
+            raise from_wire(outcome.code, outcome.what, outcome.where, outcome.hint)
+        return outcome.result
+
+
+class RpcCaller:
+    """Makes requests to peers, and matches their answers."""
+
+    def __init__(self) -> None:
+        self._next_id = 1
+        self._pending: dict[int, _Pending] = {}
+
+    async def call(
+        self,
+        peer: bytes,
+        send: Send,
+        method: str,
+        params: dict[str, Any] | None = None,
+        *,
+        timeout_s: float = limits.RPC_TIMEOUT_S,
+    ) -> Any:
+        """Ask ``peer``, wait for the answer.
+
+        Raises:
+            PeerUnreachable: it is not there, or went while we waited.
+            DeadlineExceeded: no answer in ``timeout_s``.
+            SwarmError: what the handler raised.
+        """
+        async with self.stream(peer, send, method, params, timeout_s=timeout_s) as stream:
+            return await stream.result()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        peer: bytes,
+        send: Send,
+        method: str,
+        params: dict[str, Any] | None = None,
+        *,
+        timeout_s: float = math.inf,
+    ) -> AsyncGenerator[StreamCall, None]:
+        """A request whose stream is read and written inside the block; leaving cancels it."""
+        call_id, self._next_id = self._next_id, self._next_id + 1
+        pending = _Pending(call_id, peer, send)
+        timeout_ms = 0 if timeout_s == math.inf else max(1, int(timeout_s * 1000))
+        send(Request(call_id, method, params or {}, timeout_ms))
+        self._pending[call_id] = pending
+        try:
+            with trio.fail_after(timeout_s):
+                yield StreamCall(pending)
+        except trio.TooSlowError as error:
+            raise DeadlineExceeded(f"no answer to {method} in {timeout_s:g} s") from error
+        finally:
+            del self._pending[call_id]
+            if pending.outcome is None:
+                _answer(send, Cancel(call_id))
+
+    def on_message(self, message: Message) -> bool:
+        """Take a message in; False when it is not one for a caller."""
+        if not isinstance(message, Reply | Failure | StreamData | StreamCredit):
+            return False
+        pending = self._pending.get(message.id)
+        if pending is None:
+            return True  # The caller gave up; what comes late is dropped.
+        match message:
+            case StreamData():
+                pending.stream.on_data(message)
+            case StreamCredit():
+                pending.stream.on_credit(message.chunks)
+            case Reply() | Failure():
+                pending.settle(message)
+        return True
+
+    def fail_peer(self, peer: bytes, reason: str) -> None:
+        """Fail what waits for ``peer``: its connection has ended."""
+        for call_id, pending in self._pending.items():
+            if pending.peer == peer and pending.outcome is None:
+                pending.settle(Failure(call_id, PeerUnreachable.code, reason))
