@@ -23,7 +23,7 @@ spec cannot work (no such image, no such command), :class:`DriverUnavailable` wh
 does not answer, :class:`LaunchFailed` for the rest.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from typing import Protocol, runtime_checkable
@@ -32,7 +32,8 @@ import trio
 from attrs import field, frozen
 
 from swarmctl.proto import incarnation as incarnations
-from swarmctl.spec.models import Template
+from swarmctl.proto.errors import SwarmError
+from swarmctl.spec.models import PortMapping, Template
 
 
 @frozen
@@ -84,7 +85,7 @@ class Found:
     """One instance as the daemon has it.
 
     ``exit_code`` is set once it ended; ``started_at`` and ``finished_at`` are seconds since the
-    epoch, 0 when unknown.  ``starts`` counts the daemon's own starts of it where it knows.
+    epoch, 0 when unknown.  ``ports`` are the published ones with the host port that was chosen.
     """
 
     incarnation: int
@@ -98,6 +99,7 @@ class Found:
     addresses: tuple[str, ...] = ()
     reason: str = ""
     tenant: str = "default"
+    ports: tuple[PortMapping, ...] = ()
 
 
 class EventKind(Enum):
@@ -168,7 +170,22 @@ class Driver(Protocol):
         """All instances of this owner that the daemon has."""
 
     def events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[DriverEvent]]:
-        """A bounded stream of events from now on, as long as the context is open."""
+        """A bounded stream of events from now on, as long as the context is open.
+
+        Everything that happens after the context was entered is told, or covered by a later
+        ``RESYNC``.  A daemon that is away does not keep the context from opening.
+        """
+
+
+@runtime_checkable
+class BulkLaunch(Protocol):
+    """A driver that can launch many at once without waiting (the simulated one, in benchmarks)."""
+
+    def launch_many(self, launches: Sequence[Launch]) -> Sequence[Found | SwarmError]:
+        """Create and start each; the answers are in the order of ``launches``."""
+
+    def remove_many(self, incarnations: Sequence[int]) -> None:
+        """Stop by force and remove each."""
 
 
 @frozen
@@ -186,11 +203,11 @@ class Logs(Protocol):
 
     def logs(
         self, incarnation: int, *, follow: bool, tail: int | None, timestamps: bool
-    ) -> AsyncIterator[LogChunk]:
+    ) -> AsyncGenerator[LogChunk, None]:
         """Output so far (the last ``tail`` lines), and with ``follow`` what comes until it ends.
 
-        With ``timestamps`` each line begins with its RFC 3339 time.  It is an async generator:
-        the caller closes it.
+        With ``timestamps`` each line begins with its RFC 3339 time, and ``at`` is set.  It is an
+        async generator: the caller closes it.
         """
 
 
