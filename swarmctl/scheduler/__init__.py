@@ -1,0 +1,30 @@
+"""Placement as a pure function: ``plan(snapshot, requests) -> Plan``."""
+
+from swarmctl.scheduler.constraint import Constraint, InvalidConstraint, parse_constraints
+from swarmctl.scheduler.explain import Explanation, Rejection
+from swarmctl.scheduler.filters import Reason
+from swarmctl.scheduler.model import Affinity, Node, Placement, Request
+from swarmctl.scheduler.plan import Batch, Placements, Plan, Unplaced
+from swarmctl.scheduler.score import Score
+from swarmctl.scheduler.snapshot import Snapshot, explain, plan
+
+__all__ = [
+    "Affinity",
+    "Batch",
+    "Constraint",
+    "Explanation",
+    "InvalidConstraint",
+    "Node",
+    "Placement",
+    "Placements",
+    "Plan",
+    "Reason",
+    "Rejection",
+    "Request",
+    "Score",
+    "Snapshot",
+    "Unplaced",
+    "explain",
+    "parse_constraints",
+    "plan",
+]

@@ -1,0 +1,207 @@
+"""``plan(snapshot, requests) -> Plan``: who goes where, and who nowhere and why.
+
+Planning reads a snapshot and leaves it as it is: it works on a fork of what is allocated.
+``Snapshot.commit(plan)`` makes the plan true; until then it is an opinion.
+
+Requests are planned by falling priority, those of one priority in the order given, each by the
+fastest way that takes it; all ways give the same nodes (see ``score``).
+A request that must be beside another service is tried once more at the end, because the other one
+may come after it in the same plan.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Final
+
+import attrs
+import numpy as np
+
+from swarmctl.scheduler import score
+from swarmctl.scheduler.explain import Rejection, reject
+from swarmctl.scheduler.facts import Facts, Ints
+from swarmctl.scheduler.identical import is_batchable, place_many
+from swarmctl.scheduler.model import Placement, Request
+from swarmctl.scheduler.onebyone import place_each
+from swarmctl.scheduler.usage import View
+
+# Copies of one request from which placing them at once costs less than one scan each.
+_BATCH_MIN: Final = 32
+
+
+@attrs.frozen
+class Batch:
+    """Copies of one request that have a node each.
+
+    Attributes:
+        service: its key.
+        slots: the slots, in the order of placing.
+        nodes: the name of each slot's node.
+    """
+
+    service: str
+    slots: Sequence[int]
+    nodes: Sequence[str]
+
+
+class Placements:
+    """Every copy that a plan places; as compact as the requests, and written out when read."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.requests: list[Request] = []
+        # By request: the row of each placed copy; a plain int stands for one copy.
+        self.rows: list[int | list[int] | Ints] = []
+        self._total = 0
+
+    def add(self, request: Request, rows: list[int] | Ints) -> None:
+        """Note the rows of a request's first ``len(rows)`` slots."""
+        self.requests.append(request)
+        self.rows.append(rows)
+        self._total += len(rows)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[Placement]:
+        for batch in self.batches():
+            for slot, node in zip(batch.slots, batch.nodes, strict=True):
+                yield Placement(batch.service, slot, node)
+
+    def batches(self) -> Iterator[Batch]:
+        """The placed copies, one batch a request."""
+        nodes = self.facts.nodes
+        for request, rows in zip(self.requests, self.rows, strict=True):
+            chosen = rows_list(rows)
+            slots = request.slots[: len(chosen)]
+            yield Batch(request.service, slots, [nodes[row].name for row in chosen])
+
+    def by_node(self) -> dict[str, list[tuple[str, int]]]:
+        """For each node that gets something: (service, slot) of its new copies."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for batch in self.batches():
+            for slot, node in zip(batch.slots, batch.nodes, strict=True):
+                found.setdefault(node, []).append((batch.service, slot))
+        return found
+
+
+def rows_list(rows: int | list[int] | Ints) -> list[int]:
+    """The rows of one request as a list."""
+    if isinstance(rows, int):
+        return [rows]
+    return rows if isinstance(rows, list) else rows.tolist()
+
+
+@attrs.frozen(eq=False)
+class Unplaced:
+    """Copies that fit nowhere.
+
+    Attributes:
+        request: of which these are copies.
+        slots: the copies without a node.
+    """
+
+    request: Request
+    slots: Sequence[int]
+    _view: View = attrs.field(repr=False)
+
+    @property
+    def service(self) -> str:
+        """The request's service."""
+        return self.request.service
+
+    @cached_property
+    def rejection(self) -> Rejection:
+        """What keeps every node from taking one, once all of the plan is placed."""
+        return reject(self._view, self.request)
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """An answer of the scheduler.
+
+    Attributes:
+        placements: the copies that have a node.
+        unplaced: the requests with copies that have none.
+        base_version: the snapshot's version that it was planned on.
+        after: what would be allocated with all of it placed.
+    """
+
+    placements: Placements
+    unplaced: tuple[Unplaced, ...]
+    base_version: int
+    after: View = attrs.field(repr=False)
+
+
+def plan_view(view: View, requests: Sequence[Request], seed: int, version: int) -> Plan:
+    """Plan on a view of one's own, which is changed."""
+    planner = _Planner(view, requests, seed)
+    planner.place(sorted(requests, key=lambda request: -request.priority))
+    planner.retry_affine()
+    return planner.result(version)
+
+
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, view: View, requests: Sequence[Request], seed: int) -> None:
+        self.view = view
+        self.start = score.first_row(seed, len(view.facts))
+        self.placements = Placements(view.facts)
+        self.failed: list[tuple[Request, Sequence[int]]] = []
+        # Services whose whereabouts a request of this plan asks for.
+        self.watched = {name for request in requests for name in _asks_for(request)}
+
+    def place(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._place(request)
+
+    def _place(self, request: Request) -> None:
+        view, wanted = self.view, len(request.slots)
+        if request.plain:
+            copies = np.zeros(len(view.facts), dtype=np.int64)
+        else:
+            copies = view.copies(request.service)
+        rows: list[int] | Ints
+        if wanted >= _BATCH_MIN and is_batchable(request):
+            rows = place_many(view, request, copies, wanted, self.start)
+        else:
+            rows = place_each(view, request, copies, wanted, self.start)
+        self._note(request, rows)
+
+    def _note(self, request: Request, rows: list[int] | Ints) -> None:
+        """Keep what has been placed of a request, and what has not."""
+        if len(rows):
+            self.placements.add(request, rows)
+            if request.service in self.watched:
+                distinct, counts = np.unique(np.asarray(rows), return_counts=True)
+                self.view.note_copies(request.service, distinct.tolist(), counts.tolist())
+        if len(rows) < len(request.slots):
+            self.failed.append((request, request.slots[len(rows) :]))
+
+    def retry_affine(self) -> None:
+        """Try those again that wait for another service, as long as that helps."""
+        before = -1
+        while before != len(self.placements):
+            before = len(self.placements)
+            failed, self.failed = self.failed, []
+            for request, slots in failed:
+                if any(wish.required for wish in request.affinity):
+                    self._place(attrs.evolve(request, slots=slots))
+                else:
+                    self.failed.append((request, slots))
+
+    def result(self, version: int) -> Plan:
+        unplaced = [Unplaced(request, slots, self.view) for request, slots in self.failed]
+        for one in unplaced:
+            if not one.request.plain:
+                # It depends on where copies are, which a commit changes: work it out now.
+                _ = one.rejection
+        return Plan(self.placements, tuple(unplaced), version, self.view)
+
+
+def _asks_for(request: Request) -> Iterator[str]:
+    """The services whose copies decide where this request may go."""
+    if not request.plain:
+        yield request.service
+        for wish in (*request.affinity, *request.anti_affinity):
+            yield wish.service
