@@ -19,7 +19,6 @@ from typing import Any
 from lab import firewall, init, procs
 from lab.config import Paths
 from lab.faults import LabFault
-from lab.packages import search_path
 from lab.report import Step
 from lab.state import State
 
@@ -114,7 +113,7 @@ def is_ours(paths: Paths, state: State) -> bool:
 
 def _require_startable(paths: Paths) -> None:
     """Raise the reason why a start would be in vain."""
-    if _which("dockerd") is None:
+    if procs.which("dockerd") is None:
         raise LabFault("dockerd is not installed", "install docker.io (or Docker's own packages)")
     if os.geteuid() != 0:
         raise LabFault(
@@ -138,9 +137,8 @@ def _start_by_hand(paths: Paths, state: State, step: Step) -> None:
     firewall.record(state)
     log_file = paths.log_dir / "dockerd.log"
     step.progress("starting dockerd" + (" again after it died" if crashed else ""))
-    os.environ["PATH"] = search_path()
     process = procs.start_daemon(
-        [str(_which("dockerd")), "--host", f"unix://{paths.docker_socket}",
+        [str(procs.which("dockerd")), "--host", f"unix://{paths.docker_socket}",
          "--pidfile", str(paths.docker_pidfile)],
         log_file,
     )  # fmt: skip
@@ -155,9 +153,7 @@ def _await_answer(paths: Paths, process: procs.ProcessId | None, log_file: Path)
         START_S,
     )
     if version(paths) is None:
-        raise LabFault(
-            f"dockerd does not answer: {procs.last_lines(log_file)}", f"see {log_file}"
-        )
+        raise LabFault(f"dockerd does not answer: {procs.last_lines(log_file)}", f"see {log_file}")
 
 
 def down(paths: Paths, state: State, step: Step) -> None:
@@ -215,9 +211,3 @@ def _clear_stale_containerd_pidfile(paths: Paths) -> None:
     """A reused pid in that file would make dockerd wait for a containerd that is not one."""
     if _containerd(paths) is None:
         _containerd_pidfile(paths).unlink(missing_ok=True)
-
-
-def _which(program: str) -> str | None:
-    import shutil  # noqa: PLC0415 - one use
-
-    return shutil.which(program, path=search_path())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class LabFault(Exception):  # noqa: N818 - named for what it is: a fault of the machine, not a bug
+class LabFault(Exception):
     """A part of the lab cannot be had here; the others go on.
 
     Attributes:
@@ -17,5 +17,5 @@ class LabFault(Exception):  # noqa: N818 - named for what it is: a fault of the 
         self.hint = hint
 
 
-class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
+class Interrupted(Exception):
     """The operator pressed Ctrl-C; a step in hand stopped where it is safe to go on later."""

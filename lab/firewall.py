@@ -8,12 +8,10 @@ Where Docker's chains or bridge were there before, they stay.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 from lab import procs
-from lab.packages import search_path
 from lab.state import State
 
 FACT = "firewall"
@@ -93,7 +91,7 @@ def _is_default_masquerade(words: list[str]) -> bool:
 
 
 def _rules(table: str) -> list[str]:
-    if shutil.which("iptables", path=search_path()) is None:
+    if procs.which("iptables") is None:
         return []
     try:
         return procs.run(["iptables", "-w", "-t", table, "-S"], timeout_s=COMMAND_S).splitlines()

@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -91,8 +92,8 @@ if [ -e /sys/class/net/eth0 ]; then
   ip link set eth0 up
   udhcpc -i eth0 -b -S -s /etc/udhcpc.script >/dev/null 2>&1 &
 fi
-disks=$(awk 'NF == 4 && $4 ~ /^[sv]d[a-z]$/ {{ printf "%s%s:%d", sep, $4, $3 * 1024; sep = "," }}' \\
-  /proc/partitions)
+disks=$(awk 'NF == 4 && $4 ~ /^[sv]d[a-z]$/ {{ printf "%s%s:%d", sep, $4, $3 * 1024; sep = "," }}
+' /proc/partitions)
 memory=$(awk '/^MemTotal/ {{ print $2 * 1024 }}' /proc/meminfo)
 read up rest </proc/uptime
 echo "swarmctl guest machine: cpus=$(nproc) memory_bytes=$memory disks=$disks boots=$boots"
@@ -141,7 +142,9 @@ def module_name(file_name: str) -> str:
 def module_depends(content: bytes) -> list[str]:
     """The modules that a module names as those it depends on, from its .modinfo section."""
     match = re.search(rb"\0depends=([^\0]*)\0", content)
-    return [name.replace("-", "_") for name in match[1].decode().split(",") if name] if match else []
+    return (
+        [name.replace("-", "_") for name in match[1].decode().split(",") if name] if match else []
+    )
 
 
 def load_order(wanted: Iterable[str], depends: Mapping[str, list[str]]) -> list[str]:
@@ -194,8 +197,27 @@ def is_built(paths: Paths) -> bool:
     return all(f.exists() for f in files) and stamp.exists() and stamp.read_text() == recipe()
 
 
-def up(paths: Paths, step: Step) -> None:
+def kernel_version(paths: Paths) -> str | None:
+    """The version that the cached kernel itself names, or None."""
+    with paths.kernel.open("rb") as file:
+        return parse_kernel_version(file.read(1 << 16))
+
+
+def parse_kernel_version(head: bytes) -> str | None:
+    """The version in a bzImage's setup header (the boot protocol's `kernel_version` field)."""
+    if head[0x202:0x206] != b"HdrS":
+        return None
+    start = int.from_bytes(head[0x20E:0x210], "little") + 0x200
+    return head[start : start + 64].split(b"\0")[0].split(b" ")[0].decode(errors="replace")
+
+
+def up(paths: Paths, step: Step, installed: threading.Event) -> None:
     """See to it that the cache has the guest's kernel, initramfs and disk.
+
+    Args:
+        paths: where they go.
+        step: hears what is in hand.
+        installed: set when apt has brought what it can (the disk needs qemu-img).
 
     Raises:
         LabFault: a package cannot be had, or a tool failed.
@@ -222,7 +244,7 @@ def up(paths: Paths, step: Step) -> None:
     stamp.unlink(missing_ok=True)
     write_whole(paths.kernel, next((kernel_root / "boot").glob("vmlinuz-*")).read_bytes())
     write_whole(paths.initrd, initrd)
-    testdisk.build(paths, step)
+    testdisk.build(paths, step, installed)
     write_whole(stamp, recipe().encode())
     step.done(f"built in {paths.guest_dir} (initramfs {len(initrd) / 1e6:.1f} MB)")
 

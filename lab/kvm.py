@@ -17,10 +17,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from lab import procs
 from lab.config import Paths
 from lab.faults import LabFault
-from lab.packages import search_path
-from lab.procs import boot_id
 from lab.report import Step
 from lab.state import State
 
@@ -80,7 +79,7 @@ def probe(accelerator: str = "kvm", deadline_s: float = PROBE_DEADLINE_S) -> tup
                 timeout=deadline_s,
                 check=False,
                 start_new_session=True,
-                env={"PATH": search_path()},
+                env={"PATH": procs.search_path()},
             )
         except subprocess.TimeoutExpired:
             return False, f"a guest did not get through its boot sector within {deadline_s:.0f} s"
@@ -109,7 +108,7 @@ def settle(paths: Paths, state: State, step: Step) -> str:
         LabFault: the node is unusable and cannot be moved.
     """
     known = state.get("kvm")
-    fresh = known is not None and known["boot_id"] == boot_id()
+    fresh = known is not None and known["boot_id"] == procs.boot_id()
     if not is_device(paths.kvm_node):
         aside = is_device(paths.kvm_aside)
         step.kept(
@@ -124,7 +123,7 @@ def settle(paths: Paths, state: State, step: Step) -> str:
     step.progress(f"running a guest on {paths.kvm_node}, at most {PROBE_DEADLINE_S:.0f} s")
     usable, reason = probe()
     if usable:
-        state.put("kvm", {"verdict": "usable", "reason": reason, "boot_id": boot_id()})
+        state.put("kvm", {"verdict": "usable", "reason": reason, "boot_id": procs.boot_id()})
         step.done(f"usable: {paths.kvm_node} {reason}")
         return "usable"
     if reason.endswith("not installed"):
@@ -139,7 +138,7 @@ def settle(paths: Paths, state: State, step: Step) -> str:
 
 
 def _put_aside(paths: Paths, state: State, reason: str) -> None:
-    state.put("kvm", {"verdict": "aside", "reason": reason, "boot_id": boot_id()})
+    state.put("kvm", {"verdict": "aside", "reason": reason, "boot_id": procs.boot_id()})
     try:
         paths.kvm_node.rename(paths.kvm_aside)
     except OSError as error:
@@ -167,7 +166,7 @@ def verdict(paths: Paths, state: State) -> tuple[str, str]:
     """(`usable` | `aside` | `absent` | `unknown`, reason) without probing anything."""
     known = state.get("kvm") or {}
     if is_device(paths.kvm_node):
-        if known.get("verdict") == "usable" and known.get("boot_id") == boot_id():
+        if known.get("verdict") == "usable" and known.get("boot_id") == procs.boot_id():
             return "usable", known["reason"]
         return "unknown", "not checked yet in this boot"
     if is_device(paths.kvm_aside):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from pathlib import Path
 from lab import init, procs
 from lab.config import LIBVIRT_URI, Paths
 from lab.faults import LabFault
-from lab.packages import search_path
 from lab.report import Step
 from lab.state import State
 
@@ -65,7 +63,7 @@ def parse_versions(text: str) -> str | None:
 
 def version() -> str | None:
     """Versions of the libvirt and QEMU that answer, or None."""
-    virsh = shutil.which("virsh", path=search_path())
+    virsh = procs.which("virsh")
     if virsh is None:
         return None
     try:
@@ -114,9 +112,9 @@ def _is_fine(daemon: Daemon, state: State) -> bool:
 
 
 def _require_startable() -> None:
-    if shutil.which("libvirtd", path=search_path()) is None:
+    if procs.which("libvirtd") is None:
         raise LabFault("libvirtd is not installed", "install libvirt-daemon-system")
-    if shutil.which("virsh", path=search_path()) is None:
+    if procs.which("virsh") is None:
         raise LabFault("virsh is not installed", "install libvirt-clients")
     if os.geteuid() != 0:
         raise LabFault(
@@ -133,7 +131,7 @@ def _start_by_hand(daemon: Daemon, paths: Paths, state: State, step: Step) -> No
     """
     log_file = paths.log_dir / f"{daemon.name}.log"
     crashed = state.daemon(daemon.name) is not None
-    program = shutil.which(daemon.name, path=search_path())
+    program = procs.which(daemon.name)
     if program is None:
         raise LabFault(f"{daemon.name} is not installed", "install libvirt-daemon-system")
     for _attempt in range(2):

@@ -15,17 +15,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import procs
+from lab import init, procs
 from lab.faults import Interrupted, LabFault
 from lab.report import Step
 
@@ -114,7 +114,7 @@ def distribution() -> Distribution:
     return Distribution(
         name=release.get("PRETTY_NAME", "an unknown distribution"),
         is_debian="debian" in families,
-        has_apt=shutil.which("apt-get") is not None,
+        has_apt=procs.which("apt-get") is not None,
         is_root=os.geteuid() == 0,
     )
 
@@ -127,12 +127,7 @@ def is_there(thing: str) -> bool:
         return importlib.util.find_spec("ensurepip") is not None
     if "/" in thing:
         return Path(thing).exists()
-    return shutil.which(thing, path=search_path()) is not None
-
-
-def search_path() -> str:
-    """PATH with the system folders, which a plain user's PATH may lack."""
-    return os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+    return procs.which(thing) is not None
 
 
 def plan(parts: Iterable[str], there: Callable[[str], bool] = is_there) -> tuple[Need, ...]:
@@ -143,6 +138,17 @@ def plan(parts: Iterable[str], there: Callable[[str], bool] = is_there) -> tuple
         if need.part in wanted and not any(there(thing) for thing in need.any_of):
             missing.setdefault(need.package, need)
     return tuple(missing.values())
+
+
+def companions(packages: Iterable[str], *, systemd_runs: bool) -> list[str]:
+    """Packages that choose among alternatives, so that apt does not choose badly.
+
+    Debian's libvirt wants systemd or a sysvinit script; where systemd does not run the machine,
+    the former would install another init system beside (or in place of) the one there.
+    """
+    return ["libvirt-daemon-system-sysv"] * (
+        "libvirt-daemon-system" in packages and not systemd_runs
+    )
 
 
 def blocker(here: Distribution) -> str | None:
@@ -211,6 +217,7 @@ def install(packages: Iterable[str], step: Step) -> None:
         Interrupted: Ctrl-C; what apt had begun to unpack is finished first.
     """
     names = list(packages)
+    names += companions(names, systemd_runs=init.has_systemd())
     with no_daemon_starts():
         _finish_interrupted_install()
         try:
@@ -269,8 +276,6 @@ def _apt(arguments: list[str], step: Step) -> None:
 
 def _collect(process: subprocess.Popen[str]) -> Callable[[], str]:
     """Read a process's output beside its status pipe, so that neither fills up."""
-    import threading  # noqa: PLC0415 - only here
-
     chunks: list[str] = []
 
     def read() -> None:

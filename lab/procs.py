@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 from lab.faults import Interrupted
 
 POLL_S = 0.05  # how often a wait looks again: unnoticed by a person, cheap for the machine
+CANCEL_POLL_S = 0.2  # a child in hand ends this soon after Ctrl-C
 OPEN_FILES_WANTED = 1_048_576  # what Docker's own unit asks for: each container costs several
 LOG_BYTES_KEPT = 4 << 20  # a daemon's log from earlier runs is cut to this at its next start
 
@@ -94,12 +96,27 @@ def is_alive(process: ProcessId) -> bool:
 
 
 def named(name: str) -> Iterator[Stat]:
-    """Every live process with this command name, in this process's own pid namespace."""
+    """Every live process with this command name that sees the file system that we see.
+
+    A daemon of the same name inside a container has a mount namespace of its own, and is none of
+    our business.
+    """
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             stat = read_stat(int(entry.name))
-            if stat and stat.name == name[:15]:  # the kernel keeps 15 characters
+            # The kernel keeps 15 characters of a name.
+            if stat and stat.name == name[:15] and _shares_files(stat.pid):
                 yield stat
+
+
+def _shares_files(pid: int) -> bool:
+    """Whether a process is in our mount namespace (or we may not know)."""
+    try:
+        return Path(f"/proc/{pid}/ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+    except PermissionError:
+        return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -124,6 +141,7 @@ def start_daemon(arguments: Sequence[str], log_file: Path) -> subprocess.Popen[b
     log_file.parent.mkdir(parents=True, exist_ok=True)
     if log_file.exists() and log_file.stat().st_size > LOG_BYTES_KEPT:
         log_file.replace(log_file.with_suffix(".log.1"))
+    _raise_open_files()
     with log_file.open("ab") as log:
         return subprocess.Popen(
             arguments,
@@ -132,20 +150,18 @@ def start_daemon(arguments: Sequence[str], log_file: Path) -> subprocess.Popen[b
             stderr=log,
             cwd="/",
             start_new_session=True,
-            preexec_fn=_raise_open_files,  # noqa: PLW1509 - only setrlimit; no lock is taken there
+            env={**os.environ, "PATH": search_path()},
         )
 
 
 def _raise_open_files() -> None:
-    """Give the daemon as many open files as the machine lets it have."""
+    """Let this program, and so the daemon that it starts next, have many files open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (OPEN_FILES_WANTED, hard):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
-        except (ValueError, OSError):
-            continue  # not allowed to go above the hard limit here: take what there is
-        return
-    assert soft >= 0
+    wanted = max(hard, OPEN_FILES_WANTED)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))  # what there is
 
 
 def terminate(process: ProcessId, *, term_s: float, kill_s: float = 5.0) -> str:
@@ -189,16 +205,46 @@ def run(arguments: Sequence[str], *, timeout_s: float, cwd: Path | None = None) 
     Raises:
         subprocess.CalledProcessError: it failed; ``stderr`` holds its words.
         subprocess.TimeoutExpired: it took longer than that, and was killed.
+        Interrupted: Ctrl-C; it was killed.
     """
-    done = subprocess.run(
+    with subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout_s,
-        check=True,
         cwd=cwd,
         start_new_session=True,  # Ctrl-C is ours to handle, not the child's
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    return done.stdout
+        env={**os.environ, "LC_ALL": "C", "PATH": search_path()},
+    ) as process:
+        try:
+            output, errors = _communicate(process, timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, arguments, output, errors)
+    return output
+
+
+def _communicate(process: subprocess.Popen[str], timeout_s: float) -> tuple[str, str]:
+    """Wait for a child in short turns, so that Ctrl-C is seen."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return process.communicate(timeout=CANCEL_POLL_S)
+        except subprocess.TimeoutExpired:
+            if cancelled.is_set():
+                raise Interrupted from None
+            if time.monotonic() >= deadline:
+                raise
+
+
+def search_path() -> str:
+    """PATH with the system folders, which a plain user's PATH may lack."""
+    return os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+
+
+def which(program: str) -> str | None:
+    """Where a program is, system folders included."""
+    return shutil.which(program, path=search_path())

@@ -135,7 +135,9 @@ class Report:
 
 def format_step(step: Step, elapsed_s: float) -> str:
     """The line of a finished step."""
-    return f"  {MARKS[step.mark]} {step.name + ':':<10} {step.outcome or 'done'} ({elapsed_s:.1f} s)"
+    return (
+        f"  {MARKS[step.mark]} {step.name + ':':<10} {step.outcome or 'done'} ({elapsed_s:.1f} s)"
+    )
 
 
 def format_progress(step: Step, now: float) -> str:

@@ -9,16 +9,15 @@ seconds under emulation.
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from lab import fetch, procs
 from lab.config import GUEST_CMDLINE, Paths
 from lab.faults import LabFault
-from lab.packages import search_path
 from lab.report import Step
 
 LABEL = "SWARMCTL"
@@ -56,8 +55,13 @@ def partition_table(boot_code: bytes) -> bytes:
     return boot_code.ljust(446, b"\0") + entry.ljust(64, b"\0") + b"\x55\xaa"
 
 
-def build(paths: Paths, step: Step) -> None:
+def build(paths: Paths, step: Step, installed: threading.Event) -> None:
     """Make the disk from the kernel and initramfs in the cache.
+
+    Args:
+        paths: where they are and it goes.
+        step: hears what is in hand.
+        installed: set when apt has brought what it can (qemu-img among it).
 
     Raises:
         LabFault: a tool failed or qemu-img is missing.
@@ -72,17 +76,10 @@ def build(paths: Paths, step: Step) -> None:
         _lay_out(raw, roots["syslinux-common"] / "usr/lib/syslinux/mbr/mbr.bin")
         _fill(raw, paths, roots, Path(folder))
         step.progress("waiting for qemu-img")
-        procs.wait_until(
-            lambda: shutil.which("qemu-img", path=search_path()) is not None or not _apt_is_busy(),
-            QEMU_IMG_WAIT_S,
-        )
+        procs.wait_until(installed.is_set, QEMU_IMG_WAIT_S)
         image = Path(folder) / "disk.qcow2"
         _tool(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)])
         image.replace(paths.testdisk)
-
-
-def _apt_is_busy() -> bool:
-    return any(procs.named("apt-get")) or any(procs.named("dpkg"))
 
 
 def _lay_out(raw: Path, boot_code_file: Path) -> None:
@@ -99,7 +96,7 @@ def _fill(raw: Path, paths: Paths, roots: dict[str, Path], work: Path) -> None:
     config.write_text(BOOT_CONFIG)
     efi = roots["syslinux-efi"] / "usr/lib/SYSLINUX.EFI/efi64/syslinux.efi"
     efi_module = roots["syslinux-common"] / "usr/lib/syslinux/modules/efi64/ldlinux.e64"
-    mtools = f"{tools}{os.pathsep}{search_path()}"
+    mtools = f"{tools}{os.pathsep}{procs.search_path()}"
 
     def mtool(name: str, *arguments: str) -> None:
         _tool([str(tools / name), "-i", inside, *arguments], path=mtools)
@@ -129,7 +126,7 @@ def _tool(arguments: list[str], path: str | None = None) -> None:
             timeout=TOOL_S,
             check=True,
             start_new_session=True,
-            env={**os.environ, "PATH": path or search_path(), "MTOOLS_SKIP_CHECK": "1"},
+            env={**os.environ, "PATH": path or procs.search_path(), "MTOOLS_SKIP_CHECK": "1"},
         )
     except FileNotFoundError as error:
         raise LabFault(f"{arguments[0]} is not installed", "install qemu-utils") from error

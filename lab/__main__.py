@@ -1,0 +1,108 @@
+"""`python3 -m lab up|status|down|purge`: the lab's command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from lab import down, procs, status, up
+from lab.config import PARTS, Paths, paths_from
+from lab.faults import Interrupted, LabFault
+from lab.report import Report
+from lab.state import exclusive
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; wrong usage ends the program with code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m lab",
+        description="Real Docker and libvirt daemons, a test image and a test guest.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("up", "install what is missing and start what is not running"),
+        ("status", "show what is there and whose it is"),
+        ("down", "stop what the lab started, give back what it changed"),
+        ("purge", "down, and remove the test image and the cache"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        if name in ("up", "down"):
+            command.add_argument(
+                "--only",
+                type=parts_of,
+                default=PARTS,
+                metavar="PARTS",
+                help=f"comma-separated: {','.join(PARTS)}",
+            )
+        if name == "status":
+            command.add_argument("--json", action="store_true", help="for programs")
+    return parser.parse_args(arguments)
+
+
+def parts_of(text: str) -> tuple[str, ...]:
+    """A comma-separated list of parts, in the lab's own order.
+
+    Raises:
+        argparse.ArgumentTypeError: one is not a part.
+    """
+    wanted = {word.strip() for word in text.split(",") if word.strip()}
+    unknown = wanted - set(PARTS)
+    if unknown or not wanted:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(unknown)) or 'nothing'}: choose from {', '.join(PARTS)}"
+        )
+    return tuple(part for part in PARTS if part in wanted)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code."""
+    chosen = parse(arguments)
+    paths = paths_from()
+    if chosen.command == "status":
+        return show_status(paths, as_json=chosen.json)
+    signal.signal(signal.SIGINT, _cancel)
+    signal.signal(signal.SIGTERM, _cancel)
+    report = Report()
+    try:
+        with exclusive(paths):
+            return _change(chosen, paths, report)
+    except LabFault as fault:
+        print(f"lab: {fault.what}" + (f"; {fault.hint}" if fault.hint else ""), file=sys.stderr)
+        return EXIT_FAILED
+    except (Interrupted, KeyboardInterrupt):
+        print("\nlab: interrupted; run it again to go on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _change(chosen: argparse.Namespace, paths: Paths, report: Report) -> int:
+    if chosen.command == "up":
+        return up.up(paths, chosen.only, report, ask=os.environ.get("YES") != "1")
+    if chosen.command == "down":
+        return down.down(paths, chosen.only, report)
+    return down.purge(paths, report)
+
+
+def show_status(paths: Paths, *, as_json: bool) -> int:
+    """Print the status; 0 when every part is up."""
+    found = status.collect(paths)
+    print(json.dumps(found, indent=2) if as_json else status.as_table(found))
+    return 0 if found["ok"] else EXIT_FAILED
+
+
+def _cancel(_number: int, _frame: FrameType | None) -> None:
+    """Ask every step to stop where it is safe; a second Ctrl-C stops this program at once."""
+    procs.cancelled.set()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
