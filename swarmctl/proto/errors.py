@@ -115,6 +115,12 @@ class VersionMismatch(ProtocolError):
     code = "version"
 
 
+class StaleTerm(PeerError):
+    """Another controller has taken a higher term (DESIGN 8.1): whoever gets this must stop."""
+
+    code = "stale-term"
+
+
 class EnvironmentFault(SwarmError):
     """Something outside of swarmctl does not work: a daemon, a disk, a network."""
 

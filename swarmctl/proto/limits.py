@@ -52,6 +52,20 @@ BUSY_RETRY_MS: Final = 200
 
 # Operations committed together; a group closes when it is full or the queue is empty.
 COMMIT_GROUP_MAX: Final = 1_000
+# The same in bytes: a group of the largest values must not become a 500 MiB transaction.
+COMMIT_GROUP_BYTES: Final = 16 * 1024 * 1024
+# Operations and bytes that wait for the disk; past either the answer is Busy. 20,000 is one second
+# of the slowest disk that we want to serve, the bytes keep a stalled disk from eating the memory.
+COMMIT_QUEUE_MAX: Final = 20_000
+COMMIT_QUEUE_BYTES: Final = 128 * 1024 * 1024
+# Closing waits this long for the disk to take what was queued, and then says so.
+STORE_CLOSE_S: Final = 10.0
+# Another process that looks into the database (a backup) holds its lock for a moment at most.
+STORE_LOCK_S: Final = 5.0
+# The check of a database at start; past it a large one is served with the check cut short.
+STORE_CHECK_S: Final = 5.0
+# Keys are paths of names; etcd and SQLite take more, nobody needs it.
+KEY_MAX_BYTES: Final = 512
 # Store contract: DESIGN 8.8.
 VALUE_MAX_BYTES: Final = 512 * 1024
 TRANSACTION_OPS_MAX: Final = 100
