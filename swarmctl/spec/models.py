@@ -73,11 +73,16 @@ class Mount:
 
 @frozen
 class RestartPolicy:
-    """How an instance that ended is treated; ``max_attempts`` 0 is without end."""
+    """How an instance that ended is treated; ``max_attempts`` 0 is without end.
+
+    ``window_s`` is how long an instance must have run for its start to count as a good one;
+    0 leaves that to the agent.
+    """
 
     condition: RestartCondition = RestartCondition.ALWAYS
     delay_s: float = 0.0
     max_attempts: int = 0
+    window_s: float = 0.0
 
 
 @frozen
@@ -133,7 +138,11 @@ class VmSpec:
 
 @frozen
 class Template:
-    """All that an instance is made from. Exactly one of ``container`` and ``vm`` is set."""
+    """All that an instance is made from. Exactly one of ``container`` and ``vm`` is set.
+
+    ``resources`` is what it reserves, and what the scheduler counts; ``limits`` is what the
+    driver holds it to, where 0 sets no limit. A VM is as large as what it reserves.
+    """
 
     container: ContainerSpec | None = None
     vm: VmSpec | None = None
@@ -142,6 +151,7 @@ class Template:
     stop_grace_period_s: float = 10.0
     labels: dict[str, str] = field(factory=dict)
     job: bool = False
+    limits: Resources = field(factory=Resources)
 
     @property
     def kind(self) -> Kind:

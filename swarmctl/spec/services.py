@@ -1,0 +1,181 @@
+"""One service of a stack file."""
+
+from typing import Final
+
+from swarmctl.proto.errors import InvalidSpec
+from swarmctl.proto.limits import STOP_GRACE_S
+from swarmctl.spec.containers import Surroundings, read_container
+from swarmctl.spec.deploys import read_deploy
+from swarmctl.spec.machines import read_vm, with_defaults
+from swarmctl.spec.models import Resources, ServiceSpec, Template
+from swarmctl.spec.names import check_service_name, did_you_mean
+from swarmctl.spec.reading import Field
+from swarmctl.spec.sizes import parse_duration
+from swarmctl.spec.unsupported import NETWORK_OF_SERVICE, SERVICE
+
+# Fields of a container that a VM has no use for.
+_CONTAINER_ONLY: Final = (
+    "command",
+    "entrypoint",
+    "environment",
+    "env_file",
+    "ports",
+    "volumes",
+    "tmpfs",
+    "cap_add",
+    "user",
+    "working_dir",
+    "hostname",
+    "stop_signal",
+    "tty",
+)
+_KNOWN: Final = (
+    "image",
+    "vm",
+    "deploy",
+    "networks",
+    "network_mode",
+    "labels",
+    "restart",
+    "stop_grace_period",
+    *_CONTAINER_ONLY,
+    "scale",
+    "cpus",
+    "mem_limit",
+    "mem_reservation",
+    "build",
+    "extends",
+    "profiles",
+)
+_MODES_WITHOUT_NETWORK: Final = ("host", "none", "bridge")
+
+
+def read_service(name: str, field: Field, surroundings: Surroundings) -> ServiceSpec | None:
+    """The service called ``name``; None when its profiles are not asked for.
+
+    Raises:
+        InvalidSpec: a part of it is not valid.
+    """
+    _check_name(name, field)
+    if field.is_null:
+        raise field.fail("the service says nothing", 'it needs at least an "image"')
+    fields = field.fields(_KNOWN, SERVICE)
+    if _left_out(name, fields, surroundings):
+        return None
+    _check_what_it_is(field, fields)
+    network = _read_network(fields, surroundings)
+    deploy = read_deploy(fields)
+    is_vm = "vm" in fields
+    if is_vm:
+        for key in _CONTAINER_ONLY:
+            if key in fields:
+                fields[key].warn("ignored, a VM has none", "configure the guest with vm.cloud_init")
+    grace = fields.get("stop_grace_period")
+    reserved = deploy.demand.reserved
+    template = Template(
+        container=None if is_vm else read_container(fields, network, surroundings),
+        vm=read_vm(fields["vm"], network, surroundings.resolve) if is_vm else None,
+        resources=with_defaults(reserved) if is_vm else reserved,
+        restart=deploy.restart,
+        stop_grace_period_s=grace.parse(parse_duration) if grace else STOP_GRACE_S,
+        labels=_read_labels(fields["labels"]) if "labels" in fields else {},
+        job=deploy.job,
+        limits=Resources() if is_vm else deploy.demand.limits,
+    )
+    return ServiceSpec(
+        name=name,
+        template=template,
+        replicas=deploy.replicas,
+        stack=surroundings.stack,
+        placement=deploy.placement,
+        priority=deploy.priority,
+        fencing=deploy.fencing,
+    )
+
+
+def _check_name(name: str, field: Field) -> None:
+    try:
+        check_service_name(name)
+    except InvalidSpec as error:
+        raise field.fail(error.what, error.hint) from error
+
+
+def _left_out(name: str, fields: dict[str, Field], surroundings: Surroundings) -> bool:
+    """Whether the service belongs to profiles of which none is asked for."""
+    if "profiles" not in fields:
+        return False
+    profiles = fields["profiles"].texts()
+    asked = {
+        word.strip() for word in surroundings.environment.get("COMPOSE_PROFILES", "").split(",")
+    }
+    if not profiles or "*" in asked or asked.intersection(profiles):
+        return False
+    fields["profiles"].warn(
+        f"{name} is left out: it is only for the profiles {', '.join(profiles)}",
+        f"set COMPOSE_PROFILES={profiles[0]} to have it",
+    )
+    return True
+
+
+def _check_what_it_is(field: Field, fields: dict[str, Field]) -> None:
+    if "extends" in fields:
+        raise fields["extends"].fail(
+            "extends: is not supported", "use an anchor and <<, or a second -f file"
+        )
+    if "image" in fields and "vm" in fields:
+        raise fields["vm"].fail(
+            "a service is a container (image) or a VM (vm), not both",
+            "a VM's image goes to vm.disk",
+        )
+    if "build" in fields:
+        if "image" not in fields:
+            raise fields["build"].fail(
+                "nothing is built here, and there is no image",
+                "build it elsewhere, and name the result with image:",
+            )
+        fields["build"].warn("ignored, the image is taken as it is")
+    if "image" not in fields and "vm" not in fields:
+        raise field.fail('the service has neither "image" nor "vm"', "add one")
+
+
+def _read_labels(field: Field) -> dict[str, str]:
+    if not field.is_list:
+        return {
+            name: "" if entry.is_null else entry.text() for name, entry in field.entries().items()
+        }
+    pairs = (text.partition("=") for text in field.texts())
+    return {name: value for name, _, value in pairs}
+
+
+def _read_network(fields: dict[str, Field], surroundings: Surroundings) -> str:
+    if "network_mode" in fields:
+        mode = fields["network_mode"]
+        if "networks" in fields:
+            raise mode.fail("network_mode and networks exclude each other", "remove one")
+        if mode.text().startswith(("service:", "container:")):
+            raise mode.fail("sharing another's network is not supported", "use networks")
+        return mode.choice(_MODES_WITHOUT_NETWORK)
+    if "networks" not in fields:
+        return surroundings.networks.get("default", "")
+    field = fields["networks"]
+    named = {item.text(): item for item in field.elements()} if field.is_list else field.entries()
+    for name, item in named.items():
+        if name not in surroundings.networks:
+            raise item.fail(
+                f'the network "{name}" is not declared',
+                did_you_mean(
+                    name, surroundings.networks, 'add it under "networks:" at the top level'
+                ),
+            )
+        if item.is_map:
+            item.fields(
+                (),
+                NETWORK_OF_SERVICE,
+            )
+    if len(named) > 1:
+        first, *others = named
+        field.warn(
+            f"only the first network, {first}, is used; not {', '.join(others)}",
+            "several networks for one instance are not supported yet",
+        )
+    return surroundings.networks[next(iter(named))] if named else ""
