@@ -1,10 +1,10 @@
 """Placement as a pure function: ``plan(snapshot, requests) -> Plan``."""
 
 from swarmctl.scheduler.constraint import Constraint, InvalidConstraint, parse_constraints
-from swarmctl.scheduler.explain import Explanation, Rejection
+from swarmctl.scheduler.explanation import Explanation, Rejection
 from swarmctl.scheduler.filters import Reason
 from swarmctl.scheduler.model import Affinity, Node, Placement, Request
-from swarmctl.scheduler.plan import Batch, Placements, Plan, Unplaced
+from swarmctl.scheduler.planner import Batch, Placements, Plan, Unplaced
 from swarmctl.scheduler.score import Score
 from swarmctl.scheduler.snapshot import Snapshot, explain, plan
 

@@ -13,13 +13,14 @@ from typing import Final
 import numpy as np
 
 from swarmctl.proto.errors import InternalError
-from swarmctl.scheduler.explain import Explanation, explain_view
+from swarmctl.scheduler.explanation import Explanation, explain_view
 from swarmctl.scheduler.facts import Facts
 from swarmctl.scheduler.model import Node, Placement, Request
-from swarmctl.scheduler.plan import Plan, plan_view, rows_list
+from swarmctl.scheduler.planner import Plan, Ways, plan_view, rows_list
 from swarmctl.scheduler.usage import Usage, View
 
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
+_WAYS: Final = Ways()
 
 
 class Snapshot:
@@ -167,10 +168,10 @@ class Snapshot:
     def _view(self, usage: Usage) -> View:
         return View(self._facts, usage, lambda service: self._copies.get(service, _NONE))
 
-    def plan(self, requests: Sequence[Request], seed: int = 0) -> Plan:
+    def plan(self, requests: Sequence[Request], seed: int = 0, ways: Ways = _WAYS) -> Plan:
         """See ``plan``."""
         self._settle()
-        return plan_view(self._view(self._usage.fork()), requests, seed, self.version)
+        return plan_view(self._view(self._usage.fork()), requests, seed, self.version, ways)
 
     def explain(self, request: Request, seed: int = 0) -> Explanation:
         """See ``explain``."""

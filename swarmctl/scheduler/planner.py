@@ -11,21 +11,32 @@ may come after it in the same plan.
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Final
+from itertools import groupby
 
 import attrs
 import numpy as np
 
 from swarmctl.scheduler import score
-from swarmctl.scheduler.explain import Rejection, reject
+from swarmctl.scheduler.explanation import Rejection, reject
 from swarmctl.scheduler.facts import Facts, Ints
 from swarmctl.scheduler.identical import is_batchable, place_many
+from swarmctl.scheduler.mixed import place_run
 from swarmctl.scheduler.model import Placement, Request
 from swarmctl.scheduler.onebyone import place_each
 from swarmctl.scheduler.usage import View
 
-# Copies of one request from which placing them at once costs less than one scan each.
-_BATCH_MIN: Final = 32
+
+@attrs.frozen
+class Ways:
+    """When which way of placing is taken; for tests, that all of them give the same.
+
+    Attributes:
+        batch_min: copies of one request from which placing them at once costs less.
+        index_min: copies in a run of plain requests from which an index costs less than scans.
+    """
+
+    batch_min: int = 32
+    index_min: int = 32
 
 
 @attrs.frozen
@@ -132,9 +143,9 @@ class Plan:
     after: View = attrs.field(repr=False)
 
 
-def plan_view(view: View, requests: Sequence[Request], seed: int, version: int) -> Plan:
+def plan_view(view: View, requests: Sequence[Request], seed: int, version: int, ways: Ways) -> Plan:
     """Plan on a view of one's own, which is changed."""
-    planner = _Planner(view, requests, seed)
+    planner = _Planner(view, requests, seed, ways)
     planner.place(sorted(requests, key=lambda request: -request.priority))
     planner.retry_affine()
     return planner.result(version)
@@ -143,8 +154,9 @@ def plan_view(view: View, requests: Sequence[Request], seed: int, version: int) 
 class _Planner:
     """One plan in the making."""
 
-    def __init__(self, view: View, requests: Sequence[Request], seed: int) -> None:
+    def __init__(self, view: View, requests: Sequence[Request], seed: int, ways: Ways) -> None:
         self.view = view
+        self.ways = ways
         self.start = score.first_row(seed, len(view.facts))
         self.placements = Placements(view.facts)
         self.failed: list[tuple[Request, Sequence[int]]] = []
@@ -152,8 +164,18 @@ class _Planner:
         self.watched = {name for request in requests for name in _asks_for(request)}
 
     def place(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self._place(request)
+        """Place requests in this order, runs of plain small ones by an index."""
+        for by_index, group in groupby(requests, self._suits_index):
+            run = list(group)
+            if by_index and sum(len(one.slots) for one in run) >= self.ways.index_min:
+                for request, rows in zip(run, place_run(self.view, run, self.start), strict=True):
+                    self._note(request, rows)
+            else:
+                for request in run:
+                    self._place(request)
+
+    def _suits_index(self, request: Request) -> bool:
+        return request.plain and len(request.slots) < self.ways.batch_min
 
     def _place(self, request: Request) -> None:
         view, wanted = self.view, len(request.slots)
@@ -162,7 +184,7 @@ class _Planner:
         else:
             copies = view.copies(request.service)
         rows: list[int] | Ints
-        if wanted >= _BATCH_MIN and is_batchable(request):
+        if wanted >= self.ways.batch_min and is_batchable(request):
             rows = place_many(view, request, copies, wanted, self.start)
         else:
             rows = place_each(view, request, copies, wanted, self.start)

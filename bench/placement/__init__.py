@@ -1,0 +1,1 @@
+"""How fast, and how well, the scheduler places; the scheduler alone, without a controller."""

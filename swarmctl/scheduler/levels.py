@@ -1,0 +1,103 @@
+"""Sets of nodes as bits of whole numbers: "which nodes have at least this much", in one look-up.
+
+A few *cuts* through the range of a column; for each cut the set of rows whose value reaches it.
+The sets of several columns are intersected with ``&``, thousands of nodes in a microsecond or
+less.  A question between two cuts gets the lower cut's set: a superset, to be checked row by row.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+import numpy as np
+
+from swarmctl.scheduler.facts import Bools, Ints
+
+# From this many rows on it is faster to unpack a whole set than to take out row after row.
+_UNPACK_MIN = 48
+
+
+class Levels:
+    """One column's rows by cut.
+
+    Attributes:
+        cuts: growing values.
+        at_least: for each cut, the set of rows whose value is that much or more.
+    """
+
+    __slots__ = ("_level", "at_least", "cuts")
+
+    def __init__(self, cuts: list[int], values: Ints) -> None:
+        self.cuts = cuts
+        self.at_least = [to_set(values >= cut) for cut in cuts]
+        self._level: list[int] = np.searchsorted(cuts, values, side="right").tolist()
+
+    def move(self, row: int, value: int) -> None:
+        """A row has a new value."""
+        new, old = bisect_right(self.cuts, value), self._level[row]
+        if new != old:
+            self._level[row] = new
+            bit = 1 << row
+            for level in range(min(new, old), max(new, old)):
+                self.at_least[level] ^= bit
+
+    def reaching(self, amount: int) -> int:
+        """The rows that may have at least this much; -1, which is all, below the first cut."""
+        level = bisect_right(self.cuts, amount)
+        return self.at_least[level - 1] if level else -1
+
+    def top(self, rows: int) -> int:
+        """Those of the given rows that are in the highest level any of them reaches.
+
+        Returns:
+            The subset; all of ``rows`` when none of them reaches the first cut.
+        """
+        at_least = self.at_least
+        found, low, high = rows, 0, len(at_least)
+        while low < high:
+            middle = (low + high) // 2
+            reached = rows & at_least[middle]
+            if reached:
+                found, low = reached, middle + 1
+            else:
+                high = middle
+        return found
+
+    def bottom(self, rows: int) -> int:
+        """Those of the given rows that are in the lowest level any of them is in."""
+        at_least = self.at_least
+        found, low, high = rows, 0, len(at_least)
+        while low < high:
+            middle = (low + high) // 2
+            below = rows & ~at_least[middle]
+            if below:
+                found, high = below, middle
+            else:
+                low = middle + 1
+        return found
+
+
+def to_set(mask: Bools) -> int:
+    """The rows where the mask is true."""
+    return int.from_bytes(np.packbits(mask, bitorder="little").tobytes(), "little")
+
+
+def members(rows: int) -> Iterator[int]:
+    """The rows of a set, lowest first."""
+    if rows.bit_count() < _UNPACK_MIN:
+        while rows:
+            lowest = rows & -rows
+            yield lowest.bit_length() - 1
+            rows ^= lowest
+        return
+    packed = np.frombuffer(rows.to_bytes((rows.bit_length() + 7) // 8, "little"), dtype=np.uint8)
+    yield from np.flatnonzero(np.unpackbits(packed, bitorder="little")).tolist()
+
+
+def members_from(rows: int, start: int) -> Iterator[int]:
+    """The rows of a set, from ``start`` upwards and then from 0."""
+    if start:
+        from_start = rows >> start
+        for row in members(from_start):
+            yield row + start
+        rows ^= from_start << start
+    yield from members(rows)
