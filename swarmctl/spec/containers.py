@@ -20,8 +20,7 @@ from swarmctl.spec.processes import (
 )
 from swarmctl.spec.reading import Field, Warnings
 from swarmctl.spec.sizes import parse_size
-
-_NOT_YET: Final = "not supported yet, ignored"
+from swarmctl.spec.unsupported import NOT_YET
 
 
 @frozen
@@ -136,7 +135,7 @@ def _settle(
 def _read_env_file(item: Field, surroundings: Surroundings) -> dict[str, str]:
     required, path_field = True, item
     if item.is_map:
-        fields = item.fields(("path", "required"), {"format": _NOT_YET})
+        fields = item.fields(("path", "required"), {"format": NOT_YET})
         if "path" not in fields:
             raise item.fail("an env_file needs a path")
         path_field = fields["path"]
@@ -180,8 +179,8 @@ def _read_long_port(item: Field) -> tuple[PortMapping, ...]:
         ("target", "published", "protocol", "host_ip"),
         {
             "mode": "the port is published on each node that runs an instance (mode: host)",
-            "name": _NOT_YET,
-            "app_protocol": _NOT_YET,
+            "name": NOT_YET,
+            "app_protocol": NOT_YET,
         },
     )
     if "target" not in fields:
@@ -274,11 +273,11 @@ def _read_long_mount(item: Field) -> Mount:
 
 _OPTIONS: Final = {
     mounts.BIND: {
-        "propagation": _NOT_YET,
+        "propagation": NOT_YET,
         "create_host_path": "has no effect: docker makes missing folders",
-        "selinux": _NOT_YET,
-        "recursive": _NOT_YET,
+        "selinux": NOT_YET,
+        "recursive": NOT_YET,
     },
-    mounts.VOLUME: {"nocopy": _NOT_YET, "subpath": _NOT_YET, "labels": _NOT_YET},
-    mounts.TMPFS: {"mode": _NOT_YET},
+    mounts.VOLUME: {"nocopy": NOT_YET, "subpath": NOT_YET, "labels": NOT_YET},
+    mounts.TMPFS: {"mode": NOT_YET},
 }

@@ -12,12 +12,12 @@ from swarmctl.spec.reading import Field
 from swarmctl.spec.resources import Demand, read_resources
 from swarmctl.spec.restarts import ATTEMPTS_MAX, check_job_restart, parse_restart
 from swarmctl.spec.sizes import parse_duration
+from swarmctl.spec.unsupported import NOT_YET
 
 # Priorities are compared, never added; a thousand steps either way are plenty to sort by.
 PRIORITY_MAX: Final = 1_000
 FENCINGS: Final = ("none", "lease")
 
-_NOT_YET: Final = "not supported yet, ignored"
 _MODES: Final = ("replicated", "replicated-job", "job")
 _CONDITIONS: Final = {
     "none": RestartCondition.NEVER,
@@ -59,10 +59,10 @@ def read_deploy(service: dict[str, Field]) -> Deploy:
                 "fencing",
             ),
             {
-                "update_config": _NOT_YET,
-                "rollback_config": _NOT_YET,
+                "update_config": NOT_YET,
+                "rollback_config": NOT_YET,
                 "labels": "labels of a service are not supported yet, only those of instances",
-                "endpoint_mode": _NOT_YET,
+                "endpoint_mode": NOT_YET,
             },
         )
     job = _read_job(fields)

@@ -13,6 +13,7 @@ from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.models import Resources
 from swarmctl.spec.reading import Field
 from swarmctl.spec.sizes import parse_cpus, parse_memory, parse_size
+from swarmctl.spec.unsupported import NOT_YET
 
 # The scheduler's own bound for one amount.
 AMOUNT_MAX: Final = 1 << 50
@@ -20,7 +21,6 @@ RESOURCE_NAME_MAX_CHARS: Final = 63
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._/-]*[a-z0-9])?", re.IGNORECASE)
 _BUILT_IN: Final = {"cpu_millis": "cpus", "memory_bytes": "memory", "disk_bytes": "disk"}
-_NOT_YET: Final = "not supported yet, ignored"
 
 
 @frozen
@@ -96,7 +96,7 @@ def _overlay(base: Resources, over: Resources) -> Resources:
 
 
 def _read_limits(field: Field) -> Resources:
-    return _read_amounts(field.fields(("cpus", "memory"), {"pids": _NOT_YET}))
+    return _read_amounts(field.fields(("cpus", "memory"), {"pids": NOT_YET}))
 
 
 def _read_reservations(field: Field) -> Resources:
@@ -144,7 +144,7 @@ def _amount(field: Field) -> int:
 def _read_device(item: Field) -> tuple[str, int]:
     """Compose's own form: ``{driver: nvidia, count: 1, capabilities: [gpu]}``."""
     fields = item.fields(
-        ("capabilities", "count", "device_ids"), {"driver": _NOT_YET, "options": _NOT_YET}
+        ("capabilities", "count", "device_ids"), {"driver": NOT_YET, "options": NOT_YET}
     )
     if "capabilities" not in fields or not (names := fields["capabilities"].texts()):
         raise item.fail("a device needs capabilities", "such as capabilities: [gpu]")

@@ -13,7 +13,7 @@ SERVICE: Final = {
     "container_name": "ignored, instances are called SERVICE.1, SERVICE.2 and so on",
     "depends_on": "not supported yet, services start together and restart until they succeed",
     "expose": "has no effect, every port of a container is open to its network",
-    "links": "not supported yet, ignored; services on one network find each other by name",
+    "links": NOT_YET,
     "pull_policy": "ignored, an image is pulled when the node does not have it",
     "gpus": "not supported yet, ignored; use deploy.resources.reservations.devices",
 } | dict.fromkeys(
