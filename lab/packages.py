@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import init, procs
+from lab import procs
 from lab.faults import Interrupted, LabFault
 from lab.report import Step
 
@@ -37,6 +37,7 @@ APT_OPTIONS = (
     "-y",
     "-q",
     "--no-install-recommends",
+    "--no-remove",  # what is there may be somebody's: fail with apt's reason rather than replace it
     "-o", "Dpkg::Options::=--force-confdef",
     "-o", "Dpkg::Options::=--force-confold",
     "-o", "Dpkg::Use-Pty=0",
@@ -140,17 +141,6 @@ def plan(parts: Iterable[str], there: Callable[[str], bool] = is_there) -> tuple
     return tuple(missing.values())
 
 
-def companions(packages: Iterable[str], *, systemd_runs: bool) -> list[str]:
-    """Packages that choose among alternatives, so that apt does not choose badly.
-
-    Debian's libvirt wants systemd or a sysvinit script; where systemd does not run the machine,
-    the former would install another init system beside (or in place of) the one there.
-    """
-    return ["libvirt-daemon-system-sysv"] * (
-        "libvirt-daemon-system" in packages and not systemd_runs
-    )
-
-
 def blocker(here: Distribution) -> str | None:
     """Why nothing can be installed here, or None when it can."""
     if not (here.is_debian and here.has_apt):
@@ -200,13 +190,17 @@ def no_daemon_starts(policy_file: Path = POLICY_FILE) -> Iterator[None]:
 
 
 def refresh_lists(step: Step) -> None:
-    """Run `apt-get update`.
+    """Run `apt-get update`, twice where a list does not come.
 
     Raises:
         LabFault: the mirrors are not in reach.
     """
     step.progress("updating the package lists")
-    _apt(["update", "-q"], step)
+    try:
+        _apt(["update", "-q", "-o", "APT::Update::Error-Mode=any"], step)
+    except LabFault:
+        # By default apt calls it a success when some list is missing: good enough, as a second try.
+        _apt(["update", "-q"], step)
 
 
 def install(packages: Iterable[str], step: Step) -> None:
@@ -217,7 +211,6 @@ def install(packages: Iterable[str], step: Step) -> None:
         Interrupted: Ctrl-C; what apt had begun to unpack is finished first.
     """
     names = list(packages)
-    names += companions(names, systemd_runs=init.has_systemd())
     with no_daemon_starts():
         _finish_interrupted_install()
         try:

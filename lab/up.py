@@ -23,6 +23,7 @@ from lab.state import State
 
 DAEMON_PARTS = {"docker", "libvirt"}
 WAIT_TURN_S = 0.2
+APT_WAIT_S = 1800.0  # a slow mirror; Ctrl-C ends it sooner
 
 
 @dataclass
@@ -128,7 +129,14 @@ def _install(run: Run, missing: tuple[packages.Need, ...], blocked: str | None) 
 def _guest_line(run: Run) -> None:
     def action() -> None:
         with run.report.step("guest") as step:
-            guest.up(run.paths, step, run.installed)
+            try:
+                guest.up(run.paths, step, run.installed)
+            except LabFault:
+                if run.installed.is_set():
+                    raise
+                step.progress("waiting for apt, then trying again")  # it may refresh its lists
+                procs.wait_until(run.installed.is_set, APT_WAIT_S)
+                guest.up(run.paths, step, run.installed)
 
     run.attempt("guest", action)
 
