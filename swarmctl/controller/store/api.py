@@ -63,10 +63,18 @@ class Store(Protocol):
         """The owner's term; 0 before the first :meth:`take_term`."""
         ...
 
-    async def take_term(self) -> int:
-        """Become the only one who may write: raise the term durably by one, and return it.
+    async def take_term(self, above: int = 0) -> int:
+        """Become the only one who may write: raise the term durably, and return it.
+
+        The first time it goes above every term before.  Later, with ``above``, it is for a
+        controller whose agents have seen a higher term than its (restored) store: it compares
+        like a commit, so a controller that was deposed does not come back this way.
+
+        Args:
+            above: the new term is higher than this, too.
 
         Raises:
+            StaleTerm: another controller has taken a higher term since ours.
             StorageFault: the disk refuses; the term is as it was.
         """
         ...

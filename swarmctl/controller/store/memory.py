@@ -118,10 +118,12 @@ class MemoryStore:
         """See Store."""
         return self._term
 
-    async def take_term(self) -> int:
+    async def take_term(self, above: int = 0) -> int:
         """See Store."""
         await self._answering()
-        self._disk.term += 1
+        if above:
+            check_term(self._term, self._disk.term)
+        self._disk.term = max(self._disk.term, above) + 1
         self._term = self._disk.term
         return self._term
 

@@ -92,9 +92,10 @@ class SqliteStore:
         """See Store."""
         return self._term
 
-    async def take_term(self) -> int:
+    async def take_term(self, above: int = 0) -> int:
         """See Store."""
-        self._term = await self._committer.call(_raise_term)
+        held = self._term
+        self._term = await self._committer.call(lambda db: _raise_term(db, held, above))
         return self._term
 
     async def read(self, prefix: str = "") -> dict[str, bytes]:
@@ -150,12 +151,15 @@ def _settle_cluster_id(connection: sqlite3.Connection, new: Callable[[], str]) -
     return str(row[0])
 
 
-def _raise_term(connection: sqlite3.Connection) -> int:
+def _raise_term(connection: sqlite3.Connection, held: int, above: int) -> int:
     with transaction(connection):
-        row = connection.execute(
-            "UPDATE facts SET value = value + 1 WHERE name = 'term' RETURNING value"
-        ).fetchone()
-        term = int(row[0])
+        stored = int(
+            connection.execute("SELECT value FROM facts WHERE name = 'term'").fetchone()[0]
+        )
+        if above:
+            check_term(held, stored)
+        term = max(stored, above) + 1
+        connection.execute("UPDATE facts SET value = ? WHERE name = 'term'", (term,))
         if term > TERM_MAX:
             raise InternalError(f"this cluster has used up its {TERM_MAX} terms")
     return term

@@ -154,10 +154,23 @@ class StoreContract:
             await second.commit([Put("b", b"second")])
             assert await store.read() == {"a": b"first", "b": b"second"}
 
-            assert await store.take_term() == 3
-            await store.commit([Put("a", b"third")])
-            with pytest.raises(StaleTerm):
-                await second.commit([Put("b", b"stale")])
+    async def test_an_old_leader_does_not_come_back_by_taking_a_term(self, harness, store):
+        """Once deposed, a store object cannot take a term again; one that is opened anew can."""
+        async with aclosing(await harness.open()) as second:
+            await second.take_term()
+            for above in (0, 10):
+                with pytest.raises(StaleTerm):
+                    await store.take_term(above)
+            await second.commit([Put("a", b"")])
+            async with aclosing(await harness.open()) as third:
+                assert await third.take_term() == 3
+
+    async def test_a_term_can_be_taken_above_another(self, store):
+        """For a restored store whose agents have seen a higher term than it remembers."""
+        assert await store.take_term(above=41) == 42
+        assert await store.take_term(above=7) == 43
+        assert store.term == 43
+        await store.commit([Put("a", b"")])
 
     async def test_of_many_who_take_a_term_each_gets_another(self, harness):
         """Terms are unique and rise."""

@@ -1,0 +1,332 @@
+"""One controller's cluster: the state, and the only ways to change intent.
+
+Handlers work with a :class:`Cluster`.  A change of intent is always the same three steps:
+compute the new record, commit it (durable before anything is answered), then let memory and the
+reconciler follow.  A lock for each service keeps two changes of one service from overwriting
+each other; changes of different services are committed together in groups by the store.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import time as wall_clock
+from typing import Any
+
+import structlog
+import trio
+from attrs import define, field
+
+from swarmctl.controller import records
+from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
+from swarmctl.controller.identity import ClusterIdentity
+from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.placing import Fleet
+from swarmctl.controller.reconciler import Reconciler
+from swarmctl.controller.records import (
+    AdminRecord,
+    NodeRecord,
+    ServiceRecord,
+    TokenRecord,
+    Tombstone,
+    service_key,
+    tombstone_key,
+)
+from swarmctl.controller.sessions import Sessions
+from swarmctl.controller.state import ClusterState, Instance, Node, Service, ServiceKey
+from swarmctl.controller.store.api import Delete, Op, Put, Store
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto import limits
+from swarmctl.proto.errors import NotFound, PeerUnreachable
+from swarmctl.proto.messages import InstanceReport, Message
+from swarmctl.proto.states import NodeState
+from swarmctl.transport.rpc import RpcCaller, StreamCall
+
+_log = structlog.get_logger(__name__)
+
+
+@define(eq=False)
+class Cluster:
+    """See the module's docstring.
+
+    ``send`` hands a message to a peer and raises at once when it is not there;
+    ``forget_user`` ends the connections of a user.
+    """
+
+    store: Store
+    state: ClusterState
+    identity: ClusterIdentity
+    access: Access
+    send: Callable[[bytes, Message], None]
+    forget_user: Callable[[str], int]
+    folder: Path
+    addresses: tuple[str, ...] = ()
+    started_at: float = field(factory=wall_clock)
+    fleet: Fleet = field(factory=Fleet)
+    caller: RpcCaller = field(factory=RpcCaller)
+    tokens: dict[str, TokenRecord] = field(factory=dict)
+    reconciler: Reconciler = field(init=False)
+    sessions: Sessions = field(init=False)
+    _locks: dict[ServiceKey, trio.Lock] = field(factory=dict)
+    _wake: trio.Event = field(factory=trio.Event)
+    _changed: trio.Event = field(factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.reconciler = Reconciler(self.state, self.fleet, wall_clock)
+        self.sessions = Sessions(
+            self.state,
+            self.fleet,
+            self.send,
+            wake=self.wake,
+            now=trio.current_time,
+            wall=wall_clock,
+        )
+
+    # --- waking and watching -----------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There may be something to reconcile, or to show."""
+        self._wake.set()
+
+    async def wait_woken(self) -> None:
+        """Wait for :meth:`wake`; all calls before this count as one."""
+        await self._wake.wait()
+        self._wake = trio.Event()
+
+    def announce(self) -> None:
+        """Tell those who watch that something has changed."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_changed(self, at_most_s: float) -> None:
+        """Wait until something has changed, or for ``at_most_s``."""
+        with trio.move_on_after(at_most_s):
+            await self._changed.wait()
+
+    # --- starting ----------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the durable records into memory.
+
+        Raises:
+            StorageFault: one of them is damaged.
+        """
+        for key, value in (await self.store.read(records.ADMIN)).items():
+            admin = records.decode(value, AdminRecord, key)
+            self.access.allow(admin.public_key, user_id(ADMIN, admin.id))
+        for key, value in (await self.store.read(records.TOKEN)).items():
+            self._know_token(records.decode(value, TokenRecord, key))
+        for key, value in (await self.store.read(records.NODE)).items():
+            self._know_node(records.decode(value, NodeRecord, key))
+        for key, value in (await self.store.read(records.TOMBSTONE)).items():
+            tombstone = records.decode(value, Tombstone, key)
+            self.state.tombstones[(tombstone.tenant, tombstone.service)] = tombstone
+        for key, value in (await self.store.read(records.SERVICE)).items():
+            self._know_service(records.decode(value, ServiceRecord, key))
+        self.reconciler.settled = not self.state.nodes
+
+    def _know_token(self, token: TokenRecord) -> None:
+        self.tokens[token.id] = token
+        if not (token.one_time and token.used_by):
+            self.access.allow(token.public_key, user_id(TOKEN, token.id))
+
+    def _know_node(self, record: NodeRecord) -> None:
+        node = Node(record, heard_at=trio.current_time())
+        self.state.nodes[record.name] = node
+        self.access.allow(record.public_key, user_id(NODE, record.name))
+        self.fleet.node_changed(node)
+
+    def _know_service(self, record: ServiceRecord) -> None:
+        service = Service(record, old=True)
+        self.state.services[service.key] = service
+        self.state.templates[service.template] = service.encoded_template
+        if record.previous is not None:
+            earlier = Service(ServiceRecord(record.previous, 0, 0))
+            self.state.templates[earlier.template] = earlier.encoded_template
+
+    # --- services ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def changing(self, keys: Sequence[ServiceKey]) -> AsyncGenerator[None, None]:
+        """Hold the locks of ``keys``, in one order for everyone."""
+        locks = [self._locks.setdefault(key, trio.Lock()) for key in sorted(set(keys))]
+        taken: list[trio.Lock] = []
+        try:
+            for lock in locks:
+                await lock.acquire()
+                taken.append(lock)
+            yield
+        finally:
+            for lock in taken:
+                lock.release()
+            for key in keys:
+                lock_of_key = self._locks.get(key)
+                if lock_of_key is not None and not lock_of_key.statistics().locked:
+                    del self._locks[key]
+
+    def service(self, key: ServiceKey) -> Service:
+        """The service ``key``.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        service = self.state.services.get(key)
+        if service is None:
+            raise NotFound(
+                f"no service {key[1]!r}", hint="'swarmctl service ls' lists the services there are"
+            )
+        return service
+
+    async def save_services(self, changed: Sequence[ServiceRecord]) -> None:
+        """Commit new or changed services, then follow.
+
+        The caller holds their locks (:meth:`changing`).
+        """
+        ops: list[Op] = [
+            Put(service_key(one.spec.tenant, one.spec.name), records.encode(one)) for one in changed
+        ]
+        await self._commit(ops)
+        for record in changed:
+            self._follow(record)
+        self.wake()
+
+    def _follow(self, record: ServiceRecord) -> None:
+        key = (record.spec.tenant, record.spec.name)
+        service = self.state.services.get(key)
+        if service is None:
+            service = self.state.services[key] = Service(record)
+            service.rolling = False
+            self.state.templates[service.template] = service.encoded_template
+            self._judge_again(key)
+        else:
+            service.set_record(record)
+            self.state.templates[service.template] = service.encoded_template
+        self.state.dirty_services.add(key)
+
+    def _judge_again(self, key: ServiceKey) -> None:
+        """A service of this name is known now: quarantined instances may belong to it."""
+        for instance in [
+            one for one in self.state.all_instances() if one.quarantined and one.key == key
+        ]:
+            report = InstanceReport(
+                instance.incarnation,
+                int(instance.state),
+                service=key[1],
+                slot=instance.slot,
+                tenant=key[0],
+            )
+            verdict, why = judge(self.state, report, instance.node)
+            _log.info("quarantine ends", instance=instance.name, verdict=verdict.value, why=why)
+            if verdict is Verdict.REPLACES:
+                self.state.remove(self.state.services[key].holders[instance.slot])
+            if verdict is Verdict.REMOVE:
+                self.state.remove(instance)
+            elif verdict is not Verdict.QUARANTINE:
+                self.state.admit(instance)
+                self.state.services[key].rolling = True
+                self.fleet.allocate(self.state, instance)
+
+    async def delete_services(self, keys: Sequence[ServiceKey]) -> None:
+        """Commit the end of services, leave tombstones, then take their instances away."""
+        newest = incarnations.make(self.state.term, self.state.sequence)
+        tombstones = [Tombstone(*key, newest, wall_clock()) for key in keys]
+        ops: list[Op] = []
+        for tombstone in tombstones:
+            ops.append(Delete(service_key(tombstone.tenant, tombstone.service)))
+            ops.append(
+                Put(tombstone_key(tombstone.tenant, tombstone.service), records.encode(tombstone))
+            )
+        await self._commit(ops)
+        for tombstone in tombstones:
+            key = (tombstone.tenant, tombstone.service)
+            self.state.tombstones[key] = tombstone
+            self.reconciler.dissolve(key)
+        self.wake()
+
+    async def _commit(self, ops: list[Op]) -> None:
+        """Commit ``ops``, in as few transactions as the store's bound allows."""
+        for start in range(0, len(ops), limits.TRANSACTION_OPS_MAX):
+            await self.store.commit(ops[start : start + limits.TRANSACTION_OPS_MAX])
+
+    # --- instances ---------------------------------------------------------------------------
+
+    def quarantined(self, key: ServiceKey, slot: int | None = None) -> list[Instance]:
+        """Instances of a service that nobody here knows."""
+        return [
+            one
+            for one in self.state.all_instances()
+            if one.quarantined and one.key == key and slot in (None, one.slot)
+        ]
+
+    @asynccontextmanager
+    async def ask_agent(
+        self, instance: Instance, method: str, params: dict[str, Any]
+    ) -> AsyncGenerator[StreamCall, None]:
+        """A stream to the agent that has ``instance``.
+
+        Raises:
+            PeerUnreachable: its node has no live session.
+        """
+        node = self.state.nodes[instance.node]
+        peer = node.peer
+        if peer is None or node.state is NodeState.LOST:
+            raise PeerUnreachable(
+                f"node {node.name} is not connected", instance.name, "see 'swarmctl node ls'"
+            )
+        parameters = {"incarnation": instance.incarnation} | params
+        async with self.caller.stream(
+            peer, lambda message: self.send(peer, message), method, parameters
+        ) as stream:
+            yield stream
+
+    # --- nodes and tokens --------------------------------------------------------------------
+
+    def node(self, name: str) -> Node:
+        """The node ``name``.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        node = self.state.nodes.get(name)
+        if node is None:
+            raise NotFound(f"no node {name!r}", hint="'swarmctl node ls' lists the nodes there are")
+        return node
+
+    async def save_node(self, record: NodeRecord, *extra: Op) -> None:
+        """Commit a new or changed node (with ``extra`` in the same transaction), then follow."""
+        await self.store.commit([Put(records.NODE + record.name, records.encode(record)), *extra])
+        node = self.state.nodes.get(record.name)
+        if node is None:
+            self._know_node(record)
+            return
+        if node.record.public_key != record.public_key:
+            self.access.revoke(node.record.public_key)
+            self.access.allow(record.public_key, user_id(NODE, record.name))
+        node.record = record
+        self.sessions.refresh(node)
+        self.reconciler.retry_unplaced()
+        self.wake()
+
+    async def delete_node(self, node: Node) -> None:
+        """Revoke a node's key and forget it; its instances are placed elsewhere."""
+        await self.store.commit([Delete(records.NODE + node.name)])
+        self.access.revoke(node.record.public_key)
+        self.forget_user(user_id(NODE, node.name))
+        for instance in list(node.instances.values()):
+            self.state.forget(instance)
+        self.fleet.node_removed(node.name)
+        if node.peer is not None:
+            self.sessions.peer_departed(node.peer)
+        del self.state.nodes[node.name]
+        self.wake()
+
+    async def save_token(self, token: TokenRecord) -> None:
+        """Commit a new token, then let its key in."""
+        await self.store.commit([Put(records.TOKEN + token.id, records.encode(token))])
+        self._know_token(token)
+
+    async def delete_token(self, token: TokenRecord) -> None:
+        """Revoke a token."""
+        await self.store.commit([Delete(records.TOKEN + token.id)])
+        del self.tokens[token.id]
+        self.access.revoke(token.public_key)
+        self.forget_user(user_id(TOKEN, token.id))

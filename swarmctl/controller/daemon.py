@@ -1,0 +1,330 @@
+"""The controller as a running process: sockets, clocks and tasks around a :class:`Cluster`.
+
+Four tasks: *receive* decodes what arrives and hands it to the sessions or the request server;
+*reconcile* runs cycles whenever something woke it, and sends each node one assignment a cycle;
+*tick* notices silence; *complete* commits completions of jobs before they are acknowledged.
+
+It serves only after its term is committed (DESIGN 8.1).
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import time as wall_clock
+from typing import Any, Final
+
+import structlog
+import trio
+from attrs import evolve, frozen
+
+from swarmctl import __version__
+from swarmctl.controller import identity as identities
+from swarmctl.controller import records
+from swarmctl.controller.access import Access, admins_only
+from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.handlers import instances, nodes, services, streams
+from swarmctl.controller.records import AdminRecord, TokenRecord
+from swarmctl.controller.state import ClusterState
+from swarmctl.controller.store.api import Put, Store
+from swarmctl.controller.store.sqlite import SqliteStore
+from swarmctl.folder import DataFolder
+from swarmctl.proto import codec, limits
+from swarmctl.proto.errors import Conflict, ProtocolError, SwarmError
+from swarmctl.proto.messages import PROTOCOL_VERSION, Enrol, Message, Refuse, ReportAck
+from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
+from swarmctl.transport.keys import KeyPair
+from swarmctl.transport.rpc import Call, Handler, RpcServer
+from swarmctl.transport.zmq_listener import open_listener
+
+_log = structlog.get_logger(__name__)
+_STORE_FILE: Final = "store.db"
+_TICK_S: Final = 0.5
+# Messages handled before other tasks get their turn: about 5 ms of work.
+_MESSAGES_A_TURN: Final = 200
+
+OpenListener = Callable[[KeyPair, Authorize], Any]
+
+
+@frozen
+class ControllerConfig:
+    """What an operator decides about a controller.
+
+    ``advertise`` are the addresses that contexts and tokens carry; empty means those listened
+    on.  ``lost_after_s`` is how long a node may be silent.
+    """
+
+    data: Path
+    listen: tuple[str, ...] = ("tcp://127.0.0.1:7077",)
+    advertise: tuple[str, ...] = ()
+    context_name: str = "default"
+    lost_after_s: float = limits.NODE_LOST_S
+
+
+async def run_controller(
+    config: ControllerConfig,
+    *,
+    task_status: "trio.TaskStatus[Cluster]" = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; reports the cluster once it serves.
+
+    Raises:
+        Conflict: another controller has the data folder, or the store is of another cluster.
+        StorageFault: the data folder or the store cannot be used.
+        EnvironmentFault: an address cannot be listened on.
+        StaleTerm: another controller has taken over.
+    """
+    async with AsyncExitStack() as stack:
+        stack.enter_context(DataFolder.open(config.data, "controller"))
+        identity = identities.load_or_make(config.data)
+        access = Access()
+        # Listening comes before the term: a controller whose port is taken changes nothing.
+        keypair = KeyPair(identity.public_key, identity.secret_key)
+        listener = await stack.enter_async_context(
+            open_listener(list(config.listen), keypair, access.authorise)
+        )
+        store = await stack.enter_async_context(_open_store(config.data, identity.cluster_id))
+        controller = await Controller.start(config, identity, access, listener, store)
+        await controller.run(task_status=task_status)
+
+
+@asynccontextmanager
+async def _open_store(folder: Path, cluster_id: str) -> AsyncGenerator[Store, None]:
+    path = folder / _STORE_FILE
+    store = await SqliteStore.open(path, new_cluster_id=lambda: cluster_id)
+    try:
+        if store.cluster_id != cluster_id:
+            raise Conflict(
+                f"the store is of cluster {store.cluster_id[:8]}, the key of {cluster_id[:8]}",
+                str(path),
+                "restore both from the same backup",
+            )
+        yield store
+    finally:
+        await store.aclose()
+
+
+class Controller:
+    """One controller that has its term; :meth:`run` serves."""
+
+    def __init__(self, config: ControllerConfig, cluster: Cluster, listener: Listener) -> None:
+        self.config = config
+        self.cluster = cluster
+        self._listener = listener
+        self._started_at = trio.current_time()
+        self.malformed = 0
+
+    @classmethod
+    async def start(
+        cls,
+        config: ControllerConfig,
+        identity: identities.ClusterIdentity,
+        access: Access,
+        listener: Listener,
+        store: Store,
+    ) -> "Controller":
+        """Take a term, load the store, and write the ways in."""
+        term = await store.take_term()
+
+        def send(peer: bytes, message: Message) -> None:
+            listener.send(PeerId(peer), codec.encode(message))
+
+        cluster = Cluster(
+            store=store,
+            state=ClusterState(identity.cluster_id, term),
+            identity=identity,
+            access=access,
+            send=send,
+            forget_user=listener.forget_user,
+            folder=config.data,
+            addresses=config.advertise or listener.endpoints,
+        )
+        await cluster.load()
+        await _write_ways_in(config, cluster)
+        _log.info("term taken", term=term, services=len(cluster.state.services))
+        return cls(config, cluster, listener)
+
+    async def run(
+        self, *, task_status: "trio.TaskStatus[Cluster]" = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            server = RpcServer(admins_only(_handlers(self.cluster)), nursery)
+            nursery.start_soon(self._receive, server, nursery)
+            nursery.start_soon(self._reconcile)
+            nursery.start_soon(self._tick)
+            task_status.started(self.cluster)
+            _log.info("serving", addresses=self.cluster.addresses)
+
+    # --- receiving ---------------------------------------------------------------------------
+
+    async def _receive(self, server: RpcServer, nursery: trio.Nursery) -> None:
+        while True:
+            arrivals = await self._listener.receive_batch()
+            for number, arrival in enumerate(arrivals, 1):
+                self._handle(server, nursery, arrival)
+                if number % _MESSAGES_A_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+            for peer in self._listener.take_departed():
+                self.cluster.sessions.peer_departed(peer)
+                self.cluster.caller.fail_peer(peer, "the agent's connection has ended")
+
+    def _handle(self, server: RpcServer, nursery: trio.Nursery, arrival: Arrival) -> None:
+        cluster = self.cluster
+        try:
+            message = codec.decode(arrival.payload)
+            if cluster.sessions.on_message(arrival.peer, arrival.user_id, message):
+                return
+            if cluster.caller.on_message(message):
+                return
+            if isinstance(message, Enrol):
+                nursery.start_soon(self._enrol, arrival, message)
+                return
+            if isinstance(message, Refuse):
+                _log.warning("refused by an agent", user=arrival.user_id, what=message.what)
+                return
+
+            def answer(reply: Message) -> None:
+                cluster.send(arrival.peer, reply)
+
+            if not server.on_message(arrival.peer, arrival.user_id, message, answer):
+                self._refuse_malformed(
+                    arrival,
+                    ProtocolError(f"a {type(message).__name__} is not for a controller"),
+                )
+        except ProtocolError as error:
+            self._refuse_malformed(arrival, error)
+
+    def _refuse_malformed(self, arrival: Arrival, error: ProtocolError) -> None:
+        """Answered and counted; the session goes on (DESIGN 7)."""
+        self.malformed += 1
+        _log.warning("malformed message", user=arrival.user_id, error=str(error))
+        self._try_send(arrival.peer, Refuse(error.code, error.what[: limits.TEXT_MAX_CHARS]))
+
+    async def _enrol(self, arrival: Arrival, request: Enrol) -> None:
+        try:
+            answer: Message = await nodes.enrol(self.cluster, arrival.user_id, request)
+        except SwarmError as error:
+            final = not error.temporary
+            answer = Refuse(error.code, error.what, error.where, error.hint, final)
+        self._try_send(arrival.peer, answer)
+
+    def _try_send(self, peer: bytes, message: Message) -> None:
+        try:
+            self.cluster.send(peer, message)
+        except SwarmError as error:
+            _log.debug("answer not delivered", error=str(error))
+
+    # --- reconciling -------------------------------------------------------------------------
+
+    async def _reconcile(self) -> None:
+        cluster = self.cluster
+        while True:
+            await cluster.wait_woken()
+            if cluster.sessions.term_seen > cluster.state.term:
+                await self._raise_term(cluster.sessions.term_seen)
+            if not cluster.reconciler.settled:
+                self._settle_if_due()
+            cluster.reconciler.cycle()
+            cluster.sessions.flush()
+            cluster.announce()
+            if cluster.sessions.completions:
+                await self._commit_completions()
+
+    async def _raise_term(self, seen: int) -> None:
+        """Agents have seen a higher term: our store is older than they are (it was restored).
+
+        The store compares our term as it raises it, so a controller that was deposed does not
+        come back this way.
+        """
+        cluster = self.cluster
+        cluster.state.term = await cluster.store.take_term(above=seen)
+        _log.warning("agents had seen a higher term", seen=seen, now=cluster.state.term)
+        for node in cluster.state.nodes.values():
+            if node.peer is not None:
+                cluster.state.resend(node)
+
+    def _settle_if_due(self) -> None:
+        """The takeover rule (DESIGN 8.4): all have reported, or have been silent long enough."""
+        cluster = self.cluster
+        waited = trio.current_time() - self._started_at
+        silent = [node.name for node in cluster.state.nodes.values() if not node.reported]
+        if silent and waited < self.config.lost_after_s:
+            return
+        if silent:
+            _log.warning("taking over without", nodes=silent)
+        for name in silent:
+            cluster.sessions.give_up(cluster.state.nodes[name])
+        cluster.reconciler.settle()
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(_TICK_S)
+            self.cluster.sessions.check_lost(self.config.lost_after_s)
+            if not self.cluster.reconciler.settled:
+                self.cluster.wake()
+
+    async def _commit_completions(self) -> None:
+        """Make completed slots of jobs durable, then acknowledge the reports that told of them."""
+        cluster = self.cluster
+        done, cluster.sessions.completions = cluster.sessions.completions, []
+        by_service: dict[tuple[str, str], set[int]] = {}
+        for one in done:
+            by_service.setdefault(one.instance.key, set()).add(one.instance.slot)
+        async with cluster.changing(list(by_service)):
+            changed = []
+            for key, slots in by_service.items():
+                service = cluster.state.services.get(key)
+                if service is None or slots <= set(service.record.completed):
+                    continue
+                completed = tuple(sorted(slots | set(service.record.completed)))
+                changed.append(evolve(service.record, completed=completed))
+            if changed:
+                await cluster.save_services(changed)
+        for peer, sequence in {(one.peer, one.sequence) for one in done if one.peer}:
+            self._try_send(peer, ReportAck(sequence))
+
+
+def _handlers(cluster: Cluster) -> dict[str, Handler]:
+    async def info(call: Call) -> Any:
+        del call
+        return {
+            "release": __version__,
+            "protocol": PROTOCOL_VERSION,
+            "cluster_id": cluster.state.cluster_id,
+            "term": cluster.state.term,
+            "started": cluster.started_at,
+            "addresses": list(cluster.addresses),
+            "settled": cluster.reconciler.settled,
+            "nodes": len(cluster.state.nodes),
+            "services": len(cluster.state.services),
+        }
+
+    return {
+        "cluster.info": info,
+        **services.handlers(cluster),
+        **instances.handlers(cluster),
+        **streams.handlers(cluster),
+        **nodes.handlers(cluster),
+    }
+
+
+async def _write_ways_in(config: ControllerConfig, cluster: Cluster) -> None:
+    """Keep ``admin.context`` and ``join.token`` in the folder true, and known to the store."""
+    identity = cluster.identity
+    context = identities.write_context(
+        config.data, identity, cluster.addresses, config.context_name
+    )
+    if cluster.access.authorise(context.public_key) is None:
+        admin = AdminRecord("admin", context.public_key, wall_clock())
+        await cluster.store.commit([Put(records.ADMIN + admin.id, records.encode(admin))])
+        cluster.access.allow(context.public_key, f"admin:{admin.id}")
+    token = identities.read_join_token(config.data)
+    if token is None:
+        if cluster.tokens or cluster.state.services or cluster.state.nodes:
+            return  # It was revoked.
+        token = identities.make_token(identity, cluster.addresses)
+    if token.id not in cluster.tokens:
+        # New, or the store was emptied: the file is the operator's word that it holds.
+        record = TokenRecord(token.id, token.public_key, wall_clock(), one_time=False)
+        await cluster.save_token(record)
+    identities.write_join_token(config.data, evolve(token, addresses=cluster.addresses))

@@ -1,0 +1,1 @@
+"""What clients may ask of a controller, one module a subject."""

@@ -1,0 +1,312 @@
+"""Requests that look: ``ps``, ``inspect``, ``explain``, ``wait``."""
+
+from typing import Any
+
+import trio
+
+from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.handlers.targets import Target, holders, parse, resolve, tenant_of
+from swarmctl.controller.placing import request_for
+from swarmctl.controller.records import SlotWish
+from swarmctl.controller.state import Instance, Service, ServiceKey
+from swarmctl.controller.views import View, instance_view, pending_views
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto import limits
+from swarmctl.proto.errors import InvalidSpec, LaunchFailed, NothingFits, WaitExpired
+from swarmctl.proto.states import FINAL, InstanceState
+from swarmctl.scheduler import explain as explain_placement
+from swarmctl.spec import wire
+from swarmctl.transport.rpc import Call, Handler
+
+# How often a watcher is told at the most: fast enough for the eye, cheap for a million.
+_PROGRESS_S = 0.1
+# A watcher looks again after this long even when nothing was announced.
+_LOOK_AGAIN_S = 1.0
+
+
+def handlers(cluster: Cluster) -> dict[str, Handler]:
+    """Method to handler."""
+
+    async def listing(call: Call) -> Any:
+        return _list(cluster, call)
+
+    async def inspect(call: Call) -> Any:
+        return _inspect(cluster, call)
+
+    async def explain(call: Call) -> Any:
+        return _explain(cluster, call)
+
+    async def wait(call: Call) -> Any:
+        return await _wait(cluster, call)
+
+    return {
+        "instance.list": listing,
+        "instance.inspect": inspect,
+        "instance.explain": explain,
+        "service.wait": wait,
+    }
+
+
+def _list(cluster: Cluster, call: Call) -> list[View]:
+    """Instances of all services, or of those in ``names``; ``all`` includes those that ended."""
+    tenant = tenant_of(call)
+    names = call.texts("names")
+    targets = resolve(cluster, names, tenant)
+    keys = {target.key for target in targets}
+    views: list[View] = []
+    for key, service in cluster.state.services.items():
+        if key[0] == tenant and (not names or key in keys):
+            views += [instance_view(one) for one in service.holders.values()]
+            views += pending_views(service)
+    for instance in cluster.state.all_instances():
+        loose = instance.quarantined or instance.removing
+        if loose and instance.key[0] == tenant and (not names or instance.key in keys):
+            views.append(instance_view(instance))
+    slots = {target.name for target in targets if target.slot is not None}
+    whole = {target.key[1] for target in targets if target.slot is None}
+    if slots:
+        views = [one for one in views if one["instance"] in slots or one["service"] in whole]
+    if not call.flag("all"):
+        views = [one for one in views if one["state"] not in _ENDED]
+    views.sort(key=lambda one: (one["service"], int(one["instance"].rpartition(".")[2])))
+    return views
+
+
+_ENDED = {
+    InstanceState.STOPPED.label,
+    InstanceState.SUCCEEDED.label,
+    InstanceState.REMOVED.label,
+}
+
+
+def _inspect(cluster: Cluster, call: Call) -> View:
+    [target] = resolve(cluster, [call.text("name")], tenant_of(call))
+    if target.slot is None:
+        raise InvalidSpec(f"{target.name} is a service", hint="use 'swarmctl service inspect'")
+    service = cluster.state.services.get(target.key)
+    if service is not None and target.slot not in service.holders:
+        for view in pending_views(service):
+            if view["instance"] == target.name:
+                return view
+    [instance] = holders(cluster, [target])
+    encoded = cluster.state.templates.get(instance.template)
+    template = wire.converter().unstructure(wire.decode_template(encoded)) if encoded else None
+    return instance_view(instance) | {
+        "template": template,
+        "placed": instance.placed_at,
+        "generation": instance.generation,
+    }
+
+
+# --- explain ---------------------------------------------------------------------------------
+
+
+def _explain(cluster: Cluster, call: Call) -> View:
+    """Why something is where it is, or why it is nowhere, as lines of text."""
+    [target] = resolve(cluster, [call.text("name")], tenant_of(call))
+    service = cluster.state.services.get(target.key)
+    if service is None:
+        return {
+            "name": target.name,
+            "lines": [
+                instance_view(one)["reason"] for one in cluster.quarantined(target.key, target.slot)
+            ],
+        }
+    slots = [target.slot] if target.slot else range(1, service.record.spec.replicas + 1)
+    lines: list[str] = []
+    for slot in slots:
+        line = _explain_slot(cluster, service, slot)
+        if len(lines) < limits.HISTORY_MAX:
+            lines.append(line)
+    if len(slots) > limits.HISTORY_MAX:
+        lines.append(f"… and {len(slots) - limits.HISTORY_MAX} more; name one of them to see it")
+    explanation = explain_placement(cluster.fleet.snapshot, request_for(service, [1]))
+    lines.append(f"one more copy now: {explanation}")
+    return {
+        "name": target.name,
+        "lines": lines,
+        "history": [[at, text] for at, text in service.history],
+    }
+
+
+def _explain_slot(cluster: Cluster, service: Service, slot: int) -> str:
+    name = f"{service.key[1]}.{slot}"
+    holder = service.holders.get(slot)
+    wish = service.record.wish(slot)
+    if slot in service.record.completed:
+        return f"{name} has completed: a job's slot is not run again"
+    if holder is None:
+        if wish is not SlotWish.RUNNING:
+            return f"{name} is nowhere: a user {wish.value} it ('swarmctl start {name}' undoes it)"
+        if slot in service.unplaced:
+            return f"{name} is nowhere: {service.unplaced[slot]}"
+        if service.old and not cluster.reconciler.settled:
+            silent = [node.name for node in cluster.state.nodes.values() if not node.reported]
+            return (
+                f"{name} is nowhere yet: the controller started a moment ago and waits for "
+                f"{', '.join(silent)} to report, where it may be running"
+            )
+        return f"{name} is nowhere: it is about to be placed"
+    return f"{name} is {holder.state.label} on {holder.node}: {_why_there(cluster, holder)}"
+
+
+def _why_there(cluster: Cluster, holder: Instance) -> str:
+    parts: list[str] = []
+    if holder.reason:
+        parts.append(holder.reason)
+    node = cluster.state.nodes[holder.node]
+    placement = cluster.state.services[holder.key].record.spec.placement
+    term = incarnations.term_of(holder.incarnation)
+    if term != cluster.state.term:
+        parts.append("placed by an earlier controller, and adopted where it runs")
+    else:
+        goal = "most" if placement.strategy == "binpack" else "least"
+        met = ", ".join(placement.constraints) or "its needs"
+        parts.append(f"the {goal} allocated node that met {met} when it was placed")
+    if node.reasons:
+        parts.append(f"the node is sick: {'; '.join(node.reasons)}")
+    return "; ".join(parts)
+
+
+# --- wait ------------------------------------------------------------------------------------
+
+
+async def _wait(cluster: Cluster, call: Call) -> Any:
+    """Stream counts until the services are as asked for, or cannot become so.
+
+    Parameters: ``names``, ``for`` (``running``, ``stopped`` or ``gone``), ``timeout_s``.
+    Streams on ``progress``: {service: {state: count, "wanted": n}}.
+
+    Raises:
+        WaitExpired: it took longer than ``timeout_s``.
+        NothingFits: an instance has no node that takes it.
+        LaunchFailed: an instance has failed for a reason that waiting will not mend.
+    """
+    condition = call.text("for", "running")
+    if condition not in _CONDITIONS:
+        raise InvalidSpec(
+            f"cannot wait for {condition!r}", "--for", f"one of {', '.join(_CONDITIONS)}"
+        )
+    tenant = tenant_of(call)
+    names = call.texts("names")
+    targets = [parse(name, tenant) for name in names]
+    if condition != "gone":
+        resolve(cluster, names, tenant)
+    timeout_s = call.params.get("timeout_s")
+    deadline = trio.current_time() + (float(timeout_s) if timeout_s else float("inf"))
+    shown: dict[str, Any] = {}
+    while True:
+        counts = {target.name: _progress(cluster, target) for target in targets}
+        if counts != shown:
+            shown = counts
+            await call.send("progress", counts)
+        if all(_CONDITIONS[condition](cluster, target) for target in targets):
+            return counts
+        if trio.current_time() >= deadline:
+            raise WaitExpired(
+                f"not {condition} after {timeout_s:g} s: {_summary(counts)}",
+                ", ".join(names),
+                f"it goes on; see: swarmctl explain {names[0]}",
+            )
+        await trio.sleep(_PROGRESS_S)
+        await cluster.wait_changed(min(_LOOK_AGAIN_S, max(0.0, deadline - trio.current_time())))
+
+
+def _summary(counts: dict[str, dict[str, int]]) -> str:
+    totals: dict[str, int] = {}
+    for states in counts.values():
+        for state, count in states.items():
+            totals[state] = totals.get(state, 0) + count
+    wanted = totals.pop("wanted", 0)
+    return ", ".join(f"{count} {state}" for state, count in totals.items()) + f" of {wanted}"
+
+
+def _progress(cluster: Cluster, target: Target) -> dict[str, int]:
+    leaving = cluster.state.leaving.get(target.key, 0)
+    service = cluster.state.services.get(target.key)
+    if service is None:
+        return {"leaving": leaving, "wanted": 0} if leaving else {"wanted": 0}
+    if target.slot is not None:
+        holder = service.holders.get(target.slot)
+        return {holder.state.label if holder else "pending": 1, "wanted": 1}
+    counts = cluster.state.counts(service)
+    if leaving:
+        counts["leaving"] = leaving
+    return counts | {"wanted": service.record.spec.replicas}
+
+
+def _slots(service: Service, target: Target) -> list[int]:
+    if target.slot is not None:
+        return [target.slot]
+    return list(range(1, service.record.spec.replicas + 1))
+
+
+def _is_running(cluster: Cluster, target: Target) -> bool:
+    service = cluster.service(target.key)
+    if service.rolling:
+        return False
+    job = service.record.spec.template.job
+    good = {InstanceState.SUCCEEDED} if job else {InstanceState.RUNNING}
+    ready = True
+    for slot in _slots(service, target):
+        if service.record.wish(slot) is not SlotWish.RUNNING or slot in service.record.completed:
+            continue
+        if slot in service.unplaced:
+            raise NothingFits(
+                f"{target.key[1]}.{slot} cannot be placed: {service.unplaced[slot]}",
+                hint="it stays pending, and is placed when something fits",
+            )
+        holder = service.holders.get(slot)
+        if holder is None:
+            ready = False
+            continue
+        _raise_if_hopeless(holder)
+        ready = ready and holder.state in good and _is_current(service, holder)
+    return ready
+
+
+def _is_current(service: Service, holder: Instance) -> bool:
+    """Whether the node has been told of the last restart, and started again since."""
+    return holder.generation == service.record.slot_generation(holder.slot)
+
+
+def _raise_if_hopeless(holder: Instance) -> None:
+    """Give up on an instance that has failed by itself, and not only for the moment."""
+    if holder.state is not InstanceState.FAILED:
+        return
+    looping = holder.restarts >= limits.CRASH_LOOP_RESTARTS
+    never_ran = holder.exit_code is None
+    if looping or never_ran or not holder.restarts:
+        raise LaunchFailed(
+            f"{holder.name} failed on {holder.node}: {holder.reason or 'no reason given'}",
+            hint=f"see: swarmctl logs {holder.name}",
+        )
+
+
+def _is_stopped(cluster: Cluster, target: Target) -> bool:
+    service = cluster.service(target.key)
+    return all(
+        holder.state in FINAL
+        for slot, holder in service.holders.items()
+        if target.slot in (None, slot)
+    )
+
+
+def _is_gone(cluster: Cluster, target: Target) -> bool:
+    key: ServiceKey = target.key
+    service = cluster.state.services.get(key)
+    if target.slot is not None and service is not None:
+        return target.slot not in service.holders and not cluster.state.leaving.get(key)
+    if service is not None:
+        return False
+    if not cluster.state.leaving.get(key):
+        return True
+    # What is on a lost node goes when that node returns; nobody waits for that.
+    return all(
+        cluster.state.nodes[one.node].peer is None
+        for one in cluster.state.all_instances()
+        if one.key == key and one.removing
+    )
+
+
+_CONDITIONS = {"running": _is_running, "stopped": _is_stopped, "gone": _is_gone}

@@ -1,0 +1,185 @@
+"""Requests about nodes and join tokens, and enrolment."""
+
+from time import time as wall_clock
+from typing import Any
+
+from attrs import evolve
+
+from swarmctl.controller import identity, records
+from swarmctl.controller.access import TOKEN, name_of, role_of
+from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.records import NodeRecord, TokenRecord
+from swarmctl.controller.store.api import Delete, Op
+from swarmctl.controller.views import instance_view, node_view
+from swarmctl.proto.errors import Conflict, NotFound, ProtocolError, Refused
+from swarmctl.proto.messages import Enrol, Enrolled
+from swarmctl.spec.names import check_node_name
+from swarmctl.transport.rpc import Call, Handler
+
+
+def handlers(cluster: Cluster) -> dict[str, Handler]:
+    """Method to handler."""
+
+    async def node_list(call: Call) -> Any:
+        del call
+        return [
+            node_view(node, _allocated(cluster, name))
+            for name, node in sorted(cluster.state.nodes.items())
+        ]
+
+    async def node_inspect(call: Call) -> Any:
+        return _inspect(cluster, call.text("name"))
+
+    async def node_change(call: Call) -> Any:
+        return await _change(cluster, call)
+
+    async def node_remove(call: Call) -> Any:
+        return await _remove(cluster, call)
+
+    async def token_create(call: Call) -> Any:
+        return await _create_token(cluster, one_time=not call.flag("reusable"))
+
+    async def token_list(call: Call) -> Any:
+        del call
+        return [_token_view(token) for token in cluster.tokens.values()]
+
+    async def token_revoke(call: Call) -> Any:
+        return await _revoke_token(cluster, call.text("id"))
+
+    return {
+        "node.list": node_list,
+        "node.inspect": node_inspect,
+        "node.change": node_change,
+        "node.remove": node_remove,
+        "token.create": token_create,
+        "token.list": token_list,
+        "token.revoke": token_revoke,
+    }
+
+
+# --- nodes -----------------------------------------------------------------------------------
+
+
+def _allocated(cluster: Cluster, name: str) -> dict[str, int]:
+    return {k: int(v) for k, v in cluster.fleet.snapshot.allocated(name).items() if v}
+
+
+def _inspect(cluster: Cluster, name: str) -> Any:
+    node = cluster.node(name)
+    return node_view(node, _allocated(cluster, name)) | {
+        "driver_details": [
+            {
+                "driver": driver.name,
+                "available": driver.available,
+                "version": driver.version,
+                "reason": driver.reason,
+                "facts": driver.facts,
+            }
+            for driver in node.facts.drivers
+        ],
+        "facts": node.facts.facts,
+        "operator_labels": node.record.labels,
+        "enrolled": node.record.enrolled_at,
+        "token": node.record.token_id,
+        "hosts": [instance_view(one) for one in node.instances.values()],
+    }
+
+
+async def _change(cluster: Cluster, call: Call) -> Any:
+    """Cordon, uncordon or label nodes.
+
+    Parameters: ``names``, ``cordoned`` (optional), ``labels`` (name to value; "" takes it away).
+    """
+    nodes = [cluster.node(name) for name in call.texts("names")]
+    labels = call.params.get("labels") or {}
+    if not isinstance(labels, dict) or not all(isinstance(one, str) for one in labels.values()):
+        raise ProtocolError("labels is not a map of texts", call.method)
+    for node in nodes:
+        record = node.record
+        merged = {k: v for k, v in (record.labels | labels).items() if v}
+        cordoned = bool(call.params.get("cordoned", record.cordoned))
+        await cluster.save_node(evolve(record, labels=merged, cordoned=cordoned))
+    return {"nodes": [node.name for node in nodes]}
+
+
+async def _remove(cluster: Cluster, call: Call) -> Any:
+    """Take a node out of the registry; with ``force`` also one that is connected."""
+    node = cluster.node(call.text("name"))
+    if node.connected and not call.flag("force"):
+        raise Conflict(
+            f"node {node.name} is connected, with {len(node.instances)} instances",
+            hint="stop its agent first, or use --force: what runs there is left running, "
+            "unmanaged, and is placed elsewhere",
+        )
+    await cluster.delete_node(node)
+    return {"node": node.name}
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+def _token_view(token: TokenRecord) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "one_time": token.one_time,
+        "used_by": token.used_by,
+        "created": token.created_at,
+    }
+
+
+async def _create_token(cluster: Cluster, *, one_time: bool) -> Any:
+    token = identity.make_token(cluster.identity, cluster.addresses)
+    record = TokenRecord(token.id, token.public_key, wall_clock(), one_time)
+    await cluster.save_token(record)
+    return _token_view(record) | {"token": token.to_text()}
+
+
+async def _revoke_token(cluster: Cluster, token_id: str) -> Any:
+    token = cluster.tokens.get(token_id)
+    if token is None:
+        raise NotFound(f"no token {token_id!r}", hint="'swarmctl token ls' lists them")
+    await cluster.delete_token(token)
+    standing = identity.read_join_token(cluster.folder)
+    if standing is not None and standing.id == token_id:
+        identity.remove_join_token(cluster.folder)
+    return {"id": token_id}
+
+
+# --- enrolment -------------------------------------------------------------------------------
+
+
+async def enrol(cluster: Cluster, user: str, request: Enrol) -> Enrolled:
+    """Pin the key of a node that holds a join token.
+
+    The same key under the same name may enrol again: its answer was lost.
+
+    Raises:
+        Refused: not over a token's connection, or the token has been used.
+        Conflict: another key has the name.
+        InvalidSpec: not a name for a node.
+    """
+    token = cluster.tokens.get(name_of(user)) if role_of(user) == TOKEN else None
+    if token is None:
+        raise Refused("enrolment needs a join token", hint="make one with: swarmctl token create")
+    check_node_name(request.node)
+    node = cluster.state.nodes.get(request.node)
+    if node is not None and node.record.public_key != request.public_key:
+        raise Conflict(
+            f"a node {request.node!r} exists already, with another key",
+            hint=f"choose another --name, or first: swarmctl node rm {request.node}",
+        )
+    if token.one_time and token.used_by not in ("", request.node):
+        raise Refused(
+            f"this token was used by {token.used_by}",
+            hint="make another with: swarmctl token create",
+        )
+    if node is None:
+        extra: list[Op] = []
+        if token.one_time:
+            extra.append(Delete(records.TOKEN + token.id))
+        record = NodeRecord(request.node, request.public_key, wall_clock(), token.id)
+        await cluster.save_node(record, *extra)
+        if token.one_time:
+            # Its key stays in for this run, so that a lost answer can be asked for again.
+            cluster.tokens[token.id] = evolve(token, used_by=request.node)
+    return Enrolled(request.node, cluster.state.cluster_id)

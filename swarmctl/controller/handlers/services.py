@@ -1,0 +1,295 @@
+"""Requests that change intent: apply, scale, stop, start, restart, remove; and service views.
+
+Every change is committed before it is answered (DESIGN 1.2).  What the nodes then do about it is
+watched with ``service.wait``.
+"""
+
+from collections.abc import Callable
+from time import time as wall_clock
+from typing import Any
+
+from attrs import evolve
+
+from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.handlers.targets import Target, parse, resolve, tenant_of
+from swarmctl.controller.records import ServiceRecord, SlotOverride, SlotWish
+from swarmctl.controller.state import ServiceKey
+from swarmctl.controller.views import service_view
+from swarmctl.proto import limits
+from swarmctl.proto.errors import Conflict, InvalidSpec, ProtocolError
+from swarmctl.scheduler import parse_constraints
+from swarmctl.spec import wire
+from swarmctl.spec.diff import diff_services
+from swarmctl.spec.models import ServiceSpec
+from swarmctl.spec.names import check_service_name
+from swarmctl.transport.rpc import Call, Handler
+
+Change = Callable[[ServiceRecord, int | None], ServiceRecord]
+
+
+def handlers(cluster: Cluster) -> dict[str, Handler]:
+    """Method to handler."""
+
+    async def apply(call: Call) -> Any:
+        return await _apply(cluster, call)
+
+    async def scale(call: Call) -> Any:
+        return await _scale(cluster, call)
+
+    async def remove(call: Call) -> Any:
+        return await _remove(cluster, call)
+
+    async def stop(call: Call) -> Any:
+        return await _change_targets(cluster, call, _stopped)
+
+    async def start(call: Call) -> Any:
+        return await _change_targets(cluster, call, _started)
+
+    async def restart(call: Call) -> Any:
+        return await _change_targets(cluster, call, _restarted)
+
+    async def listing(call: Call) -> Any:
+        tenant = tenant_of(call)
+        return [
+            service_view(cluster.state, service)
+            for key, service in sorted(cluster.state.services.items())
+            if key[0] == tenant
+        ]
+
+    async def inspect(call: Call) -> Any:
+        return _inspect(cluster, (tenant_of(call), call.text("name")))
+
+    return {
+        "service.apply": apply,
+        "service.scale": scale,
+        "service.remove": remove,
+        "service.stop": stop,
+        "service.start": start,
+        "service.restart": restart,
+        "service.list": listing,
+        "service.inspect": inspect,
+    }
+
+
+# --- apply -----------------------------------------------------------------------------------
+
+
+async def _apply(cluster: Cluster, call: Call) -> Any:
+    """Make services as given: created, changed in place, or left alone.
+
+    Parameters: ``services`` (encoded specs), ``create_only`` (a name in use is an error),
+    ``dry_run``, ``prune`` (a stack: its services that are not given are removed).
+    """
+    specs = _specs(call)
+    prune = call.text("prune", "")
+    keys = [(spec.tenant, spec.name) for spec in specs]
+    doomed = [
+        key
+        for key, service in cluster.state.services.items()
+        if prune and service.record.spec.stack == prune and key not in keys
+    ]
+    async with cluster.changing([*keys, *doomed]):
+        results: list[dict[str, Any]] = []
+        changed: list[ServiceRecord] = []
+        for spec in specs:
+            record, result = _applied(cluster, spec, create_only=call.flag("create_only"))
+            results.append(result)
+            if record is not None:
+                changed.append(record)
+        results += [{"service": key[1], "action": "removed", "changes": []} for key in doomed]
+        if not call.flag("dry_run"):
+            if changed:
+                await cluster.save_services(changed)
+            if doomed:
+                await cluster.delete_services(doomed)
+    return {"services": results}
+
+
+def _specs(call: Call) -> list[ServiceSpec]:
+    encoded = call.params.get("services")
+    if not isinstance(encoded, tuple | list) or not all(isinstance(one, bytes) for one in encoded):
+        raise ProtocolError("services is not a list of encoded specs", call.method)
+    specs = [wire.decode_service(one) for one in encoded]
+    for spec in specs:
+        _check(spec)
+    names = [(spec.tenant, spec.name) for spec in specs]
+    if len(set(names)) != len(names):
+        raise InvalidSpec("a service is given twice", call.method)
+    return specs
+
+
+def _check(spec: ServiceSpec) -> None:
+    """Refuse what no client of this release sends: others may."""
+    check_service_name(spec.name)
+    parse_constraints(spec.placement.constraints)
+    if not 0 <= spec.replicas <= limits.REPLICAS_MAX:
+        raise InvalidSpec(
+            f"replicas has to be from 0 to {limits.REPLICAS_MAX}, not {spec.replicas}", spec.name
+        )
+
+
+def _applied(
+    cluster: Cluster, spec: ServiceSpec, *, create_only: bool
+) -> tuple[ServiceRecord | None, dict[str, Any]]:
+    """The record after ``spec`` is applied (None when nothing changes), and what to answer."""
+    existing = cluster.state.services.get((spec.tenant, spec.name))
+    now = wall_clock()
+    if existing is None:
+        return ServiceRecord(spec, now, now), _result(spec, "created", None)
+    if create_only:
+        raise Conflict(
+            f"a service {spec.name!r} exists already",
+            hint=f"choose another --name, or remove it: swarmctl rm {spec.name}",
+        )
+    before = existing.record
+    if before.spec == spec:
+        return None, _result(spec, "unchanged", before.spec)
+    record = evolve(
+        before, spec=spec, previous=before.spec, updated_at=now, revision=before.revision + 1
+    )
+    return _without_overrides_beyond(record), _result(spec, "updated", before.spec)
+
+
+def _result(spec: ServiceSpec, action: str, before: ServiceSpec | None) -> dict[str, Any]:
+    changes = diff_services(before, spec) if before is not None else ()
+    return {
+        "service": spec.name,
+        "action": action,
+        "changes": [[one.field_path, one.before, one.after, one.restarts] for one in changes],
+    }
+
+
+def _without_overrides_beyond(record: ServiceRecord) -> ServiceRecord:
+    """Exceptions of slots that are scaled away go with them."""
+    replicas = record.spec.replicas
+    return evolve(
+        record,
+        overrides={slot: one for slot, one in record.overrides.items() if slot <= replicas},
+        completed=tuple(slot for slot in record.completed if slot <= replicas),
+    )
+
+
+# --- scale, stop, start, restart -------------------------------------------------------------
+
+
+async def _scale(cluster: Cluster, call: Call) -> Any:
+    wanted = call.params.get("replicas")
+    if not isinstance(wanted, dict) or not all(type(count) is int for count in wanted.values()):
+        raise ProtocolError("replicas is not a map of service to count", call.method)
+    tenant = tenant_of(call)
+    targets = resolve(cluster, list(wanted), tenant)
+    for target in targets:
+        if target.slot is not None:
+            raise InvalidSpec(f"{target.name} is an instance; a service is scaled")
+    keys = [target.key for target in targets]
+    async with cluster.changing(keys):
+        changed: list[ServiceRecord] = []
+        for key in keys:
+            before = cluster.service(key).record
+            spec = before.spec.with_replicas(wanted[key[1]])
+            _check(spec)
+            changed.append(
+                _without_overrides_beyond(evolve(before, spec=spec, updated_at=wall_clock()))
+            )
+        await cluster.save_services(changed)
+    return {"services": [key[1] for key in keys]}
+
+
+async def _change_targets(cluster: Cluster, call: Call, change: Change) -> Any:
+    """Apply ``change`` to every target of the request, in one commit."""
+    targets = resolve(cluster, call.texts("names"), tenant_of(call))
+    known = [target for target in targets if target.key in cluster.state.services]
+    for target in targets:
+        if target not in known:
+            raise Conflict(
+                f"{target.name} is quarantined: this controller does not know its service",
+                hint=f"apply its stack to adopt it, or remove it: swarmctl rm {target.name}",
+            )
+    async with cluster.changing([target.key for target in known]):
+        records: dict[ServiceKey, ServiceRecord] = {}
+        for target in known:
+            record = records.get(target.key) or cluster.service(target.key).record
+            records[target.key] = change(record, target.slot)
+        await cluster.save_services(list(records.values()))
+    return {"targets": [target.name for target in targets]}
+
+
+def _stopped(record: ServiceRecord, slot: int | None) -> ServiceRecord:
+    if slot is None:
+        return _all_following(evolve(record, stopped=True, updated_at=wall_clock()))
+    return _wishing(record, slot, SlotWish.STOPPED)
+
+
+def _started(record: ServiceRecord, slot: int | None) -> ServiceRecord:
+    if slot is None:
+        return _all_following(evolve(record, stopped=False, updated_at=wall_clock()))
+    # Started again, a slot of a stopped service is the exception; else it follows the service.
+    return _wishing(record, slot, SlotWish.RUNNING if record.stopped else None)
+
+
+def _restarted(record: ServiceRecord, slot: int | None) -> ServiceRecord:
+    if slot is None:
+        return evolve(record, generation=record.generation + 1, updated_at=wall_clock())
+    override = record.overrides.get(slot, SlotOverride())
+    return record.with_override(slot, evolve(override, generation=override.generation + 1))
+
+
+def _all_following(record: ServiceRecord) -> ServiceRecord:
+    """Exceptions of single slots end when the whole service is stopped or started."""
+    for slot, override in record.overrides.items():
+        record = record.with_override(slot, evolve(override, wish=None))
+    return record
+
+
+def _wishing(record: ServiceRecord, slot: int, wish: SlotWish | None) -> ServiceRecord:
+    override = record.overrides.get(slot, SlotOverride())
+    changed = record.with_override(slot, evolve(override, wish=wish))
+    return evolve(changed, updated_at=wall_clock())
+
+
+# --- remove ----------------------------------------------------------------------------------
+
+
+async def _remove(cluster: Cluster, call: Call) -> Any:
+    """Remove services (with a tombstone), single instances (an override), or quarantined ones."""
+    targets = resolve(cluster, call.texts("names"), tenant_of(call))
+    async with cluster.changing([target.key for target in targets]):
+        whole = [one for one in targets if one.slot is None and one.key in cluster.state.services]
+        single = [one for one in targets if one.slot and one.key in cluster.state.services]
+        unknown = [one for one in targets if one.key not in cluster.state.services]
+        records: dict[ServiceKey, ServiceRecord] = {}
+        for target in single:
+            record = records.get(target.key) or cluster.service(target.key).record
+            assert target.slot is not None
+            records[target.key] = _wishing(record, target.slot, SlotWish.REMOVED)
+        if records:
+            await cluster.save_services(list(records.values()))
+        if whole:
+            await cluster.delete_services([target.key for target in whole])
+        for target in unknown:
+            _remove_quarantined(cluster, target)
+    return {"targets": [target.name for target in targets]}
+
+
+def _remove_quarantined(cluster: Cluster, target: Target) -> None:
+    for instance in cluster.quarantined(target.key, target.slot):
+        cluster.state.remove(instance)
+    cluster.wake()
+
+
+# --- views -----------------------------------------------------------------------------------
+
+
+def _inspect(cluster: Cluster, key: ServiceKey) -> Any:
+    service = cluster.service(parse(key[1], key[0]).key)
+    record = service.record
+    return service_view(cluster.state, service) | {
+        "spec": wire.converter().unstructure(record.spec),
+        "generation": record.generation,
+        "overrides": {
+            str(slot): {"wish": one.wish.value if one.wish else None, "generation": one.generation}
+            for slot, one in record.overrides.items()
+        },
+        "unplaced": {str(slot): why for slot, why in service.unplaced.items()},
+        "history": [[at, text] for at, text in service.history],
+    }

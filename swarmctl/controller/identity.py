@@ -1,0 +1,112 @@
+"""The files by which a cluster is known: its key pair, and the first ways in.
+
+On first start a controller makes, in its data folder and readable by its user alone:
+
+- ``cluster.key``: the cluster's id and the controllers' CURVE key pair,
+- ``admin.context``: an administrator's way in,
+- ``join.token``: lets nodes enrol until it is revoked.
+
+They are apart from the store, so an emptied or restored store is still the same cluster to the
+nodes (DESIGN 8.5).
+"""
+
+import json
+import secrets
+import uuid
+from pathlib import Path
+from typing import Final
+
+from attrs import field, frozen
+
+from swarmctl.credentials import Context, JoinToken, parse_context, parse_token
+from swarmctl.folder import atomic_write
+from swarmctl.proto.errors import StorageFault
+from swarmctl.transport import keys
+
+CLUSTER_KEY: Final = "cluster.key"
+ADMIN_CONTEXT: Final = "admin.context"
+JOIN_TOKEN: Final = "join.token"  # noqa: S105 - a file's name
+_PRIVATE: Final = 0o600
+
+
+@frozen
+class ClusterIdentity:
+    """Who the controllers of this cluster are."""
+
+    cluster_id: str
+    public_key: str
+    secret_key: str = field(repr=False)
+
+
+def load_or_make(folder: Path) -> ClusterIdentity:
+    """The identity in ``folder``, made on first start.
+
+    Raises:
+        StorageFault: the file is damaged or cannot be read or written.
+    """
+    path = folder / CLUSTER_KEY
+    if path.exists():
+        return _parse(path)
+    pair = keys.generate()
+    identity = ClusterIdentity(uuid.uuid4().hex, pair.public, pair.secret)
+    text = json.dumps(
+        {"cluster_id": identity.cluster_id, "public_key": pair.public, "secret_key": pair.secret}
+    )
+    atomic_write(path, text.encode(), _PRIVATE)
+    return identity
+
+
+def _parse(path: Path) -> ClusterIdentity:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return ClusterIdentity(
+            str(loaded["cluster_id"]), str(loaded["public_key"]), str(loaded["secret_key"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageFault(
+            f"the cluster's key cannot be read: {error}",
+            str(path),
+            "restore it from a backup: without it no node or administrator knows this cluster",
+        ) from error
+
+
+def write_context(
+    folder: Path, identity: ClusterIdentity, addresses: tuple[str, ...], name: str
+) -> Context:
+    """The administrator's context, with a key pair kept over restarts and addresses of now."""
+    path = folder / ADMIN_CONTEXT
+    if path.exists():
+        pair = parse_context(path.read_text(encoding="utf-8"), str(path))
+        public_key, secret_key = pair.public_key, pair.secret_key
+    else:
+        made = keys.generate()
+        public_key, secret_key = made.public, made.secret
+    context = Context(
+        name, addresses, identity.public_key, public_key, secret_key, identity.cluster_id
+    )
+    atomic_write(path, context.to_json().encode(), _PRIVATE)
+    return context
+
+
+def make_token(identity: ClusterIdentity, addresses: tuple[str, ...]) -> JoinToken:
+    """A new join token."""
+    pair = keys.generate()
+    return JoinToken(secrets.token_hex(4), addresses, identity.public_key, pair.public, pair.secret)
+
+
+def read_join_token(folder: Path) -> JoinToken | None:
+    """The token in the folder's ``join.token``; None when there is none."""
+    path = folder / JOIN_TOKEN
+    if not path.exists():
+        return None
+    return parse_token(path.read_text(encoding="utf-8"), str(path))
+
+
+def write_join_token(folder: Path, token: JoinToken) -> None:
+    """Leave ``token`` in the folder's ``join.token``."""
+    atomic_write(folder / JOIN_TOKEN, (token.to_text() + "\n").encode(), _PRIVATE)
+
+
+def remove_join_token(folder: Path) -> None:
+    """Take the folder's ``join.token`` away: it was revoked."""
+    (folder / JOIN_TOKEN).unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""Between the cluster's state and the scheduler: services become requests, nodes become rows.
+
+The scheduler's snapshot is an index over :class:`~swarmctl.controller.state.ClusterState`; this
+module keeps it by change, and can rebuild it from the state at any time.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from swarmctl.controller.state import ClusterState, Instance, Node, Service, scheduler_key
+from swarmctl.proto.states import NodeState
+from swarmctl.scheduler import Affinity, Request, Snapshot, parse_constraints
+from swarmctl.scheduler import Node as SchedulerNode
+from swarmctl.spec import wire
+from swarmctl.spec.models import AffinityTerm
+
+
+@lru_cache(maxsize=4096)
+def amounts_of(encoded_template: bytes) -> Mapping[str, int]:
+    """What an instance of this template takes from a node."""
+    return wire.decode_template(encoded_template).resources.amounts()
+
+
+def request_for(service: Service, slots: Sequence[int]) -> Request:
+    """The scheduler's form of "``service`` wants ``slots`` placed"."""
+    spec = service.record.spec
+    placement = spec.placement
+    return Request(
+        service=scheduler_key(service.key),
+        slots=slots,
+        resources=amounts_of(service.encoded_template),
+        driver=spec.driver_name,
+        constraints=parse_constraints(placement.constraints),
+        spread=placement.spread,
+        strategy="binpack" if placement.strategy == "binpack" else "spread",
+        max_per_node=placement.max_replicas_per_node,
+        affinity=_terms(spec.tenant, placement.affinity),
+        anti_affinity=_terms(spec.tenant, placement.anti_affinity),
+        priority=spec.priority,
+    )
+
+
+def _terms(tenant: str, terms: tuple[AffinityTerm, ...]) -> tuple[Affinity, ...]:
+    return tuple(
+        Affinity(scheduler_key((tenant, term.service)), weight=term.weight, required=term.required)
+        for term in terms
+    )
+
+
+def row_for(node: Node) -> SchedulerNode:
+    """The scheduler's form of a node."""
+    reason = unschedulable_reason(node)
+    return SchedulerNode(
+        name=node.name,
+        labels=node.labels,
+        capacity=node.facts.capacity,
+        drivers=frozenset(driver.name for driver in node.facts.drivers if driver.available),
+        schedulable=not reason,
+        unschedulable_reason=reason,
+    )
+
+
+def unschedulable_reason(node: Node) -> str:
+    """Why nothing new is placed on ``node``; empty when it may be."""
+    match node.state:
+        case NodeState.READY:
+            return ""
+        case NodeState.SICK:
+            return f"sick: {'; '.join(node.reasons)}"
+        case NodeState.JOINING:
+            return "not heard of since the controller started"
+        case other:
+            return str(other.value)
+
+
+class Fleet:
+    """The scheduler's snapshot, kept in step with the state."""
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+        self._known: set[str] = set()
+
+    def node_changed(self, node: Node) -> None:
+        """Its facts, labels or state are different (or it is new)."""
+        row = row_for(node)
+        if node.name in self._known:
+            self.snapshot.update_node(row)
+        else:
+            self.snapshot.add_node(row)
+            self._known.add(node.name)
+
+    def node_removed(self, name: str) -> None:
+        """It was taken out of the registry."""
+        if name in self._known:
+            self._known.remove(name)
+            self.snapshot.remove_node(name)
+
+    def allocate(self, state: ClusterState, instance: Instance) -> None:
+        """Count an adopted instance (placed ones are counted by committing the plan)."""
+        encoded = state.templates.get(instance.template)
+        if encoded is not None:
+            self.snapshot.allocate(instance.node, scheduler_key(instance.key), amounts_of(encoded))
+
+    def free(self, state: ClusterState, instance: Instance) -> None:
+        """Its node has it no more."""
+        encoded = state.templates.get(instance.template)
+        if encoded is not None and instance.node in self._known:
+            self.snapshot.free(instance.node, scheduler_key(instance.key), amounts_of(encoded))

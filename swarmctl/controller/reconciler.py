@@ -1,0 +1,175 @@
+"""From what is wanted and what is seen to what each node is told: level-triggered, no I/O.
+
+A *cycle* takes all services marked dirty, compares their slots with the holders, collects what
+has to be placed, plans it in one call of the scheduler, and marks the nodes whose assignment has
+changed.  Running a cycle twice changes nothing the second time.
+
+Slots that existed before this controller's term are placed anew only once every registered node
+has reported or has been silent for the lost-timeout (DESIGN 8.4): :meth:`Reconciler.settle`.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from swarmctl.controller.placing import Fleet, request_for
+from swarmctl.controller.records import SlotWish
+from swarmctl.controller.state import ClusterState, Instance, Service, ServiceKey, scheduler_key
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.states import Desired, InstanceState
+from swarmctl.scheduler import Plan, Request, plan
+
+# While a changed template is rolled out, this share of a service's slots may be away from
+# running at a time, and always at least one; `update_config` will make it a wish.
+_ROLL_SHARE: Final = 0.25
+_DESIRED: Final = {SlotWish.RUNNING: Desired.RUNNING, SlotWish.STOPPED: Desired.STOPPED}
+
+
+class Reconciler:
+    """Works on one cluster state.
+
+    Args:
+        state: what it reads and changes.
+        fleet: the scheduler's index over it.
+        now: the wall clock, epoch seconds (for people; no decision depends on it).
+        seed: of the scheduler's tie-breaking.
+    """
+
+    def __init__(
+        self, state: ClusterState, fleet: Fleet, now: Callable[[], float], seed: int = 0
+    ) -> None:
+        self._state = state
+        self._fleet = fleet
+        self._now = now
+        self._seed = seed
+        self.settled = False
+
+    def settle(self) -> None:
+        """The takeover rule is satisfied: old slots without a holder may be placed."""
+        self.settled = True
+        self._state.dirty_services.update(
+            key for key, service in self._state.services.items() if service.old
+        )
+
+    def cycle(self) -> bool:
+        """Reconcile what is dirty; whether there was anything."""
+        dirty, self._state.dirty_services = self._state.dirty_services, set()
+        requests: list[Request] = []
+        wanting: dict[str, Service] = {}
+        for key in dirty:
+            service = self._state.services.get(key)
+            if service is None:
+                continue
+            slots = self._slots_to_place(service)
+            service.unplaced = {}
+            if slots:
+                requests.append(request_for(service, slots))
+                wanting[scheduler_key(key)] = service
+        if requests:
+            self._place(requests, wanting)
+        return bool(dirty)
+
+    def retry_unplaced(self) -> None:
+        """Capacity has changed: whatever found no node may find one now."""
+        self._state.dirty_services.update(
+            key for key, service in self._state.services.items() if service.unplaced
+        )
+
+    def dissolve(self, key: ServiceKey) -> None:
+        """Take away all of a service that was deleted."""
+        service = self._state.services.pop(key)
+        for instance in list(service.holders.values()):
+            self._state.remove(instance)
+        self._state.dirty_services.discard(key)
+
+    # --- what a service wants ---------------------------------------------------------------
+
+    def _slots_to_place(self, service: Service) -> list[int]:
+        """Bring the holders in line; the slots that want a node, in order."""
+        record = service.record
+        for slot, holder in list(service.holders.items()):
+            self._align(service, slot, holder)
+        if service.rolling:
+            self._roll(service)
+        gated = service.old and not self.settled
+        completed = set(record.completed)
+        if gated:
+            return []
+        return [
+            slot
+            for slot in range(1, record.spec.replicas + 1)
+            if slot not in completed
+            and self._is_vacant(service.holders.get(slot))
+            and record.wish(slot) is SlotWish.RUNNING
+        ]
+
+    def _align(self, service: Service, slot: int, holder: Instance) -> None:
+        record = service.record
+        wish = record.wish(slot)
+        if slot > record.spec.replicas or wish is SlotWish.REMOVED:
+            self._state.remove(holder)
+            return
+        self._state.wish(holder, _DESIRED[wish], record.slot_generation(slot))
+
+    @staticmethod
+    def _is_vacant(holder: Instance | None) -> bool:
+        return holder is None or holder.state is InstanceState.LOST
+
+    def _roll(self, service: Service) -> None:
+        """Take away as many holders of an older template as the roll-out may miss at a time."""
+        outdated = [
+            holder for holder in service.holders.values() if holder.template != service.template
+        ]
+        if not outdated:
+            service.rolling = False
+            return
+        replicas = service.record.spec.replicas
+        away = replicas - sum(
+            holder.state is InstanceState.RUNNING for holder in service.holders.values()
+        )
+        budget = max(1, int(replicas * _ROLL_SHARE)) - away
+        # Those that do not run are replaced first: they serve nobody.
+        outdated.sort(key=lambda one: (one.state is InstanceState.RUNNING, one.slot))
+        for holder in outdated:
+            if holder.state is InstanceState.RUNNING:
+                if budget <= 0:
+                    break
+                budget -= 1
+            self._state.remove(holder)
+
+    # --- placing -----------------------------------------------------------------------------
+
+    def _place(self, requests: list[Request], wanting: dict[str, Service]) -> None:
+        made: Plan = plan(self._fleet.snapshot, requests, seed=self._seed)
+        self._fleet.snapshot.commit(made)
+        now = self._now()
+        for placement in made.placements:
+            self._assign(wanting[placement.service], placement.slot, placement.node, now)
+        for rejected in made.unplaced:
+            service = wanting[rejected.service]
+            text = str(rejected.rejection)
+            service.unplaced = dict.fromkeys(rejected.slots, text)
+            service.history.append((now, f"{len(rejected.slots)} not placed: {text}"))
+
+    def _assign(self, service: Service, slot: int, node: str, now: float) -> None:
+        state = self._state
+        before = service.holders.get(slot)
+        carried = 0
+        if before is not None:  # Lost: told to go when its node returns.
+            carried = before.restarts
+            state.remove(before)
+        state.sequence += 1
+        state.templates[service.template] = service.encoded_template
+        state.add(
+            Instance(
+                key=service.key,
+                slot=slot,
+                incarnation=incarnations.make(state.term, state.sequence),
+                node=node,
+                template=service.template,
+                driver=service.record.spec.driver_name,
+                generation=service.record.slot_generation(slot),
+                carried_restarts=carried,
+                since=now,
+                placed_at=now,
+            )
+        )

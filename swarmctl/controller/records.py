@@ -1,0 +1,180 @@
+"""What the controller keeps for ever: the durable records, and their keys in the store.
+
+Intent and identity only (DESIGN 1.2).  Placements and states are not here: they are read from
+the nodes.  Each record is one value, written whole.
+
+===========================  ======================================================
+``service/TENANT/NAME``      :class:`ServiceRecord`
+``tombstone/TENANT/NAME``    :class:`Tombstone`, of a service that was deleted
+``node/NAME``                :class:`NodeRecord`, the registry: who may open a session
+``token/ID``                 :class:`TokenRecord`
+``admin/ID``                 :class:`AdminRecord`
+===========================  ======================================================
+"""
+
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+import msgpack
+from attrs import evolve, field, frozen
+
+from swarmctl.proto import limits
+from swarmctl.proto.errors import InvalidSpec, StorageFault
+from swarmctl.spec.models import ServiceSpec
+from swarmctl.spec.wire import converter
+
+SERVICE: Final = "service/"
+TOMBSTONE: Final = "tombstone/"
+NODE: Final = "node/"
+TOKEN: Final = "token/"  # noqa: S105 - a key in the store
+ADMIN: Final = "admin/"
+
+_T = TypeVar("_T")
+
+
+class SlotWish(Enum):
+    """What a user asked of one slot, against the service's own desired state."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    REMOVED = "removed"
+
+
+@frozen
+class SlotOverride:
+    """A durable, sparse exception for one slot (DESIGN 8.3).
+
+    ``wish`` None follows the service; ``generation`` counts restarts that were asked for.
+    """
+
+    wish: SlotWish | None = None
+    generation: int = 0
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it says nothing, so that it need not be kept."""
+        return self.wish is None and self.generation == 0
+
+
+@frozen
+class ServiceRecord:
+    """One service: the spec, and what was asked of it and of its slots since.
+
+    ``revision`` counts changes of the spec, ``generation`` restarts of the whole service;
+    ``completed`` are the slots of a job that have succeeded; ``previous`` is the spec before the
+    last change, for ``service rollback``.
+    """
+
+    spec: ServiceSpec
+    created_at: float
+    updated_at: float
+    revision: int = 1
+    stopped: bool = False
+    generation: int = 0
+    overrides: dict[int, SlotOverride] = field(factory=dict)
+    completed: tuple[int, ...] = ()
+    previous: ServiceSpec | None = None
+
+    def wish(self, slot: int) -> SlotWish:
+        """What is wanted of ``slot``, which is within the replicas."""
+        override = self.overrides.get(slot)
+        if override is not None and override.wish is not None:
+            return override.wish
+        return SlotWish.STOPPED if self.stopped else SlotWish.RUNNING
+
+    def slot_generation(self, slot: int) -> int:
+        """How many restarts were asked for, of this slot and of the whole service."""
+        override = self.overrides.get(slot)
+        return self.generation + (override.generation if override else 0)
+
+    def with_override(self, slot: int, override: SlotOverride) -> "ServiceRecord":
+        """The record with one slot's exception replaced."""
+        overrides = {k: v for k, v in self.overrides.items() if k != slot}
+        if not override.is_void:
+            overrides[slot] = override
+        return evolve(self, overrides=overrides)
+
+
+@frozen
+class Tombstone:
+    """A service that was deleted: its incarnations up to ``incarnation`` are unwanted.
+
+    Newer ones of the same name belong to a service that was made again.
+    """
+
+    tenant: str
+    service: str
+    incarnation: int
+    deleted_at: float
+
+
+@frozen
+class NodeRecord:
+    """A node that was enrolled: its pinned key, and what operators said of it."""
+
+    name: str
+    public_key: str
+    enrolled_at: float
+    token_id: str = ""
+    labels: dict[str, str] = field(factory=dict)
+    cordoned: bool = False
+
+
+@frozen
+class TokenRecord:
+    """A join token; the secret half is not kept here."""
+
+    id: str
+    public_key: str
+    created_at: float
+    one_time: bool = True
+    used_by: str = ""
+
+
+@frozen
+class AdminRecord:
+    """An administrator's key."""
+
+    id: str
+    public_key: str
+    created_at: float
+
+
+def service_key(tenant: str, name: str) -> str:
+    """Where a service is kept."""
+    return f"{SERVICE}{tenant}/{name}"
+
+
+def tombstone_key(tenant: str, name: str) -> str:
+    """Where a deleted service is remembered."""
+    return f"{TOMBSTONE}{tenant}/{name}"
+
+
+def encode(record: Any) -> bytes:
+    """``record`` as bytes.
+
+    Raises:
+        InvalidSpec: it is over the store's bound for one value.
+    """
+    packed: bytes = msgpack.packb(converter().unstructure(record))
+    if len(packed) > limits.VALUE_MAX_BYTES:
+        raise InvalidSpec(
+            f"the record would take {len(packed)} bytes; the limit is {limits.VALUE_MAX_BYTES}",
+            hint="move large texts (user data, environment) into an image or a volume",
+        )
+    return packed
+
+
+def decode(data: bytes, cls: type[_T], key: str) -> _T:
+    """The inverse of :func:`encode`.
+
+    Raises:
+        StorageFault: the value is damaged; ``key`` says which.
+    """
+    try:
+        return converter().structure(msgpack.unpackb(data, strict_map_key=False), cls)
+    except Exception as error:
+        # Whatever cattrs or msgpack trip over, the meaning is one: this record is damaged.
+        raise StorageFault(
+            f"the record {key} is damaged: {error}", hint="restore the store from a backup"
+        ) from error

@@ -1,0 +1,407 @@
+"""The agents' side of the state: what their messages change, and what they are answered.
+
+Synchronous and without I/O: it takes a decoded message, changes the cluster's state, and sends
+through a function that it was given.  Time comes in as an argument (monotonic seconds).
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from attrs import define, evolve, frozen
+
+from swarmctl.controller import assignments
+from swarmctl.controller.access import NODE, name_of, role_of
+from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.placing import Fleet
+from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.proto import limits
+from swarmctl.proto.errors import PeerError, SwarmError
+from swarmctl.proto.messages import (
+    PROTOCOL_OLDEST,
+    PROTOCOL_VERSION,
+    FactsChanged,
+    Heartbeat,
+    HeartbeatAck,
+    Hello,
+    InstanceReport,
+    Message,
+    Refuse,
+    Report,
+    ReportAck,
+    SayHello,
+    Welcome,
+)
+from swarmctl.proto.states import LIVE, Desired, InstanceState, NodeState
+
+SendTo = Callable[[bytes, Message], None]
+
+_log = structlog.get_logger(__name__)
+# A digest that differs in one heartbeat may only have crossed an assignment under way; in two
+# it is a divergence.
+_DIVERGED_AFTER: Final = 2
+
+
+@define
+class _Divergence:
+    """Heartbeats in a row whose digest was not ours."""
+
+    assignment: int = 0
+    inventory: int = 0
+
+
+@frozen
+class Completion:
+    """A job's slot that has succeeded; ``peer`` waits for the acknowledgement of ``sequence``."""
+
+    instance: Instance
+    peer: bytes = b""
+    sequence: int = 0
+
+
+class Sessions:
+    """Sessions of all agents.
+
+    Args:
+        state: what the messages change.
+        fleet: the scheduler's index over it.
+        send: to a peer; raises PeerError at once when it is not there.
+        wake: called when there may be something to reconcile.
+        now: monotonic seconds.
+        wall: epoch seconds, for people.
+    """
+
+    def __init__(
+        self,
+        state: ClusterState,
+        fleet: Fleet,
+        send: SendTo,
+        *,
+        wake: Callable[[], None],
+        now: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._state = state
+        self._fleet = fleet
+        self._send = send
+        self._wake = wake
+        self._now = now
+        self._wall = wall
+        self._by_peer: dict[bytes, Node] = {}
+        self._divergence: dict[str, _Divergence] = {}
+        # The highest term an agent has seen, when it is above ours: ours has to be raised.
+        self.term_seen = 0
+        # Slots of jobs that have succeeded, with the report to acknowledge once committed.
+        self.completions: list[Completion] = []
+
+    # --- messages ----------------------------------------------------------------------------
+
+    def on_message(self, peer: bytes, user: str, message: Message) -> bool:
+        """Take a session message in; False when it is not one."""
+        if not isinstance(message, Hello | Heartbeat | Report | FactsChanged):
+            return False
+        if role_of(user) != NODE:
+            self._refuse(peer, "refused", f"{user} is not a node", final=True)
+            return True
+        if isinstance(message, Hello):
+            self._hello(peer, user, message)
+            return True
+        node = self._by_peer.get(peer)
+        if node is None:
+            self._answer(peer, SayHello())
+            return True
+        node.heard_at = self._now()
+        match message:
+            case Heartbeat():
+                self._heartbeat(peer, node, message)
+            case Report():
+                self._report(peer, node, message)
+            case FactsChanged():
+                node.facts = message.facts
+                self.refresh(node)
+        return True
+
+    def peer_departed(self, peer: bytes) -> None:
+        """Its connection has ended; the node keeps its time to come back."""
+        node = self._by_peer.pop(peer, None)
+        if node is not None and node.peer == peer:
+            node.peer = None
+
+    def peer_of(self, node: Node) -> bytes | None:
+        """The connection of a node's live session."""
+        return node.peer
+
+    # --- hello -------------------------------------------------------------------------------
+
+    def _hello(self, peer: bytes, user: str, hello: Hello) -> None:
+        node = self._state.nodes.get(hello.node)
+        if node is None or name_of(user) != hello.node:
+            self._refuse(
+                peer, "refused", f"this key is not pinned for a node {hello.node}", final=True
+            )
+            return
+        if not self._acceptable(peer, node, hello):
+            return
+        now = self._now()
+        if node.peer is not None:
+            self._by_peer.pop(node.peer, None)
+        self._by_peer[peer] = node
+        node.peer, node.boot, node.facts = peer, hello.boot, hello.facts
+        node.heard_at = now
+        node.joined_at = self._wall()
+        node.known_templates.clear()
+        self._divergence[node.name] = _Divergence()
+        first = not node.reported
+        node.reported = True
+        self.refresh(node)
+        self._take_inventory(node, hello.inventory)
+        self._state.resend(node)
+        self._answer(
+            peer,
+            Welcome(
+                PROTOCOL_VERSION,
+                self._state.cluster_id,
+                self._state.term,
+                limits.HEARTBEAT_S,
+                limits.NODE_LOST_S,
+            ),
+        )
+        _log.info("node reported", node=node.name, first=first, instances=len(hello.inventory))
+        self._wake()
+
+    def _acceptable(self, peer: bytes, node: Node, hello: Hello) -> bool:
+        """Whether this hello may open a session; refuses it if not."""
+        if not PROTOCOL_OLDEST <= hello.protocol <= PROTOCOL_VERSION + 1:
+            self._refuse(
+                peer,
+                "version",
+                f"the agent speaks protocol {hello.protocol} (release {hello.release}), "
+                f"this controller {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}",
+                hint="upgrade the older of the two",
+                final=True,
+            )
+            return False
+        if hello.cluster_id and hello.cluster_id != self._state.cluster_id:
+            self._refuse(
+                peer,
+                "conflict",
+                f"the node belongs to cluster {hello.cluster_id[:8]}, "
+                f"this is {self._state.cluster_id[:8]}",
+                hint="use another data folder for another cluster",
+                final=True,
+            )
+            return False
+        if hello.term > self._state.term:
+            self.term_seen = max(self.term_seen, hello.term)
+            self._refuse(peer, "busy", f"term {hello.term} was seen, raising ours")
+            self._wake()
+            return False
+        alive = node.peer is not None and self._now() - node.heard_at < limits.NODE_LOST_S
+        if alive and node.boot != hello.boot and node.peer != peer:
+            there = node.facts.facts.get("process", "another process")
+            here = hello.facts.facts.get("process", "this process")
+            self._refuse(
+                peer,
+                "conflict",
+                f"node {node.name} has a live session from {there}; refused {here}",
+                hint="stop one of them, or give this one its own --name and --data",
+                final=True,
+            )
+            return False
+        return True
+
+    def _take_inventory(self, node: Node, inventory: tuple[InstanceReport, ...]) -> None:
+        """Make our picture of the node what it reports, and judge what is new."""
+        seen = {report.incarnation for report in inventory}
+        for instance in list(node.instances.values()):
+            if instance.incarnation not in seen and instance.reported:
+                self._gone(instance)
+        for report in inventory:
+            self._take_report(node, report)
+
+    # --- reports -----------------------------------------------------------------------------
+
+    def _report(self, peer: bytes, node: Node, message: Report) -> None:
+        before = len(self.completions)
+        if message.full:
+            self._take_inventory(node, message.instances)
+        else:
+            for report in message.instances:
+                self._take_report(node, report)
+        done = self.completions[before:]
+        if done:
+            # Acknowledged when the completions are committed (DESIGN 7, jobs).
+            self.completions[before:] = [
+                evolve(one, peer=peer, sequence=message.sequence) for one in done
+            ]
+        else:
+            self._answer(peer, ReportAck(message.sequence))
+        self._wake()
+
+    def _take_report(self, node: Node, report: InstanceReport) -> None:
+        instance = node.instances.get(report.incarnation)
+        if report.state == InstanceState.REMOVED:
+            if instance is not None:
+                self._gone(instance)
+            return
+        if instance is None:
+            instance = self._admit(node, report)
+        before = instance.state
+        self._state.observe(instance, report)
+        if instance.state is not before:
+            self._state_changed(instance, before)
+
+    def _state_changed(self, instance: Instance, before: InstanceState) -> None:
+        service = self._state.services.get(instance.key)
+        if service is None:
+            return
+        if instance.state is InstanceState.SUCCEEDED and service.record.spec.template.job:
+            self.completions.append(Completion(instance))
+        # A roll-out goes on when one runs or fails; a node that returns ends the loss.
+        if service.rolling or before is InstanceState.LOST:
+            self._state.dirty_services.add(instance.key)
+
+    def _admit(self, node: Node, report: InstanceReport) -> Instance:
+        """Take in an instance that only the node knew of."""
+        verdict, why = judge(self._state, report, node.name)
+        key = (report.tenant, report.service)
+        if verdict is Verdict.REPLACES:
+            self._state.remove(self._state.services[key].holders[report.slot])
+        instance = Instance(
+            key=key,
+            slot=report.slot,
+            incarnation=report.incarnation,
+            node=node.name,
+            template=report.template,
+            driver=report.driver,
+            desired=Desired.RUNNING,
+            generation=report.generation,
+            removing=verdict is Verdict.REMOVE,
+            quarantined=verdict is Verdict.QUARANTINE,
+            placed_at=self._wall(),
+        )
+        instance.take(report)
+        self._state.add(instance)
+        self._fleet.allocate(self._state, instance)
+        if verdict is not Verdict.ADOPT:
+            _log.info("reported instance", instance=instance.name, verdict=verdict.value, why=why)
+        self._state.dirty_services.add(key)
+        return instance
+
+    def _gone(self, instance: Instance) -> None:
+        self._fleet.free(self._state, instance)
+        self._state.forget(instance)
+        self._wake()
+
+    # --- heartbeats --------------------------------------------------------------------------
+
+    def _heartbeat(self, peer: bytes, node: Node, beat: Heartbeat) -> None:
+        if node.state is NodeState.LOST:
+            # What it had was given away; only a whole inventory mends the picture.
+            self._answer(peer, SayHello())
+            return
+        if beat.reasons != node.reasons:
+            node.reasons = beat.reasons
+            self.refresh(node)
+            self._wake()
+        counts = self._divergence.setdefault(node.name, _Divergence())
+        counts.assignment = (
+            0 if beat.assignment_digest == node.assignment_digest else counts.assignment + 1
+        )
+        counts.inventory = (
+            0 if beat.inventory_digest == node.inventory_digest else counts.inventory + 1
+        )
+        if counts.assignment >= _DIVERGED_AFTER:
+            _log.info("assignment diverged, sending all of it", node=node.name)
+            counts.assignment = 0
+            node.known_templates.clear()
+            self._state.resend(node)
+            self._wake()
+        resync = counts.inventory >= _DIVERGED_AFTER
+        if resync:
+            _log.info("inventory diverged, asking for all of it", node=node.name)
+            counts.inventory = 0
+        self._answer(peer, HeartbeatAck(beat.sequence, resync))
+
+    def check_lost(self, lost_after_s: float) -> None:
+        """Call nodes lost that have been silent for too long, and free their slots."""
+        now = self._now()
+        for node in self._state.nodes.values():
+            silent = now - node.heard_at
+            if node.state is NodeState.LOST or not node.reported or silent < lost_after_s:
+                continue
+            _log.warning("node lost", node=node.name, silent_s=round(silent, 1))
+            if node.peer is not None:
+                self._by_peer.pop(node.peer, None)
+                node.peer = None
+            node.state = NodeState.LOST
+            self._fleet.node_changed(node)
+            for instance in node.instances.values():
+                self._lose(instance, silent)
+            self._wake()
+
+    def give_up(self, node: Node) -> None:
+        """A registered node has not reported since the controller started, for too long."""
+        node.state = NodeState.LOST
+        self._fleet.node_changed(node)
+
+    def _lose(self, instance: Instance, silent_s: float) -> None:
+        if instance.quarantined or instance.removing or instance.state not in LIVE:
+            return
+        report = InstanceReport(
+            instance.incarnation,
+            InstanceState.LOST,
+            instance.attempt,
+            instance.restarts,
+            self._wall(),
+            instance.runtime_id,
+            instance.addresses,
+            None,
+            f"node {instance.node} has been silent for {silent_s:.0f} s",
+        )
+        self._state.observe(instance, report)
+        self._state.dirty_services.add(instance.key)
+
+    # --- nodes -------------------------------------------------------------------------------
+
+    def refresh(self, node: Node) -> None:
+        """Work out the node's state anew, and tell the scheduler."""
+        if not node.reported:
+            node.state = NodeState.JOINING
+        elif node.record.cordoned:
+            node.state = NodeState.CORDONED
+        elif node.reasons:
+            node.state = NodeState.SICK
+        else:
+            node.state = NodeState.READY
+        self._fleet.node_changed(node)
+
+    def flush(self) -> None:
+        """Send each node what has changed for it."""
+        names, self._state.dirty_nodes = self._state.dirty_nodes, set()
+        for name in names:
+            node = self._state.nodes.get(name)
+            if node is None or node.peer is None or node.state is NodeState.LOST:
+                continue  # It is sent all of it when it says hello.
+            message = assignments.pending(self._state, node)
+            try:
+                self._send(node.peer, message)
+            except SwarmError as error:
+                # It will say hello again, or its digest will differ: both send all of it.
+                _log.info("assignment not delivered", node=node.name, error=str(error))
+                self._state.resend(node)
+
+    # --- sending -----------------------------------------------------------------------------
+
+    def _answer(self, peer: bytes, message: Message) -> None:
+        try:
+            self._send(peer, message)
+        except PeerError as error:
+            # It has gone; it will begin again with hello.
+            _log.debug("answer not delivered", error=str(error))
+
+    def _refuse(
+        self, peer: bytes, code: str, what: str, *, hint: str = "", final: bool = False
+    ) -> None:
+        _log.info("refused", what=what)
+        self._answer(peer, Refuse(code, what, "", hint, final))

@@ -1,0 +1,288 @@
+"""The controller's memory: durable intent joined with what the nodes report.
+
+Everything here is derived: :class:`Service` from its record in the store, :class:`Instance` and
+the session part of :class:`Node` from the nodes' reports.  It is changed by one task at a time,
+in the event loop, between awaits; so there are no locks, and every function leaves it consistent.
+
+Instances are plain slotted objects, not frozen ones: there may be a million, and each changes a
+few times.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+
+from attrs import define, field
+
+from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
+from swarmctl.proto import digest, limits
+from swarmctl.proto.messages import InstanceReport, NodeFacts
+from swarmctl.proto.states import Desired, InstanceState, NodeState
+from swarmctl.spec import wire
+
+# A service is known by its tenant and its name, in that order.
+ServiceKey = tuple[str, str]
+
+
+def scheduler_key(key: ServiceKey) -> str:
+    """The service's name for the scheduler, which knows no tenants."""
+    return f"{key[0]}/{key[1]}"
+
+
+@define(eq=False)
+class Instance:
+    """One incarnation of one slot, on one node: what is wanted and what is seen.
+
+    ``desired`` and ``generation`` are what the node was (or is to be) told; the fields from
+    ``state`` on are what it reported last.  ``removing`` says that the node was told to take it
+    away; ``quarantined`` that nobody here knows the service, so nobody will.
+    """
+
+    key: ServiceKey
+    slot: int
+    incarnation: int
+    node: str
+    template: bytes
+    driver: str
+    desired: Desired = Desired.RUNNING
+    generation: int = 0
+    carried_restarts: int = 0
+    removing: bool = False
+    quarantined: bool = False
+    state: InstanceState = InstanceState.ASSIGNED
+    attempt: int = 0
+    restarts: int = 0
+    since: float = 0.0
+    runtime_id: str = ""
+    addresses: tuple[str, ...] = ()
+    exit_code: int | None = None
+    reason: str = ""
+    placed_at: float = 0.0
+    reported: bool = False
+
+    @property
+    def name(self) -> str:
+        """As users call it: ``web.3``."""
+        return f"{self.key[1]}.{self.slot}"
+
+    @property
+    def assignment_digest(self) -> int:
+        """Its part of the node's assignment digest; 0 when it is not assigned."""
+        if self.removing or self.quarantined:
+            return 0
+        return digest.assignment_entry(self.incarnation, self.desired, self.generation)
+
+    @property
+    def inventory_digest(self) -> int:
+        """Its part of the node's inventory digest; 0 until the node reported it."""
+        if not self.reported:
+            return 0
+        return digest.inventory_entry(self.incarnation, self.state, self.attempt, self.restarts)
+
+    def take(self, report: InstanceReport) -> None:
+        """Make what is seen that of ``report``."""
+        self.state = InstanceState(report.state)
+        self.attempt = report.attempt
+        self.restarts = report.restarts
+        self.since = report.since
+        self.runtime_id = report.runtime_id
+        self.addresses = report.addresses
+        self.exit_code = report.exit_code
+        self.reason = report.reason
+        self.reported = True
+
+
+@define(eq=False)
+class Service:
+    """A service: its record, and who holds its slots.
+
+    ``old`` says that it was there before this controller's term: its slots are placed anew only
+    after the takeover rule allows it (DESIGN 8.4).  ``rolling`` says that some holders may have
+    an older template.
+    """
+
+    record: ServiceRecord
+    old: bool = False
+    rolling: bool = False
+    template: bytes = b""
+    encoded_template: bytes = b""
+    holders: dict[int, Instance] = field(factory=dict)
+    unplaced: dict[int, str] = field(factory=dict)
+    history: deque[tuple[float, str]] = field(
+        factory=lambda: deque(maxlen=limits.HISTORY_MAX), repr=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self.set_record(self.record)
+
+    def set_record(self, record: ServiceRecord) -> None:
+        """Take a new record in, and intern its template."""
+        self.record = record
+        before = self.template
+        self.encoded_template = wire.encode_template(record.spec.template)
+        self.template = wire.digest(self.encoded_template)
+        self.rolling = self.rolling or before != self.template
+
+    @property
+    def key(self) -> ServiceKey:
+        """(tenant, name)."""
+        return (self.record.spec.tenant, self.record.spec.name)
+
+
+@define(eq=False)
+class Node:
+    """A registered node: its record, its session if it has one, and its instances."""
+
+    record: NodeRecord
+    facts: NodeFacts = field(factory=NodeFacts)
+    state: NodeState = NodeState.JOINING
+    reasons: tuple[str, ...] = ()
+    peer: bytes | None = None
+    boot: str = ""
+    reported: bool = False
+    heard_at: float = 0.0
+    joined_at: float = 0.0
+    instances: dict[int, Instance] = field(factory=dict)
+    known_templates: set[bytes] = field(factory=set)
+    assignment_version: int = 0
+    assignment_digest: int = 0
+    inventory_digest: int = 0
+    dirty: dict[int, Instance] = field(factory=dict)
+    needs_full: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it enrolled."""
+        return self.record.name
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The agent's labels, overruled by the operators'."""
+        return self.facts.labels | self.record.labels
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a live session."""
+        return self.peer is not None and self.state is not NodeState.LOST
+
+
+@define(eq=False)
+class ClusterState:
+    """All of it, and the few indexes that keep it joined."""
+
+    cluster_id: str
+    term: int
+    services: dict[ServiceKey, Service] = field(factory=dict)
+    nodes: dict[str, Node] = field(factory=dict)
+    tombstones: dict[ServiceKey, Tombstone] = field(factory=dict)
+    templates: dict[bytes, bytes] = field(factory=dict)
+    sequence: int = 0
+    dirty_services: set[ServiceKey] = field(factory=set)
+    dirty_nodes: set[str] = field(factory=set)
+    leaving: Counter[ServiceKey] = field(factory=Counter)
+
+    def resend(self, node: Node) -> None:
+        """Send the node all that it should have, not only what changed."""
+        node.needs_full = True
+        self.dirty_nodes.add(node.name)
+
+    def _mark(self, instance: Instance, before: int) -> None:
+        """Note that what its node should have of ``instance`` has changed.
+
+        Args:
+            instance: with its new wishes.
+            before: its ``assignment_digest`` before the change.
+        """
+        node = self.nodes[instance.node]
+        node.assignment_digest = digest.replace(
+            node.assignment_digest, before, instance.assignment_digest
+        )
+        node.dirty[instance.incarnation] = instance
+        self.dirty_nodes.add(node.name)
+
+    def add(self, instance: Instance) -> None:
+        """Take an instance in, under its node and (unless it is on its way out) its service."""
+        node = self.nodes[instance.node]
+        assert instance.incarnation not in node.instances, f"{instance.incarnation} is there twice"
+        node.instances[instance.incarnation] = instance
+        self._mark(instance, 0)
+        node.inventory_digest = digest.replace(node.inventory_digest, 0, instance.inventory_digest)
+        if instance.removing:
+            self.leaving[instance.key] += 1
+        elif not instance.quarantined:
+            self.services[instance.key].holders[instance.slot] = instance
+
+    def admit(self, instance: Instance) -> None:
+        """A quarantined instance belongs to a service after all."""
+        instance.quarantined = False
+        self._mark(instance, 0)
+        self.services[instance.key].holders[instance.slot] = instance
+
+    def forget(self, instance: Instance) -> None:
+        """The node has it no more."""
+        node = self.nodes[instance.node]
+        if instance.removing:
+            self.leaving[instance.key] -= 1
+            if not self.leaving[instance.key]:
+                del self.leaving[instance.key]
+        del node.instances[instance.incarnation]
+        node.dirty.pop(instance.incarnation, None)
+        node.assignment_digest = digest.replace(
+            node.assignment_digest, instance.assignment_digest, 0
+        )
+        node.inventory_digest = digest.replace(node.inventory_digest, instance.inventory_digest, 0)
+        self.release_slot(instance)
+
+    def release_slot(self, instance: Instance) -> None:
+        """The slot is free, if this instance held it."""
+        service = self.services.get(instance.key)
+        if service is not None and service.holders.get(instance.slot) is instance:
+            del service.holders[instance.slot]
+            self.dirty_services.add(instance.key)
+
+    def remove(self, instance: Instance) -> None:
+        """Tell the node to take it away; its slot is free at once, its resources are not."""
+        if instance.removing:
+            return
+        before = instance.assignment_digest
+        instance.removing = True
+        instance.quarantined = False
+        self.leaving[instance.key] += 1
+        self._mark(instance, before)
+        self.release_slot(instance)
+
+    def wish(self, instance: Instance, desired: Desired, generation: int) -> None:
+        """Tell the node what is wanted of it now, if that is news."""
+        if instance.desired is desired and instance.generation == generation:
+            return
+        before = instance.assignment_digest
+        instance.desired = desired
+        instance.generation = generation
+        self._mark(instance, before)
+
+    def observe(self, instance: Instance, report: InstanceReport) -> None:
+        """Take in what its node reports of it."""
+        node = self.nodes[instance.node]
+        before = instance.inventory_digest
+        instance.take(report)
+        node.inventory_digest = digest.replace(
+            node.inventory_digest, before, instance.inventory_digest
+        )
+
+    def all_instances(self) -> Iterator[Instance]:
+        """Every instance on every node."""
+        for node in self.nodes.values():
+            yield from node.instances.values()
+
+    def instances_of(self, key: ServiceKey) -> Iterable[Instance]:
+        """The holders of a service's slots, by slot."""
+        holders = self.services[key].holders
+        return [holders[slot] for slot in sorted(holders)]
+
+    def counts(self, service: Service) -> dict[str, int]:
+        """How many instances are in which state, ``pending`` those without a node."""
+        found: dict[str, int] = {}
+        for instance in service.holders.values():
+            found[instance.state.label] = found.get(instance.state.label, 0) + 1
+        if service.unplaced:
+            found["pending"] = len(service.unplaced)
+        return found

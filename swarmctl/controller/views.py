@@ -1,0 +1,123 @@
+"""What users are shown: plain dictionaries, the source of both tables and ``-o json``.
+
+Field names are an interface (DESIGN 5): adding is fine, renaming is not.  Times are epoch
+seconds here; the command line turns them into RFC 3339 or into ages.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from swarmctl.controller.records import SlotWish
+from swarmctl.controller.state import ClusterState, Instance, Node, Service
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.states import Desired, InstanceState
+
+View = dict[str, Any]
+
+
+def instance_view(instance: Instance) -> View:
+    """One instance, as ``ps`` lists it."""
+    quarantined = instance.quarantined
+    return {
+        "instance": instance.name,
+        "service": instance.key[1],
+        "tenant": instance.key[0],
+        "kind": "vm" if instance.driver == "libvirt" else "container",
+        "driver": instance.driver,
+        "node": instance.node,
+        "state": "quarantined" if quarantined else instance.state.label,
+        "desired": "removed" if instance.removing else instance.desired.label,
+        "runtime_id": instance.runtime_id,
+        "addresses": list(instance.addresses),
+        "restarts": instance.restarts,
+        "attempt": instance.attempt,
+        "incarnation": incarnations.label(instance.incarnation),
+        "since": instance.since,
+        "exit_code": instance.exit_code,
+        "reason": _quarantine_reason(instance) if quarantined else instance.reason,
+    }
+
+
+def _quarantine_reason(instance: Instance) -> str:
+    return (
+        f"{instance.state.label} on {instance.node}, and this controller knows no service "
+        f"{instance.key[1]}: apply its stack to adopt it, or take it away with "
+        f"'swarmctl rm {instance.name}'"
+    )
+
+
+def pending_views(service: Service) -> Iterator[View]:
+    """Slots that want a node and have none."""
+    spec = service.record.spec
+    for slot in range(1, spec.replicas + 1):
+        if slot in service.holders or service.record.wish(slot) is not SlotWish.RUNNING:
+            continue
+        if slot in service.record.completed:
+            continue
+        yield {
+            "instance": f"{spec.name}.{slot}",
+            "service": spec.name,
+            "tenant": spec.tenant,
+            "kind": spec.template.kind.value,
+            "driver": spec.driver_name,
+            "node": "",
+            "state": InstanceState.PENDING.label,
+            "desired": Desired.RUNNING.label,
+            "runtime_id": "",
+            "addresses": [],
+            "restarts": 0,
+            "attempt": 0,
+            "incarnation": "",
+            "since": service.record.updated_at,
+            "exit_code": None,
+            "reason": service.unplaced.get(slot, "waiting for the nodes to report"),
+        }
+
+
+def service_view(state: ClusterState, service: Service) -> View:
+    """One service, as ``service ls`` lists it."""
+    spec = service.record.spec
+    template = spec.template
+    running = sum(one.state is InstanceState.RUNNING for one in service.holders.values())
+    return {
+        "service": spec.name,
+        "tenant": spec.tenant,
+        "stack": spec.stack,
+        "kind": template.kind.value,
+        "mode": "job" if template.job else "replicated",
+        "desired": "stopped" if service.record.stopped else "running",
+        "replicas": spec.replicas,
+        "running": running,
+        "completed": len(service.record.completed),
+        "states": state.counts(service),
+        "image": _image_of(service),
+        "revision": service.record.revision,
+        "created": service.record.created_at,
+        "updated": service.record.updated_at,
+    }
+
+
+def _image_of(service: Service) -> str:
+    template = service.record.spec.template
+    if template.container is not None:
+        return template.container.image
+    assert template.vm is not None
+    return template.vm.disk.image if template.vm.disk else template.vm.kernel
+
+
+def node_view(node: Node, allocated: dict[str, int]) -> View:
+    """One node, as ``node ls`` lists it."""
+    return {
+        "node": node.name,
+        "state": node.state.value,
+        "reasons": list(node.reasons),
+        "drivers": [driver.name for driver in node.facts.drivers if driver.available],
+        "labels": dict(node.labels),
+        "capacity": dict(node.facts.capacity),
+        "allocated": allocated,
+        "parent": node.facts.parent,
+        "instances": len(node.instances),
+        "release": node.facts.release,
+        "address": node.facts.address,
+        "joined": node.joined_at,
+    }
