@@ -171,8 +171,6 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         timeout=STORE_LOCK_S,
     )
     try:
-        if mode != "ro":
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}").fetchone()
         connection.execute(f"PRAGMA journal_size_limit = {LOG_KEEP_BYTES}").fetchone()
@@ -194,6 +192,7 @@ def _make(path: Path, schema: Schema) -> None:
     try:
         with closing(_connect(draft, "rw")) as connection:
             connection.execute(f"PRAGMA application_id = {schema.application_id}")
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
             with transaction(connection):
                 connection.execute(
                     "CREATE TABLE schema_version (version INTEGER PRIMARY KEY, name TEXT NOT NULL)"
@@ -223,6 +222,8 @@ def _check(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
             where=str(path),
             hint="it was made by another program: choose another data folder",
         )
+    # Kept in the file, and only now: it writes. A backup made with VACUUM INTO comes without it.
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()
     deadline = time.monotonic() + STORE_CHECK_S
     connection.set_progress_handler(lambda: int(time.monotonic() > deadline), CHECK_STEPS)
     try:

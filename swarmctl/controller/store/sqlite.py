@@ -54,7 +54,7 @@ class SqliteStore:
         self._schema = schema
         self._committer: GroupCommitter[Sequence[Op], int]
         self._cluster_id = ""
-        # Written by trio's thread only, read by the writer thread.
+        # Written by the writer thread only: the next group must compare with it at once.
         self._term = 0
 
     @classmethod
@@ -94,9 +94,12 @@ class SqliteStore:
 
     async def take_term(self, above: int = 0) -> int:
         """See Store."""
-        held = self._term
-        self._term = await self._committer.call(lambda db: _raise_term(db, held, above))
-        return self._term
+
+        def take(connection: sqlite3.Connection) -> int:
+            self._term = _raise_term(connection, self._term, above)
+            return self._term
+
+        return await self._committer.call(take)
 
     async def read(self, prefix: str = "") -> dict[str, bytes]:
         """See Store."""

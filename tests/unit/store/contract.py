@@ -165,6 +165,19 @@ class StoreContract:
             async with aclosing(await harness.open()) as third:
                 assert await third.take_term() == 3
 
+    async def test_commits_go_on_while_a_term_is_taken(self, store):
+        """Who raises its own term does not make its own commits stale."""
+
+        async def write(number):
+            for step in range(10):
+                await store.commit([Put(f"k/{number}", b"%d" % step)])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(write, number)
+            for above in range(10, 110, 10):
+                assert await store.take_term(above) == above + 1
+
     async def test_a_term_can_be_taken_above_another(self, store):
         """For a restored store whose agents have seen a higher term than it remembers."""
         assert await store.take_term(above=41) == 42
