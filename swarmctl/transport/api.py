@@ -43,10 +43,27 @@ class Arrival:
 
 @attrs.frozen
 class ListenerStatistics:
-    """Counters of a listener since it opened; ``peers`` is how many are known now."""
+    """Counters of a listener since it opened.
+
+    Attributes:
+        peers: how many are known now; the only one that goes down.
+        connections: accepted, before any handshake.
+        connections_silent: ended before a valid message was read: noise, port scans, refused
+            keys, broken handshakes.
+        handshakes_refused: of keys that ``authorize`` does not know.
+        handshakes_broken: given up half-way: wrong mechanism, wrong server key, a hang-up.
+            (libzmq does not report noise in place of its greeting: that is silent only.)
+        dropped_frames: messages of more or less than one frame.
+        dropped_oversize: payloads beyond the bound.
+        dropped_routing_id: messages of peers that chose their own routing id.
+        dropped_revoked: messages of peers whose key stands for nobody any more.
+        unreachable: sends to absent or revoked peers.
+        backpressure: sends to peers that do not read.
+    """
 
     peers: int = 0
     connections: int = 0
+    connections_silent: int = 0
     received: int = 0
     received_bytes: int = 0
     sent: int = 0
@@ -58,7 +75,6 @@ class ListenerStatistics:
     dropped_oversize: int = 0
     dropped_routing_id: int = 0
     dropped_revoked: int = 0
-    dropped_departed: int = 0
     unreachable: int = 0
     backpressure: int = 0
 
@@ -94,7 +110,7 @@ class Listener(Protocol):
     def take_departed(self) -> list[PeerId]:
         """Peers whose connection ended since the last call; each had sent something before.
 
-        It is a hint, hours ahead of a silent death only if TCP noticed: heartbeats decide.
+        It is a hint: a machine that lost its power sends no FIN, and only heartbeats tell.
         """
 
     def send(self, peer: PeerId, payload: bytes) -> None:

@@ -43,11 +43,12 @@ class Connections:
         self.closed(descriptor)
         self._live[descriptor] = None
 
-    def closed(self, descriptor: int) -> None:
-        """A connection ended; its peer, if it ever spoke, has departed."""
+    def closed(self, descriptor: int) -> bool:
+        """A connection ended; its peer has departed. False if none had ever spoken."""
         peer_id = self._live.pop(descriptor, None)
         if peer_id is not None:
             self.depart(peer_id)
+        return peer_id is not None
 
     def claim(self, peer_id: PeerId, peer: Peer) -> None:
         """A peer spoke for the first time, over a connection."""

@@ -3,7 +3,8 @@
 A :class:`MemoryNetwork` stands for the wires. Listeners and links made from it keep the contract
 of :mod:`swarmctl.transport.api`, with the same bounds, the same errors and the same supervision
 (:class:`~swarmctl.transport.link.SupervisedLink`); time is trio's clock, so it runs under an
-autojump clock, and nothing depends on a hash or a random number: one program, one result.
+autojump clock, and nothing here depends on a hash or a random number: with trio's own scheduling
+seeded, one program has one result.
 
 A test makes trouble on the wires: :meth:`MemoryNetwork.sever` cuts connections,
 :meth:`MemoryNetwork.block` makes a partition (of one direction or both: payloads vanish, dials
@@ -282,6 +283,7 @@ class MemoryListener(ListenerBase):
         allowed = self._authorize(public_key) is not None
         self._count_verdict(allowed=allowed)
         if not allowed:
+            self._counts["connections_silent"] += 1
             return None
         wire = _Wire(self._network, self, endpoint, public_key)
         self._wires[wire.peer_id] = wire
@@ -293,12 +295,14 @@ class MemoryListener(ListenerBase):
     def count_broken_handshake(self) -> None:
         """A link came with the wrong key for us."""
         self._counts["connections"] += 1
+        self._counts["connections_silent"] += 1
         self._counts["handshakes_broken"] += 1
 
     def wire_ended(self, wire: _Wire) -> None:
         """A connection is gone."""
         self._wires.pop(wire.peer_id, None)
-        self._connections.closed(wire.number)
+        if not self._connections.closed(wire.number):
+            self._counts["connections_silent"] += 1
         self.queue.wake()
 
     def close(self) -> None:

@@ -215,7 +215,8 @@ class ZmqListener(ListenerBase):
                 self._counts["connections"] += 1
                 self._connections.opened(event.value)
             elif event.kind == zmq.EVENT_DISCONNECTED:
-                self._connections.closed(event.value)
+                if not self._connections.closed(event.value):
+                    self._counts["connections_silent"] += 1
             else:
                 self._counts["handshakes_broken"] += 1
 
