@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
-from lab import down, procs, status, up
+from lab import down, status, up
 from lab.config import PARTS, Paths, paths_from
 from lab.faults import Interrupted, LabFault
 from lab.report import Report
@@ -69,8 +67,6 @@ def main(arguments: Sequence[str]) -> int:
     paths = paths_from()
     if chosen.command == "status":
         return show_status(paths, as_json=chosen.json)
-    signal.signal(signal.SIGINT, _cancel)
-    signal.signal(signal.SIGTERM, _cancel)
     report = Report()
     try:
         with exclusive(paths):
@@ -79,7 +75,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"lab: {fault.what}" + (f"; {fault.hint}" if fault.hint else ""), file=sys.stderr)
         return EXIT_FAILED
     except (Interrupted, KeyboardInterrupt):
-        print("\nlab: interrupted; run it again to go on from here", file=sys.stderr)
+        report.say("")
+        print("lab: interrupted; run it again to go on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -96,12 +93,6 @@ def show_status(paths: Paths, *, as_json: bool) -> int:
     found = status.collect(paths)
     print(json.dumps(found, indent=2) if as_json else status.as_table(found))
     return 0 if found["ok"] else EXIT_FAILED
-
-
-def _cancel(_number: int, _frame: FrameType | None) -> None:
-    """Ask every step to stop where it is safe; a second Ctrl-C stops this program at once."""
-    procs.cancelled.set()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,16 @@ class Paths:
 
 def paths_from(environment: Mapping[str, str] = os.environ) -> Paths:
     """The paths that this environment asks for (SWARMCTL_LAB_DIR, SWARMCTL_LAB_CACHE)."""
+    cache = environment.get("SWARMCTL_LAB_CACHE")
     return Paths(
         state_dir=Path(environment.get("SWARMCTL_LAB_DIR") or STATE_DIR_DEFAULT),
-        cache_dir=Path(environment.get("SWARMCTL_LAB_CACHE") or CACHE_DIR_DEFAULT),
+        cache_dir=Path(cache) if cache else default_cache_dir(environment, os.geteuid() == 0),
     )
+
+
+def default_cache_dir(environment: Mapping[str, str], is_root: bool) -> Path:  # noqa: FBT001 - a fact
+    """The system's cache; a plain user's own where the system has none of the lab's."""
+    if is_root or CACHE_DIR_DEFAULT.exists():
+        return CACHE_DIR_DEFAULT
+    home = Path(environment.get("HOME", "/tmp"))  # noqa: S108 - a user without a home
+    return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / CACHE_DIR_DEFAULT.name

@@ -8,10 +8,11 @@ themselves, stay.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection
 
-from lab import docker, kvm, libvirt, testbox
+from lab import docker, kvm, libvirt, procs, testbox
 from lab.config import Paths
 from lab.faults import LabFault
 from lab.report import Report, Step
@@ -19,8 +20,16 @@ from lab.state import State
 
 
 def down(paths: Paths, parts: Collection[str], report: Report) -> int:
-    """Stop the lab's own daemons and give the KVM node back; 0 when all of it worked."""
+    """Stop the lab's own daemons and give the KVM node back; 0 when all of it worked.
+
+    Raises:
+        LabFault: it needs root.
+        Interrupted: Ctrl-C.
+    """
     state = State(paths.state_file)
+    if os.geteuid() != 0 and state.daemons():
+        raise LabFault(f"stopping {', '.join(state.daemons())} needs root", "run the same as root")
+    procs.heed_interrupts()
     actions: list[tuple[str, str, Callable[[Step], None]]] = [
         ("docker", "docker", lambda step: docker.down(paths, state, step)),
         ("libvirt", "libvirt", lambda step: libvirt.down(state, step)),

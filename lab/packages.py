@@ -234,52 +234,56 @@ def _finish_interrupted_install() -> None:
 def _apt(arguments: list[str], step: Step) -> None:
     """Run apt-get with its status on a pipe; Ctrl-C lets it finish what dpkg has in hand."""
     read_end, write_end = os.pipe()
-    command = ["apt-get", "-o", f"APT::Status-Fd={write_end}", *arguments]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
     with os.fdopen(read_end) as status:
         process = subprocess.Popen(
-            command,
+            ["apt-get", "-o", f"APT::Status-Fd={write_end}", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             pass_fds=[write_end],
             start_new_session=True,
-            env=environment,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"},
         )
         os.close(write_end)
-        output = _collect(process)
-        for line in status:
-            words = parse_status(line)
-            if words:
-                step.progress(words)
-            if procs.cancelled.is_set():
-                process.send_signal(signal.SIGINT)
-        code = process.wait()
-        text = output()
+        assert process.stdout is not None
+        output: list[str] = []
+        readers = (
+            threading.Thread(target=output.extend, args=(process.stdout,), daemon=True),
+            threading.Thread(target=_show_status, args=(status, step), daemon=True),
+        )
+        for reader in readers:
+            reader.start()
+        _await_apt(process, step)
+        for reader in readers:
+            reader.join()
     if procs.cancelled.is_set():
         raise Interrupted
-    if code != 0:
-        errors = [line for line in text.splitlines() if line.startswith("E:")] or text.splitlines()
+    if process.returncode != 0:
+        errors = [line.strip() for line in output if line.startswith("E:")] or output
         raise LabFault(
             f"apt-get {arguments[0]} failed: {' '.join(errors[-2:])}",
             "check the network and /etc/apt/sources.list, then run it again",
         )
 
 
-def _collect(process: subprocess.Popen[str]) -> Callable[[], str]:
-    """Read a process's output beside its status pipe, so that neither fills up."""
-    chunks: list[str] = []
+def _show_status(status: Iterable[str], step: Step) -> None:
+    for line in status:
+        words = parse_status(line)
+        if words and not procs.cancelled.is_set():
+            step.progress(words)
 
-    def read() -> None:
-        assert process.stdout is not None
-        chunks.extend(process.stdout)
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-
-    def text() -> str:
-        reader.join()
-        return "".join(chunks)
-
-    return text
+def _await_apt(process: subprocess.Popen[str], step: Step) -> None:
+    """Wait for apt-get; at Ctrl-C ask it to end, which it does once dpkg is in a sane state."""
+    asked = False
+    while True:
+        try:
+            process.wait(timeout=procs.CANCEL_POLL_S)
+        except subprocess.TimeoutExpired:
+            if procs.cancelled.is_set() and not asked:
+                asked = True
+                step.progress("interrupted, waiting for apt to finish what it has in hand")
+                process.send_signal(signal.SIGINT)
+        else:
+            return

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from lab.faults import Interrupted
 
@@ -68,6 +69,17 @@ def parse_stat(line: str) -> Stat:
         parent_pid=int(fields[1]),
         start_ticks=int(fields[19]),
     )
+
+
+def heed_interrupts() -> None:
+    """From now on Ctrl-C and SIGTERM set :data:`cancelled`; a second Ctrl-C ends us at once."""
+    signal.signal(signal.SIGINT, _cancel)
+    signal.signal(signal.SIGTERM, _cancel)
+
+
+def _cancel(_number: int, _frame: FrameType | None) -> None:
+    cancelled.set()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def boot_id() -> str:

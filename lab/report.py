@@ -9,6 +9,7 @@ instead, so that a log shows where the time goes.
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -82,12 +83,13 @@ class Report:
         try:
             yield step
         except LabFault as fault:
-            step.outcome, step.mark = fault.what, "failed"
-            self._finish(step)
-            if fault.hint:
-                self.say(f"     what to do: {fault.hint}")
-            self.failures.append((name, fault))
+            self._fail(step, fault)
             raise
+        except (OSError, subprocess.SubprocessError) as error:
+            # A full disk, a tool that failed: the machine's fault as well, told the same way.
+            wrapped = LabFault(f"{error}", "see the reason above; run it again when it is mended")
+            self._fail(step, wrapped)
+            raise wrapped from error
         except BaseException:
             with self._lock:
                 self._active.remove(step)
@@ -100,6 +102,13 @@ class Report:
         with self._lock:
             self._clear()
             print(text, file=self.stream, flush=True)
+
+    def _fail(self, step: Step, fault: LabFault) -> None:
+        step.outcome, step.mark = fault.what, "failed"
+        self._finish(step)
+        if fault.hint:
+            self.say(f"     what to do: {fault.hint}")
+        self.failures.append((step.name, fault))
 
     def _finish(self, step: Step) -> None:
         with self._lock:

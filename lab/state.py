@@ -109,15 +109,19 @@ def exclusive(paths: Paths) -> Iterator[None]:
     """Hold the lab's lock: two commands that change the machine take turns.
 
     Raises:
-        LabFault: another one holds it, or the folder cannot be written.
+        LabFault: another one holds it, or the folder cannot be made.
     """
     try:
         paths.state_dir.mkdir(parents=True, exist_ok=True)
         file = paths.lock_file.open("a")
+    except PermissionError:
+        # Without root nothing is started or changed, so there is nothing to take turns about.
+        yield
+        return
     except OSError as error:
         raise LabFault(
             f"{paths.state_dir} cannot be written: {error.strerror}",
-            "run as root, or set SWARMCTL_LAB_DIR to a folder of yours",
+            "set SWARMCTL_LAB_DIR to another folder",
         ) from error
     with file:
         try:

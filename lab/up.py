@@ -61,10 +61,11 @@ def up(paths: Paths, parts: Collection[str], report: Report, *, ask: bool) -> in
     if missing and not blocked and not _agreed(run, missing, ask=ask):
         report.say("lab: nothing was changed")
         return 1
-    if missing and not blocked and packages.lists_are_stale():
-        run.attempt("packages", lambda: _refresh(run))
+    procs.heed_interrupts()
     with report, ThreadPoolExecutor(max_workers=4, thread_name_prefix="lab") as pool:
         lines: list[Future[None]] = []
+        if missing and not blocked and packages.lists_are_stale():
+            run.attempt("packages", lambda: _refresh(run))
         if "guest" in parts:
             lines.append(pool.submit(_guest_line, run))
         try:
@@ -93,8 +94,6 @@ def _agreed(run: Run, missing: tuple[packages.Need, ...], *, ask: bool) -> bool:
         answer = input("lab: go on? [Y/n] ").strip().lower()
     except EOFError:
         answer = ""
-    if procs.cancelled.is_set():
-        raise Interrupted
     return answer in ("", "y", "yes")
 
 
@@ -120,6 +119,7 @@ def _install(run: Run, missing: tuple[packages.Need, ...], blocked: str | None) 
             packages.install(names, step)
             step.done(f"{len(names)} installed with what they need: {', '.join(names)}")
 
+    run.faults.pop("packages", None)  # installing tries the lists again itself, where it must
     if not run.attempt("packages", action):
         fault = run.faults["packages"]
         if "build" in run.parts and any(need.part == "build" for need in missing):
