@@ -121,7 +121,7 @@ class MemoryStore:
     async def take_term(self, above: int = 0) -> int:
         """See Store."""
         await self._answering()
-        if above:
+        if self._term:
             check_term(self._term, self._disk.term)
         self._disk.term = max(self._disk.term, above) + 1
         self._term = self._disk.term

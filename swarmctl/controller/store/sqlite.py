@@ -159,7 +159,7 @@ def _raise_term(connection: sqlite3.Connection, held: int, above: int) -> int:
         stored = int(
             connection.execute("SELECT value FROM facts WHERE name = 'term'").fetchone()[0]
         )
-        if above:
+        if held:
             check_term(held, stored)
         term = max(stored, above) + 1
         connection.execute("UPDATE facts SET value = ? WHERE name = 'term'", (term,))
