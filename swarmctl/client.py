@@ -1,0 +1,222 @@
+"""Requests to a controller from plain, blocking code: the command line, scripts, benchmarks.
+
+A :class:`Client` is one connection made with a context.  Requests have deadlines; streams are
+bounded by credit like those of :mod:`swarmctl.transport.rpc`, whose blocking counterpart this is.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final
+
+from swarmctl.credentials import Context
+from swarmctl.proto import codec, limits
+from swarmctl.proto.errors import DeadlineExceeded, InternalError, PeerError, from_wire
+from swarmctl.proto.messages import (
+    Cancel,
+    Failure,
+    Message,
+    Refuse,
+    Reply,
+    Request,
+    StreamCredit,
+    StreamData,
+)
+from swarmctl.transport.keys import KeyPair
+from swarmctl.transport.sync_client import SyncClient, connect
+
+_REFRESH: Final = limits.STREAM_WINDOW_CHUNKS // 2
+# A stream without a deadline still wakes this often, so that a lost connection is noticed.
+_LOOK_S: Final = 5.0
+
+
+class Client:
+    """A connection to a cluster; a context manager.
+
+    Raises:
+        NoController: no address of the context answers.
+        Refused: the controller does not know the context's key.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        keypair = KeyPair(context.public_key, context.secret_key)
+        self._connection: SyncClient = connect(context.addresses, context.server_key, keypair)
+        self._ids = itertools.count(1)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+    def call(
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        *,
+        timeout_s: float = limits.RPC_TIMEOUT_S,
+    ) -> Any:
+        """Ask and wait for the answer.
+
+        Raises:
+            DeadlineExceeded: no answer in ``timeout_s``.
+            SwarmError: what the controller answered.
+        """
+        with self.stream(method, params, timeout_s=timeout_s) as stream:
+            for _ in stream:
+                pass
+            return stream.result
+
+    def stream(
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        *,
+        timeout_s: float = math.inf,
+    ) -> "ClientStream":
+        """A request whose stream is iterated; leaving its block cancels it."""
+        call_id = next(self._ids)
+        timeout_ms = 0 if timeout_s == math.inf else max(1, int(timeout_s * 1000))
+        self.send(Request(call_id, method, params or {}, timeout_ms))
+        return ClientStream(self, call_id, method, timeout_s)
+
+    def send(self, message: Message) -> None:
+        """Hand a message to the connection."""
+        self._connection.send(codec.encode(message))
+
+    def receive(self, timeout_s: float) -> Message:
+        """The next message.
+
+        Raises:
+            DeadlineExceeded: none came in time.
+            PeerUnreachable: the connection was lost.
+        """
+        return codec.decode(self._connection.receive(timeout_s))
+
+    @property
+    def connection(self) -> SyncClient:
+        """The transport, for who has to wait for something else beside it (a terminal)."""
+        return self._connection
+
+
+class ClientStream:
+    """A request under way: iterate for its data, then read ``result``."""
+
+    def __init__(self, client: Client, call_id: int, method: str, timeout_s: float) -> None:
+        self._client = client
+        self._id = call_id
+        self._method = method
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._consumed = 0
+        self._credit = limits.STREAM_WINDOW_CHUNKS
+        self._outcome: Reply | Failure | None = None
+
+    def __enter__(self) -> "ClientStream":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._outcome is None:
+            self.cancel()
+
+    def __iter__(self) -> Iterator[StreamData]:
+        while True:
+            item = self.receive(_LOOK_S)
+            if item is not None:
+                yield item
+            elif self._outcome is not None:
+                return
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has come."""
+        return self._outcome is not None
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the controller has room for more of our data."""
+        return self._credit > 0
+
+    @property
+    def result(self) -> Any:
+        """What the request gave, once its stream has ended.
+
+        Raises:
+            SwarmError: what the controller answered.
+        """
+        if self._outcome is None:
+            raise InternalError(f"the result of {self._method} was read before its stream ended")
+        if isinstance(self._outcome, Failure):
+            failure = self._outcome
+            raise from_wire(failure.code, failure.what, failure.where, failure.hint)
+        return self._outcome.result
+
+    def receive(self, timeout_s: float) -> StreamData | None:
+        """The next data; None when the request has ended, or nothing came in ``timeout_s``.
+
+        Raises:
+            DeadlineExceeded: the request's own deadline has passed.
+            PeerUnreachable: the connection was lost.
+        """
+        if self._outcome is not None:
+            return None
+        left_s = self._deadline - time.monotonic()
+        try:
+            message = self._client.receive(max(0.0, min(timeout_s, left_s)))
+        except DeadlineExceeded as error:
+            if time.monotonic() >= self._deadline:
+                raise DeadlineExceeded(
+                    f"no answer to {self._method} in {self._timeout_s:g} s",
+                    self._client.connection.endpoint,
+                    "the controller may be busy; see its log",
+                ) from error
+            return None
+        return self._take(message)
+
+    def send(self, channel: str, data: Any) -> None:
+        """Stream ``data`` to the controller; only while ``may_send``."""
+        assert self._credit > 0, "no credit"
+        self._credit -= 1
+        self._client.send(StreamData(self._id, channel, data))
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        try:
+            self._client.send(Cancel(self._id))
+        except PeerError:
+            pass  # A connection that is gone has cancelled it already.
+
+    def _take(self, message: Message) -> StreamData | None:
+        match message:
+            case Refuse():
+                raise from_wire(message.code, message.what, message.where, message.hint)
+            case StreamData() if message.id == self._id:
+                self._consumed += 1
+                if self._consumed >= _REFRESH:
+                    self._client.send(StreamCredit(self._id, self._consumed))
+                    self._consumed = 0
+                return message
+            case StreamCredit() if message.id == self._id:
+                self._credit += message.chunks
+            case Reply() | Failure() if message.id == self._id:
+                self._outcome = message
+            case _:
+                pass  # Late data of a request that was cancelled.
+        return None
