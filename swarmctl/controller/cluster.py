@@ -303,7 +303,6 @@ class Cluster:
             self.access.allow(record.public_key, user_id(NODE, record.name))
         node.record = record
         self.sessions.refresh(node)
-        self.reconciler.retry_unplaced()
         self.wake()
 
     async def delete_node(self, node: Node) -> None:

@@ -52,6 +52,9 @@ class Reconciler:
 
     def cycle(self) -> bool:
         """Reconcile what is dirty; whether there was anything."""
+        if self._state.capacity_changed:
+            self._state.capacity_changed = False
+            self._retry_unplaced()
         dirty, self._state.dirty_services = self._state.dirty_services, set()
         requests: list[Request] = []
         wanting: dict[str, Service] = {}
@@ -68,8 +71,7 @@ class Reconciler:
             self._place(requests, wanting)
         return bool(dirty)
 
-    def retry_unplaced(self) -> None:
-        """Capacity has changed: whatever found no node may find one now."""
+    def _retry_unplaced(self) -> None:
         self._state.dirty_services.update(
             key for key, service in self._state.services.items() if service.unplaced
         )

@@ -119,6 +119,7 @@ class Sessions:
             case FactsChanged():
                 node.facts = message.facts
                 self.refresh(node)
+                self._wake()
         return True
 
     def peer_departed(self, peer: bytes) -> None:
@@ -291,6 +292,7 @@ class Sessions:
     def _gone(self, instance: Instance) -> None:
         self._fleet.free(self._state, instance)
         self._state.forget(instance)
+        self._state.capacity_changed = True
         self._wake()
 
     # --- heartbeats --------------------------------------------------------------------------
@@ -374,6 +376,7 @@ class Sessions:
             node.state = NodeState.SICK
         else:
             node.state = NodeState.READY
+        self._state.capacity_changed = True
         self._fleet.node_changed(node)
 
     def flush(self) -> None:

@@ -167,7 +167,11 @@ class Node:
 
 @define(eq=False)
 class ClusterState:
-    """All of it, and the few indexes that keep it joined."""
+    """All of it, and the few indexes that keep it joined.
+
+    ``leaving`` counts the instances of a service that nodes were told to take away;
+    ``capacity_changed`` says that what found no node may find one now.
+    """
 
     cluster_id: str
     term: int
@@ -179,6 +183,7 @@ class ClusterState:
     dirty_services: set[ServiceKey] = field(factory=set)
     dirty_nodes: set[str] = field(factory=set)
     leaving: Counter[ServiceKey] = field(factory=Counter)
+    capacity_changed: bool = False
 
     def resend(self, node: Node) -> None:
         """Send the node all that it should have, not only what changed."""

@@ -251,7 +251,7 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
     for slot in _slots(service, target):
         if service.record.wish(slot) is not SlotWish.RUNNING or slot in service.record.completed:
             continue
-        if slot in service.unplaced:
+        if slot in service.unplaced and _is_final(cluster):
             raise NothingFits(
                 f"{target.key[1]}.{slot} cannot be placed: {service.unplaced[slot]}",
                 hint="it stays pending, and is placed when something fits",
@@ -263,6 +263,11 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
         _raise_if_hopeless(holder)
         ready = ready and holder.state in good and _is_current(service, holder)
     return ready
+
+
+def _is_final(cluster: Cluster) -> bool:
+    """Whether "nothing fits" may be said aloud: nobody is about to leave or to report."""
+    return cluster.reconciler.settled and not cluster.state.leaving
 
 
 def _is_current(service: Service, holder: Instance) -> bool:
