@@ -49,12 +49,12 @@ class SimHarness(Harness):
 
 
 @pytest.fixture
-async def harness(autojump_clock):
+async def harness():
     return SimHarness()
 
 
 class TestSimDriver(DriverContract, ExitCodeContract):
-    """The contract, on a clock that jumps."""
+    """The contract, in real time: the fixture cannot give an inherited test a clock that jumps."""
 
 
 def launch_of(*command: str, sequence: int = 1) -> Launch:

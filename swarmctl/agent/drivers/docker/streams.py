@@ -1,0 +1,199 @@
+"""Output and terminals of containers.
+
+Without a terminal Docker multiplexes stdout and stderr in frames (one byte of stream, three of
+nothing, four of length); with one there is a single raw stream.
+"""
+
+import re
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+from urllib.parse import urlencode
+
+import trio
+from attrs import define, field
+
+from swarmctl.agent.drivers.api import LogChunk
+from swarmctl.agent.drivers.docker.calls import Calls, Missing
+from swarmctl.agent.drivers.docker.faults import translate
+from swarmctl.agent.drivers.docker.report import epoch
+from swarmctl.agent.drivers.docker.wire import Answer, Endpoint, Refusal, request
+from swarmctl.proto.errors import DriverUnavailable, LaunchFailed, SwarmError
+
+FRAME_HEADER_BYTES: Final = 8
+STREAMS: Final = {0: "stdout", 1: "stdout", 2: "stderr"}
+# Resizing, or asking for an exec's exit code.
+EXEC_CALL_S: Final = 10.0
+# An exec can be resized, and has an exit code, a moment after dockerd says so.
+EXEC_SETTLES_S: Final = 2.0
+EXEC_PAUSE_S: Final = 0.02
+_STAMP: Final = re.compile(rb"\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:\d\d) ")
+# What closes a terminal's input: Ctrl-D.
+END_OF_TRANSMISSION: Final = b"\x04"
+
+
+@define
+class Demultiplexer:
+    """Takes frames apart; what has arrived of a frame is passed on without waiting for the rest."""
+
+    _header: bytearray = field(factory=bytearray)
+    _stream: str = ""
+    _left: int = 0
+
+    def feed(self, data: bytes) -> list[tuple[str, bytes]]:
+        """The pieces of output in ``data``.
+
+        Raises:
+            LaunchFailed: these are no frames.
+        """
+        pieces: list[tuple[str, bytes]] = []
+        view = memoryview(data)
+        while view:
+            if self._left:
+                taken = view[: self._left]
+                pieces.append((self._stream, bytes(taken)))
+                self._left -= len(taken)
+                view = view[len(taken) :]
+                continue
+            missing = FRAME_HEADER_BYTES - len(self._header)
+            self._header += view[:missing]
+            view = view[missing:]
+            if len(self._header) == FRAME_HEADER_BYTES:
+                if self._header[0] not in STREAMS or any(self._header[1:4]):
+                    raise LaunchFailed("Docker's output is not framed as expected")
+                self._stream = STREAMS[self._header[0]]
+                self._left = int.from_bytes(self._header[4:], "big")
+                self._header.clear()
+        return pieces
+
+
+def stamp_of(data: bytes) -> float:
+    """The time that a stamped line begins with, epoch seconds; 0 when it begins with none."""
+    match = _STAMP.match(data)
+    return epoch(match[0].decode().rstrip()) if match else 0.0
+
+
+async def read_logs(
+    endpoint: Endpoint,
+    container_id: str,
+    where: str,
+    *,
+    tty: bool,
+    follow: bool,
+    tail: int | None,
+    timestamps: bool,
+) -> AsyncGenerator[LogChunk, None]:
+    """A container's output; see :class:`swarmctl.agent.drivers.api.Logs`."""
+    options = {
+        "stdout": 1,
+        "stderr": 1,
+        "follow": int(follow),
+        "timestamps": int(timestamps),
+        "tail": "all" if tail is None else tail,
+    }
+    demultiplexer = Demultiplexer()
+    at = 0.0
+    try:
+        async with (
+            request(
+                endpoint, "GET", f"/containers/{container_id}/logs?{urlencode(options)}"
+            ) as answer,
+            aclosing(answer.chunks()) as chunks,
+        ):
+            async for data in chunks:
+                for stream, piece in [("stdout", data)] if tty else demultiplexer.feed(data):
+                    if timestamps:
+                        at = stamp_of(piece) or at
+                    yield LogChunk(stream, piece, at)
+    except Refusal as refusal:
+        raise translate(refusal.status, refusal.text, where, "read its output") from None
+    except trio.BrokenResourceError:
+        raise DriverUnavailable("dockerd closed the connection", where) from None
+
+
+class ExecTerminal:
+    """A command that runs in a container; see :class:`swarmctl.agent.drivers.api.Terminal`."""
+
+    def __init__(
+        self, calls: Calls, answer: Answer, exec_id: str, where: str, *, tty: bool
+    ) -> None:
+        self._calls = calls
+        self._answer = answer
+        self._exec_id = exec_id
+        self._where = where
+        self._tty = tty
+        self._demultiplexer = Demultiplexer()
+        self._waiting: deque[tuple[str, bytes]] = deque()
+
+    async def receive(self) -> LogChunk | None:
+        """The next output, or None at the end."""
+        while not self._waiting:
+            try:
+                data = await self._answer.receive_some()
+            except trio.BrokenResourceError:
+                raise DriverUnavailable("dockerd closed the connection", self._where) from None
+            if not data:
+                return None
+            if self._tty:
+                self._waiting.append(("stdout", data))
+            else:
+                self._waiting.extend(self._demultiplexer.feed(data))
+        stream, piece = self._waiting.popleft()
+        return LogChunk(stream, piece)
+
+    async def send(self, data: bytes) -> None:
+        """Type ``data``. What is typed after the end goes nowhere, as into any closed terminal."""
+        try:
+            await self._answer.send(data)
+        except trio.BrokenResourceError:
+            pass  # the end itself is told by receive
+
+    async def send_eof(self) -> None:
+        """Close its standard input: by half-closing, or by Ctrl-D on a terminal."""
+        if self._tty:
+            await self.send(END_OF_TRANSMISSION)
+            return
+        try:
+            await self._answer.send_eof()
+        except trio.BrokenResourceError:
+            pass  # as above
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal its size; nothing happens when the command has ended."""
+        last: SwarmError | Missing | None = None
+        with trio.move_on_after(EXEC_SETTLES_S):
+            while True:
+                try:
+                    await self._calls.run(
+                        lambda client: client.exec_resize(self._exec_id, rows, columns),
+                        where=self._where,
+                        doing="resize its terminal",
+                        deadline_s=EXEC_CALL_S,
+                    )
+                except (LaunchFailed, Missing) as error:
+                    last = error  # it has not started yet, or ended: which of them, time tells
+                else:
+                    return
+                await trio.sleep(EXEC_PAUSE_S)
+        if await self._state() is None:
+            raise DriverUnavailable(f"could not resize the terminal: {last}", self._where)
+
+    async def exit_code(self) -> int | None:
+        """After the end: the exit code; None when dockerd does not know it."""
+        with trio.move_on_after(EXEC_SETTLES_S):
+            while (code := await self._state()) is None:  # noqa: ASYNC110 - dockerd has no event for it
+                await trio.sleep(EXEC_PAUSE_S)
+            return code
+        return None
+
+    async def _state(self) -> int | None:
+        """The exit code, None as long as it runs."""
+        info = await self._calls.run(
+            lambda client: client.exec_inspect(self._exec_id),
+            where=self._where,
+            doing="ask for the exit code",
+            deadline_s=EXEC_CALL_S,
+        )
+        code = info.get("ExitCode")
+        return None if info.get("Running") or code is None else int(code)
