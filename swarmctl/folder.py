@@ -112,6 +112,7 @@ class DataFolder:
             Conflict: another process holds it; the error names its id.
             StorageFault: it cannot be made, entered or written.
         """
+        path = path.absolute()
         lock = path / LOCK_NAME
         _guarded(
             path, "cannot be made", lambda: path.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
