@@ -162,16 +162,6 @@ class Facts:
             self.eligible_masks[key] = mask
         return mask
 
-    def rows_pinned(self, request: Request) -> tuple[int, ...] | None:
-        """The rows of the rarest value that a constraint asks for; None when none asks for one."""
-        rarest: tuple[int, ...] | None = None
-        for constraint in request.constraints:
-            if constraint.operator == "==":
-                rows = self.grouping(constraint.attribute).rows.get(constraint.values[0], ())
-                if rarest is None or len(rows) < len(rarest):
-                    rarest = rows
-        return rarest
-
 
 def _load_per_unit(capacity: Ints) -> Ints:
     """Whole parts of LOAD_SCALE a unit: whole, so that load is an exact sum in any order."""

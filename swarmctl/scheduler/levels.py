@@ -6,7 +6,8 @@ less.  A question between two cuts gets the lower cut's set: a superset, to be c
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -62,42 +63,39 @@ class Levels:
                 high = middle
         return found
 
-    def bottom(self, rows: int) -> int:
-        """Those of the given rows that are in the lowest level any of them is in."""
-        at_least = self.at_least
-        found, low, high = rows, 0, len(at_least)
-        while low < high:
-            middle = (low + high) // 2
-            below = rows & ~at_least[middle]
-            if below:
-                found, high = below, middle
-            else:
-                low = middle + 1
-        return found
-
 
 def to_set(mask: Bools) -> int:
     """The rows where the mask is true."""
     return int.from_bytes(np.packbits(mask, bitorder="little").tobytes(), "little")
 
 
-def members(rows: int) -> Iterator[int]:
+def members(rows: int) -> Sequence[int]:
     """The rows of a set, lowest first."""
     if rows.bit_count() < _UNPACK_MIN:
-        while rows:
-            lowest = rows & -rows
-            yield lowest.bit_length() - 1
-            rows ^= lowest
-        return
+        return list(lowest(rows))
     packed = np.frombuffer(rows.to_bytes((rows.bit_length() + 7) // 8, "little"), dtype=np.uint8)
-    yield from np.flatnonzero(np.unpackbits(packed, bitorder="little")).tolist()
+    unpacked: list[int] = np.flatnonzero(np.unpackbits(packed, bitorder="little")).tolist()
+    return unpacked
 
 
-def members_from(rows: int, start: int) -> Iterator[int]:
+def lowest(rows: int) -> Iterator[int]:
+    """The same, for a reader who stops after a few."""
+    while rows:
+        bit = rows & -rows
+        yield bit.bit_length() - 1
+        rows ^= bit
+
+
+def members_from(rows: int, start: int) -> Iterable[int]:
     """The rows of a set, from ``start`` upwards and then from 0."""
-    if start:
-        from_start = rows >> start
-        for row in members(from_start):
-            yield row + start
-        rows ^= from_start << start
-    yield from members(rows)
+    return _from(members, rows, start) if start else members(rows)
+
+
+def lowest_from(rows: int, start: int) -> Iterable[int]:
+    """The same, for a reader who stops after a few."""
+    return _from(lowest, rows, start) if start else lowest(rows)
+
+
+def _from(listing: Callable[[int], Iterable[int]], rows: int, start: int) -> Iterator[int]:
+    upper = rows >> start
+    return chain((row + start for row in listing(upper)), listing(rows ^ (upper << start)))

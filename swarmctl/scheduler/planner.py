@@ -70,6 +70,12 @@ class Placements:
         self.rows.append(rows)
         self._total += len(rows)
 
+    def add_one(self, request: Request, row: int) -> None:
+        """Note the row of a request's only slot."""
+        self.requests.append(request)
+        self.rows.append(row)
+        self._total += 1
+
     def __len__(self) -> int:
         return self._total
 
@@ -161,15 +167,21 @@ class _Planner:
         self.placements = Placements(view.facts)
         self.failed: list[tuple[Request, Sequence[int]]] = []
         # Services whose whereabouts a request of this plan asks for.
-        self.watched = {name for request in requests for name in _asks_for(request)}
+        self.watched = {
+            name for request in requests if not request.plain for name in _asks_for(request)
+        }
 
     def place(self, requests: Sequence[Request]) -> None:
         """Place requests in this order, runs of plain small ones by an index."""
         for by_index, group in groupby(requests, self._suits_index):
             run = list(group)
             if by_index and sum(len(one.slots) for one in run) >= self.ways.index_min:
-                for request, rows in zip(run, place_run(self.view, run, self.start), strict=True):
-                    self._note(request, rows)
+                chosen = place_run(self.view, run, self.start)
+                for request, rows in zip(run, chosen, strict=True):
+                    if isinstance(rows, int) and request.service not in self.watched:
+                        self.placements.add_one(request, rows)
+                    else:
+                        self._note(request, rows_list(rows))
             else:
                 for request in run:
                     self._place(request)
@@ -222,8 +234,7 @@ class _Planner:
 
 
 def _asks_for(request: Request) -> Iterator[str]:
-    """The services whose copies decide where this request may go."""
-    if not request.plain:
-        yield request.service
-        for wish in (*request.affinity, *request.anti_affinity):
-            yield wish.service
+    """The services whose copies decide where a request that is not plain may go."""
+    yield request.service
+    for wish in (*request.affinity, *request.anti_affinity):
+        yield wish.service
