@@ -63,6 +63,16 @@ done
 ip link set lo up
 hostname guest
 
+# A power button pressed before anybody listens is lost, so "ready" means listening too.
+acpid -f -c /etc/acpi -l /dev/null >/dev/null 2>&1 &
+listener=$!
+tries=0
+until ls -l /proc/$listener/fd 2>/dev/null | grep -q /dev/input/; do
+  tries=$((tries + 1))
+  [ $tries -gt 50 ] && echo "swarmctl guest: no power button" && break
+  usleep 20000
+done
+
 # Disks on a SCSI or IDE controller appear a moment after their driver.
 tries=0
 while [ -e /sys/class/scsi_host/host0 ] && [ $tries -lt 5 ] && ! findfs LABEL=cidata >/dev/null 2>&1
@@ -102,7 +112,6 @@ exec /sbin/init
 """
 
 INITTAB = """console::respawn:-/bin/sh
-::respawn:/sbin/acpid -f -c /etc/acpi -l /dev/null
 ::ctrlaltdel:/sbin/reboot -f
 """
 
