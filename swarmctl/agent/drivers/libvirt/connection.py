@@ -109,7 +109,7 @@ def fault(error: Any, where: str = "") -> SwarmError:
     """Our error for a ``libvirtError``, by who is at fault."""
     text = (error.get_error_message() or str(error)).strip()
     code = error.get_error_code()
-    if _is_broken_connection(error):
+    if is_broken(error):
         return DriverUnavailable(f"libvirt does not answer: {text}", where, _START_HINT)
     if code == _NO_DOMAIN:
         return NotFound("no such domain", where)
@@ -129,7 +129,8 @@ def _one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _is_broken_connection(error: Any) -> bool:
+def is_broken(error: Any) -> bool:
+    """Whether a ``libvirtError`` means that libvirtd was not reached, or went away."""
     code = error.get_error_code()
     if code in (_NO_CONNECT, _INVALID_CONN, _RPC, _AUTH_FAILED):
         return True

@@ -5,7 +5,7 @@ They block, and pass all other errors of libvirt on.
 
 from typing import Any
 
-from swarmctl.agent.drivers.libvirt.connection import load
+from swarmctl.agent.drivers.libvirt.connection import is_broken, load
 
 
 def find(conn: Any, uuid: str) -> Any:
@@ -32,7 +32,10 @@ def is_active(conn: Any, uuid: str) -> bool:
 
 
 def press_power_button(conn: Any, uuid: str) -> bool:
-    """Press it; False if the domain is off or gone."""
+    """Press it; False if the domain is off or gone.
+
+    One that cannot be pressed (its QEMU hangs, say) counts as pressed: the guest does not react.
+    """
     libvirt = load()
     domain = find(conn, uuid)
     if domain is None or not domain.isActive():
@@ -40,9 +43,9 @@ def press_power_button(conn: Any, uuid: str) -> bool:
     try:
         domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
     except libvirt.libvirtError as error:
-        if not _is_off_or_gone(error):
+        if is_broken(error):
             raise
-        return False
+        return not _is_off_or_gone(error)
     return True
 
 

@@ -14,8 +14,8 @@ Two connections: libvirtd serves a few calls of one connection at a time, and a 
 destroys the domain.  Its end is seen by event, and looked up now and then in case one was missed.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,6 +141,7 @@ class LibvirtDriver:
 
     async def start(self, launch: Launch) -> Found:
         """Start the domain (again); as it is right after that."""
+        await self._queries.ensure_open()  # else its end might go unseen
         return await self._launches.call(lambda conn: self._start(conn, launch), launch.instance)
 
     def _start(self, conn: Any, launch: Launch) -> Found:
@@ -161,7 +162,7 @@ class LibvirtDriver:
     async def stop(self, incarnation: int, grace_s: float) -> None:
         """Press the power button, and destroy the domain when the grace has passed."""
         uuid, where = self._uuid(incarnation), incarnations.label(incarnation)
-        with self._watching(uuid) as watch:
+        async with self._watching(uuid) as watch:
             if not await self._launches.call(lambda conn: domains.is_active(conn, uuid), where):
                 return
             with trio.move_on_after(grace_s) as grace:
@@ -176,8 +177,9 @@ class LibvirtDriver:
             with trio.move_on_after(POWER_BUTTON_EVERY_S):
                 await watch.wait()
 
-    @contextmanager
-    def _watching(self, uuid: str) -> Iterator[EndWatch]:
+    @asynccontextmanager
+    async def _watching(self, uuid: str) -> AsyncIterator[EndWatch]:
+        await self._queries.ensure_open()
         watch = EndWatch(uuid)
         with self._queries.listening(watch.heard):
             yield watch
@@ -224,7 +226,7 @@ class LibvirtDriver:
         if not path.parent.is_dir():
             raise NotFound("no such instance on this node", where)
         is_active, asked = True, False
-        with self._watching(uuid) as watch:
+        async with self._watching(uuid) as watch:
 
             async def has_ended() -> bool:
                 """Asks libvirt at first, and again only when something happened."""
