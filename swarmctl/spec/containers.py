@@ -84,6 +84,8 @@ def read_container(
 def _read_command(field: Field | None) -> tuple[str, ...] | None:
     if field is None:
         return None
+    if field.is_map:
+        raise field.mismatch("text or a list of texts")
     return field.parse(split_command) if field.is_scalar else field.texts()
 
 

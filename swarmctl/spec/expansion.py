@@ -8,6 +8,7 @@ from attrs import evolve
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.reading import Warnings
 from swarmctl.spec.variables import interpolate
+from swarmctl.spec.wording import one_line
 from swarmctl.spec.yamltree import ListNode, MapNode, Mark, Node, ScalarNode
 
 # Everything that variables expand to in one file: eight times the largest file.
@@ -56,7 +57,7 @@ class _Expander:
         return self._scalar(node, mark, path) if "$" in node.text else node
 
     def _scalar(self, node: ScalarNode, mark: Mark, path: str) -> ScalarNode:
-        where = f"{mark}: {path}"
+        where = one_line(f"{mark}: {path}")
 
         def unset(name: str) -> None:
             self._warnings.add(
@@ -68,7 +69,7 @@ class _Expander:
         try:
             text = interpolate(node.text, self._environment, unset)
         except InvalidSpec as error:
-            raise InvalidSpec(error.what, where=where, hint=error.hint) from error
+            raise InvalidSpec(one_line(error.what), where=where, hint=error.hint) from error
         self._left -= len(text)
         if self._left < 0:
             raise InvalidSpec(

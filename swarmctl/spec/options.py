@@ -33,6 +33,7 @@ from swarmctl.spec.placements import check_constraint
 from swarmctl.spec.resources import AMOUNT_MAX, check_resource_name
 from swarmctl.spec.restarts import check_job_restart, parse_restart
 from swarmctl.spec.sizes import parse_cpus, parse_duration, parse_memory, parse_size
+from swarmctl.spec.wording import one_line
 
 _T = TypeVar("_T")
 
@@ -279,7 +280,7 @@ def _located(option: str, value: _In, parser: Callable[[_In], _T]) -> _T:
     try:
         return parser(value)
     except InvalidSpec as error:
-        raise InvalidSpec(error.what, where=option, hint=error.hint) from error
+        raise InvalidSpec(one_line(error.what), where=option, hint=one_line(error.hint)) from error
 
 
 def _optional(option: str, text: str, parser: Callable[[str], _T], otherwise: _T) -> _T:

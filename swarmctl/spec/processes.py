@@ -11,7 +11,7 @@ from swarmctl.spec.names import did_you_mean
 _SIGNALS: Final = frozenset(member.name for member in signal.Signals)
 _REALTIME: Final = re.compile(r"SIGRT(MIN(\+\d{1,2})?|MAX(-\d{1,2})?)")
 _CAPABILITY: Final = re.compile(r"(?:CAP_)?([A-Z][A-Z_]{1,30})")
-_HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 def split_command(text: str) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def check_hostname(text: str) -> str:
     if _HOSTNAME.fullmatch(text) is None:
         raise InvalidSpec(
             f'"{text}" cannot be a host name',
-            hint='use letters, digits, "-" and ".", at most 63 characters',
+            hint='use letters, digits, "-", "_" and ".", at most 63 characters',
         )
     return text
 

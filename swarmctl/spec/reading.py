@@ -16,6 +16,7 @@ from attrs import frozen
 
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.names import did_you_mean
+from swarmctl.spec.wording import one_line
 from swarmctl.spec.yamltree import ListNode, MapNode, Mark, Node, ScalarNode
 
 _T = TypeVar("_T")
@@ -74,15 +75,15 @@ class Field:
     @property
     def where(self) -> str:
         """``compose.yaml:7: services.web.image``."""
-        return f"{self.mark}: {self.path}" if self.path else str(self.mark)
+        return one_line(f"{self.mark}: {self.path}") if self.path else str(self.mark)
 
     def fail(self, what: str, hint: str = "") -> InvalidSpec:
         """The error to raise about this field."""
-        return InvalidSpec(what, where=self.where, hint=hint)
+        return InvalidSpec(one_line(what), where=self.where, hint=one_line(hint))
 
     def warn(self, what: str, hint: str = "") -> None:
         """Note a warning about this field."""
-        self.warnings.add(self.where, what, hint)
+        self.warnings.add(self.where, one_line(what), one_line(hint))
 
     def mismatch(self, wanted: str, hint: str = "") -> InvalidSpec:
         """The error to raise when this is not what was ``wanted``."""

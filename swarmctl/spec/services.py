@@ -59,6 +59,8 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
     _check_name(name, field)
     if field.is_null:
         raise field.fail("the service says nothing", 'it needs at least an "image"')
+    if field.is_scalar:
+        raise field.mismatch("a map", f'write "image: {field.text()[:40]}" on a line below it')
     fields = field.fields(_KNOWN, SERVICE)
     if _left_out(name, fields, surroundings):
         return None
@@ -119,9 +121,7 @@ def _left_out(name: str, fields: dict[str, Field], surroundings: Surroundings) -
 
 def _check_what_it_is(field: Field, fields: dict[str, Field]) -> None:
     if "extends" in fields:
-        raise fields["extends"].fail(
-            "extends: is not supported", "use an anchor and <<, or a second -f file"
-        )
+        raise fields["extends"].fail("not supported", "use an anchor and <<, or a second -f file")
     if "image" in fields and "vm" in fields:
         raise fields["vm"].fail(
             "a service is a container (image) or a VM (vm), not both",

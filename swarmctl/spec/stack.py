@@ -93,9 +93,7 @@ def load_stack(
         {"configs": NOT_YET, "secrets": NOT_YET, "models": NOT_YET},
     )
     if "include" in fields:
-        raise fields["include"].fail(
-            "include: is not supported", "give the other file with another -f"
-        )
+        raise fields["include"].fail("not supported", "give the other file with another -f")
     folder = folder or posixpath.dirname(files[0][0])
     stack = _read_name(fields, environment, default_name or posixpath.basename(folder))
     surroundings = Surroundings(

@@ -60,12 +60,13 @@ class _Expansion:
             parts.append(text[position:dollar])
             value, position = self._variable(text, dollar, depth)
             parts.append(value)
+            self._left -= len(value)
+            if self._left < 0:
+                raise InvalidSpec(
+                    f"with its variables this is over {EXPANDED_MAX_CHARS} characters"
+                )
         parts.append(text[position:])
-        expanded = "".join(parts)
-        self._left -= len(expanded)
-        if self._left < 0:
-            raise InvalidSpec(f"with its variables this is over {EXPANDED_MAX_CHARS} characters")
-        return expanded
+        return "".join(parts)
 
     def _variable(self, text: str, dollar: int, depth: int) -> tuple[str, int]:
         """The value of the variable at ``dollar``, and where the text goes on."""

@@ -17,6 +17,7 @@ import yaml
 from attrs import evolve, frozen
 
 from swarmctl.proto.errors import InvalidSpec
+from swarmctl.spec.wording import one_line
 
 # A thousand services written out are some 300 KiB.
 FILE_MAX_CHARS: Final = 1024 * 1024
@@ -97,6 +98,9 @@ def parse_yaml(file: str, text: str) -> Node:
         return _Builder(file, text).document()
     except yaml.YAMLError as error:
         raise _explain(file, text, error) from error
+    except UnicodeEncodeError as error:
+        # Half of a surrogate pair, from bytes that were not UTF-8; the parser in C says it so.
+        raise InvalidSpec("the file is not UTF-8 text", where=file) from error
 
 
 class _Builder:
@@ -106,6 +110,7 @@ class _Builder:
         self._file = file
         self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_LOADER)
         self._anchors: dict[str, Node | None] = {}
+        self._merged = 0  # entries that merge keys copied so far
 
     def document(self) -> Node:
         next(self._events)  # the stream's start
@@ -130,7 +135,7 @@ class _Builder:
         return Mark(self._file, event.start_mark.line + 1)
 
     def _fail(self, event: yaml.Event, what: str, hint: str) -> InvalidSpec:
-        return InvalidSpec(what, where=str(self._mark(event)), hint=hint)
+        return InvalidSpec(one_line(what), where=str(self._mark(event)), hint=hint)
 
     def _node(self, event: yaml.Event, depth: int) -> Node:
         if depth > DEPTH_MAX:
@@ -150,15 +155,18 @@ class _Builder:
             assert isinstance(event, yaml.MappingStartEvent)
             self._check_tag(event, event.tag, _STRUCTURE_TAGS)
             node = self._map(event, depth)
-        if node.size > NODES_MAX:
+        self._check_size(event, node.size)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _check_size(self, event: yaml.Event, size: int) -> None:
+        if size > NODES_MAX:
             raise self._fail(
                 event,
                 f"with its aliases written out this has more than {NODES_MAX} values",
                 "use fewer aliases of aliases",
             )
-        if event.anchor is not None:
-            self._anchors[event.anchor] = node
-        return node
 
     def _alias(self, event: yaml.AliasEvent) -> Node:
         if event.anchor not in self._anchors:
@@ -188,6 +196,7 @@ class _Builder:
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             items.append(self._node(event, depth + 1))
             size += items[-1].size
+            self._check_size(start, size)
         return ListNode(tuple(items), self._mark(start), size)
 
     def _map(self, start: yaml.Event, depth: int) -> MapNode:
@@ -209,6 +218,8 @@ class _Builder:
             else:
                 entries[key.text] = (key.mark, value)
         for source in merged:
+            self._merged += len(source.entries)
+            self._check_size(start, self._merged)
             for name, entry in source.entries.items():
                 entries.setdefault(name, entry)
         size = 1 + sum(1 + value.size for _, value in entries.values())
@@ -231,8 +242,8 @@ def _explain(file: str, text: str, error: yaml.YAMLError) -> InvalidSpec:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         # A character that YAML does not allow (a NUL, half of a surrogate pair).
-        return InvalidSpec(f"not readable as YAML: {error}".replace("\n", " "), where=file)
-    lines = text.splitlines()
+        return InvalidSpec(one_line(f"not readable as YAML: {error}"), where=file)
+    lines = text.split("\n")
     for number in (mark.line, mark.line - 1):
         line = lines[number] if 0 <= number < len(lines) else ""
         if "\t" in line[: len(line) - len(line.lstrip())]:
@@ -242,7 +253,7 @@ def _explain(file: str, text: str, error: yaml.YAMLError) -> InvalidSpec:
                 hint="YAML indents with spaces; replace the tab by spaces",
             )
     problem = getattr(error, "problem", None) or "it cannot be parsed"
-    shown = lines[mark.line].strip()[:60] if mark.line < len(lines) else ""
+    shown = one_line(lines[mark.line].strip()[:60]) if mark.line < len(lines) else ""
     return InvalidSpec(
         f"not valid YAML: {problem}",
         where=str(Mark(file, mark.line + 1)),
