@@ -5,9 +5,11 @@ A file holds one pair as JSON, mode 0600; it is written beside its place and ren
 crash leaves the old file or the new one, never half of one.
 """
 
+import base64
 import json
 import os
 import stat
+import string
 import tempfile
 from pathlib import Path
 
@@ -16,8 +18,13 @@ import zmq
 
 from swarmctl.transport.errors import KeyFileError, KeyFileFault
 
-_Z85 = frozenset(
-    "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_ALPHABET = string.digits + string.ascii_letters + ".-:+=^!/*?&<>()[]{}@%$#"
+_Z85 = frozenset(_ALPHABET)
+# Python's base 85 is Z85 but for the order of its alphabet.
+_FROM_B85 = bytes.maketrans(
+    (string.digits + string.ascii_uppercase + string.ascii_lowercase).encode()
+    + b"!#$%&()*+-;<=>?@^_`{|}~",
+    _ALPHABET.encode(),
 )
 _Z85_LENGTH = 40
 # A pair as JSON takes about 130 bytes; a larger file is not ours.
@@ -33,6 +40,11 @@ def _z85(_instance: object, attribute: "attrs.Attribute[str]", value: object) ->
     if not is_z85_key(value):
         # The value itself may be a secret: it is not shown.
         raise KeyFileError(f"the {attribute.name} key is not {_Z85_LENGTH} characters of Z85")
+
+
+def encode_z85(key: bytes) -> str:
+    """The text of a binary key. Several times quicker than pyzmq's, for ten thousand at once."""
+    return base64.b85encode(key).translate(_FROM_B85).decode("ascii")
 
 
 @attrs.frozen

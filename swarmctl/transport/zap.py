@@ -12,11 +12,11 @@ connection, and what user that key stands for can be asked again at any time.
 from typing import Protocol
 
 import zmq
-from zmq.utils import z85
 
 from swarmctl.transport.api import Authorize
 from swarmctl.transport.bounds import BATCH_MAX
 from swarmctl.transport.context import ZmqContext
+from swarmctl.transport.keys import encode_z85
 from swarmctl.transport.readiness import Readable
 
 DOMAIN = "swarmctl"
@@ -80,4 +80,4 @@ def _public_key(request: list[bytes]) -> str | None:
     if len(request) != _CURVE_REQUEST_FRAMES or request[0] != _VERSION or request[5] != b"CURVE":
         return None
     credential = request[6]
-    return z85.encode(credential).decode("ascii") if len(credential) == _KEY_BYTES else None
+    return encode_z85(credential) if len(credential) == _KEY_BYTES else None

@@ -49,6 +49,8 @@ from swarmctl.transport.zap import DOMAIN, Authenticator
 
 # What libzmq's ROUTER makes itself: a zero byte and a 32-bit counter.
 _ROUTING_ID_BYTES = 5
+# Computed once: combining pyzmq's flags costs as much as sending.
+_NOBLOCK_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 _EVENTS = int(
     zmq.EVENT_ACCEPTED
@@ -110,7 +112,7 @@ class ZmqListener(ListenerBase):
         # Dropped messages count too, so that a flood of bad ones does not hold the loop.
         for _ in range(self._bounds.batch_max):
             try:
-                routing_id = self._socket.recv(zmq.NOBLOCK)
+                routing_id = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
             arrival = self._read_message(routing_id)
@@ -122,15 +124,16 @@ class ZmqListener(ListenerBase):
         self._count("received", len(batch), size)
         return batch
 
-    def _read_message(self, routing_id: bytes) -> Arrival | None:
+    def _read_message(self, sender: zmq.Frame) -> Arrival | None:
         # A message is whole in the queue before its first frame can be read: none of these waits.
-        if not self._socket.get(zmq.RCVMORE):
+        if not sender.more:
             return self._drop("dropped_frames")
         frame = self._socket.recv(zmq.NOBLOCK, copy=False)
         if frame.more:
-            while self._socket.get(zmq.RCVMORE):
-                self._socket.recv(zmq.NOBLOCK, copy=False)
+            while frame.more:
+                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             return self._drop("dropped_frames")
+        routing_id: bytes = sender.bytes
         if len(routing_id) != _ROUTING_ID_BYTES or routing_id[0] != 0:
             return self._drop("dropped_routing_id")
         payload: bytes = frame.bytes
@@ -150,7 +153,7 @@ class ZmqListener(ListenerBase):
         """See :meth:`swarmctl.transport.api.Listener.send`."""
         self._check_send(peer, payload)
         try:
-            self._socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(peer, _NOBLOCK_AND_MORE)
             self._socket.send(payload, zmq.NOBLOCK)
         except zmq.Again:
             raise self._backpressure(peer) from None
