@@ -24,7 +24,7 @@ import attrs
 import trio
 
 from swarmctl.transport import bounds as limits
-from swarmctl.transport.api import Arrival, Authorize, PeerId
+from swarmctl.transport.api import Arrival, Authorize, Link, Listener, PeerId
 from swarmctl.transport.bounds import Bounds
 from swarmctl.transport.endpoint import check_endpoint, check_remote_endpoint
 from swarmctl.transport.errors import AddressInUse, Backpressure, LinkLost
@@ -409,7 +409,7 @@ class MemoryNetwork:
         keypair: KeyPair,
         authorize: Authorize,
         bounds: Bounds | None = None,
-    ) -> AsyncIterator[MemoryListener]:
+    ) -> AsyncIterator[Listener]:
         """As :func:`swarmctl.transport.zmq_listener.open_listener`."""
         await trio.lowlevel.checkpoint()
         wanted = [endpoint] if isinstance(endpoint, str) else list(endpoint)
@@ -441,7 +441,7 @@ class MemoryNetwork:
         connect_timeout_s: float = limits.CONNECT_TIMEOUT_S,
         backoff: Backoff | None = None,
         random_: random.Random | None = None,
-    ) -> AsyncIterator[SupervisedLink]:
+    ) -> AsyncIterator[Link]:
         """As :func:`swarmctl.transport.zmq_link.open_link`; jitter has a fixed seed."""
         bounds = bounds or Bounds()
 

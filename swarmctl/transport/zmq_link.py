@@ -18,6 +18,7 @@ import trio
 import zmq
 
 from swarmctl.transport import bounds as limits
+from swarmctl.transport.api import Link
 from swarmctl.transport.bounds import Bounds
 from swarmctl.transport.context import ZmqContext, shared_context
 from swarmctl.transport.dealer import configure_dealer, read_dealer, start_connecting
@@ -150,7 +151,7 @@ async def open_link(
     backoff: Backoff | None = None,
     random_: random.Random | None = None,
     context: ZmqContext | None = None,
-) -> AsyncIterator[SupervisedLink]:
+) -> AsyncIterator[Link]:
     """Keep a connection to one of several controllers' addresses (``tcp://HOST:PORT``).
 
     Returns at once; :meth:`~swarmctl.transport.api.Link.wait_connected` waits for the connection.

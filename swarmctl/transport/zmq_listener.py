@@ -32,7 +32,7 @@ import trio
 import zmq
 
 from swarmctl.transport import bounds as limits
-from swarmctl.transport.api import Arrival, Authorize, PeerId
+from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
 from swarmctl.transport.bounds import Bounds
 from swarmctl.transport.context import ZmqSocket, new_context
 from swarmctl.transport.endpoint import check_endpoint
@@ -201,8 +201,6 @@ class ZmqListener(ListenerBase):
         """Read connection events until cancelled."""
         while True:
             self._refresh()
-            if self._connections.any_departed():
-                self._readable.wake()
             await self._monitor_readable.wait()
 
     async def authenticate(self) -> None:
@@ -222,6 +220,9 @@ class ZmqListener(ListenerBase):
                     self._counts["connections_silent"] += 1
             else:
                 self._counts["handshakes_broken"] += 1
+        # Here and not in the background task: others call this too, and then it sees nothing.
+        if self._connections.any_departed():
+            self._readable.wake()
 
 
 def _configure(socket: ZmqSocket, keypair: KeyPair, bounds: Bounds) -> None:
@@ -268,7 +269,7 @@ async def open_listener(
     keypair: KeyPair,
     authorize: Authorize,
     bounds: Bounds | None = None,
-) -> AsyncIterator[ZmqListener]:
+) -> AsyncIterator[Listener]:
     """Listen on one or several addresses (``tcp://HOST:PORT``; port 0 takes a free one).
 
     Raises:

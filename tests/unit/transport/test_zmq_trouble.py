@@ -1,6 +1,7 @@
 """What a hostile or broken peer can do to a ZeroMQ listener: be counted, and nothing else."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,30 @@ async def test_many_short_connections_leave_nothing_behind(listener, server_keys
     assert len(peers) == 30
     assert sorted(departed) == sorted(peers)
     assert listener.statistics().peers == 0
+
+
+async def test_a_departure_that_another_call_noticed_still_wakes_the_receiver(
+    listener, server_keys, agent_keys
+):
+    """Reading the events for the statistics does not swallow the news."""
+    async with trio.open_nursery() as nursery:
+        async with open_link(listener.endpoint, server_keys.public, agent_keys) as link:
+            await link.wait_connected()
+            link.send(b"x")
+            (arrival,) = await listener.receive_batch()
+            batches = []
+
+            async def receive():
+                batches.append(await listener.receive_batch())
+
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+        # Without an await: the listener's own task does not get to see the event.
+        while listener.statistics().peers:
+            time.sleep(0.001)  # noqa: ASYNC251 - blocking the loop is the point
+
+    assert batches == [[]]
+    assert listener.take_departed() == [arrival.peer]
 
 
 async def test_disconnect_of_a_peer_that_is_gone_says_so(listener, good):
