@@ -276,7 +276,7 @@ def _read_long_mount(item: Field) -> Mount:
 _OPTIONS: Final = {
     mounts.BIND: {
         "propagation": NOT_YET,
-        "create_host_path": "has no effect: docker makes missing folders",
+        "create_host_path": "not supported yet, ignored; make the folder on the nodes",
         "selinux": NOT_YET,
         "recursive": NOT_YET,
     },
