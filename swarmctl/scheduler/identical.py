@@ -87,7 +87,7 @@ def place_many(view: View, request: Request, copies: Ints, wanted: int, start: i
         chosen = np.repeat(rows[order], limits[order])[:wanted]
     counts = np.bincount(chosen, minlength=len(copies))
     copies += counts
-    view.usage.add_many(view.facts, counts, request.needs)
+    view.allocate(counts, request.needs)
     return chosen
 
 

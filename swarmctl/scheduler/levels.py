@@ -86,9 +86,9 @@ def lowest(rows: int) -> Iterator[int]:
         rows ^= bit
 
 
-def members_from(rows: int, start: int) -> Iterable[int]:
+def members_from(rows: int, start: int) -> Sequence[int]:
     """The rows of a set, from ``start`` upwards and then from 0."""
-    return _from(members, rows, start) if start else members(rows)
+    return list(_from(members, rows, start)) if start else members(rows)
 
 
 def lowest_from(rows: int, start: int) -> Iterable[int]:

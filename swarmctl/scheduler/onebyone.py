@@ -43,7 +43,7 @@ def place_each(view: View, request: Request, copies: Ints, wanted: int, start: i
         keys[row] += sign * load[row] + (step if copies[row] == 0 else 0)
         first_anywhere = not request.plain and not copies.any()
         copies[row] += 1
-        view.usage.add(view.facts, row, request.needs, 1)
+        view.allocate_one(row, request.needs)
         for count, group_of in zip(counts, groups, strict=True):
             count[group_of == group_of[row]] += 1
         if first_anywhere:

@@ -12,6 +12,7 @@ may come after it in the same plan.
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
+from typing import Final
 
 import attrs
 import numpy as np
@@ -24,6 +25,9 @@ from swarmctl.scheduler.mixed import place_run
 from swarmctl.scheduler.model import Placement, Request
 from swarmctl.scheduler.onebyone import place_each
 from swarmctl.scheduler.usage import View
+
+# More copies than there are: a way that is not taken.
+_NEVER: Final = 1 << 40
 
 
 @attrs.frozen
@@ -175,7 +179,9 @@ class _Planner:
         """Place requests in this order, runs of plain small ones by an index."""
         for by_index, group in groupby(requests, self._suits_index):
             run = list(group)
-            if by_index and sum(len(one.slots) for one in run) >= self.ways.index_min:
+            # An index that is there already answers even a single request faster.
+            there = self.view.index is not None and self.ways.index_min < _NEVER
+            if by_index and (there or sum(len(one.slots) for one in run) >= self.ways.index_min):
                 chosen = place_run(self.view, run, self.start)
                 for request, rows in zip(run, chosen, strict=True):
                     if isinstance(rows, int) and request.service not in self.watched:

@@ -17,7 +17,7 @@ from swarmctl.scheduler.explanation import Explanation, explain_view
 from swarmctl.scheduler.facts import Facts
 from swarmctl.scheduler.model import Node, Placement, Request
 from swarmctl.scheduler.planner import Plan, Ways, plan_view, rows_list
-from swarmctl.scheduler.usage import Usage, View
+from swarmctl.scheduler.usage import Follower, Usage, View
 
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 _WAYS: Final = Ways()
@@ -37,6 +37,7 @@ class Snapshot:
         self._facts = Facts(())
         self._usage = Usage.empty(self._facts)
         self._stale = False
+        self._index: Follower | None = None
         # Allocations on nodes, or of resources, that the columns do not have yet.
         self._pending: list[tuple[str, tuple[tuple[str, int], ...], int]] = []
         for node in nodes:
@@ -124,6 +125,8 @@ class Snapshot:
             self._stale = True
         else:
             self._usage.add(self._facts, row, resources.items(), copies)
+            if self._index is not None:
+                self._index.note_changed(row)
 
     def _add_copies(self, service: str, node: str, copies: int) -> None:
         by_node = self._copies.setdefault(service, {})
@@ -171,7 +174,10 @@ class Snapshot:
     def plan(self, requests: Sequence[Request], seed: int = 0, ways: Ways = _WAYS) -> Plan:
         """See ``plan``."""
         self._settle()
-        return plan_view(self._view(self._usage.fork()), requests, seed, self.version, ways)
+        view = self._view(self._usage.fork())
+        # The plan takes the index along and changes it with its columns: a commit brings it back.
+        view.index, self._index = self._index, None
+        return plan_view(view, requests, seed, self.version, ways)
 
     def explain(self, request: Request, seed: int = 0) -> Explanation:
         """See ``explain``."""
@@ -188,8 +194,10 @@ class Snapshot:
             The placements refused.
         """
         if plan.base_version == self.version:
-            # The plan keeps its own columns: rejections that it still has to word refer to them.
-            self._usage = plan.after.usage.fork()
+            # Rejections that the plan still has to word refer to its columns: they stay its own.
+            usage = plan.after.usage
+            self._usage = usage.fork() if plan.unplaced else usage
+            self._index, plan.after.index = plan.after.index, None
             self._commit_copies(plan)
             self.version += 1
             return ()

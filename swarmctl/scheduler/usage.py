@@ -4,7 +4,8 @@
 to it.  Planning works on a fork and leaves the original as it was.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -49,6 +50,12 @@ class Usage:
         }
         return Usage(used, _load(facts, used, self.instances), self.instances)
 
+    def free(self, facts: Facts, resource: str) -> Ints:
+        """Units of a resource that are free, by row; negative where a node shrank."""
+        if resource not in self.used:
+            return np.zeros(len(facts), dtype=np.int64)
+        return facts.capacity[resource] - self.used[resource]
+
     def fork(self) -> "Usage":
         """A copy to try things on."""
         used = {name: column.copy() for name, column in self.used.items()}
@@ -80,27 +87,51 @@ def _load(facts: Facts, used: Mapping[str, Ints], instances: Ints) -> Ints:
     return load
 
 
+class Follower(Protocol):
+    """Something derived from the columns, to be told of changes to them."""
+
+    def note_changed(self, row: int) -> None:
+        """Usage of a row has changed."""
+
+
 class View:
     """Nodes, what is allocated on them, and where each service's copies are.
 
     Attributes:
         facts: the nodes.
         usage: what is allocated; a plan's own fork, or the snapshot's.
+        index: what finds nodes fast (see ``index``), if there is one yet.
     """
 
     def __init__(
-        self, facts: Facts, usage: Usage, copies_before: Callable[[str], Mapping[str, int]]
+        self,
+        facts: Facts,
+        usage: Usage,
+        copies_before: Callable[[str], Mapping[str, int]],
+        index: Follower | None = None,
     ) -> None:
         self.facts = facts
         self.usage = usage
+        self.index = index
         self._copies_before = copies_before
         self._copies_added: dict[str, dict[int, int]] = {}
 
     def free(self, resource: str) -> Ints:
         """Units of a resource that are free, by row; negative where a node shrank."""
-        if resource not in self.usage.used:
-            return np.zeros(len(self.facts), dtype=np.int64)
-        return self.facts.capacity[resource] - self.usage.used[resource]
+        return self.usage.free(self.facts, resource)
+
+    def allocate(self, counts: Ints, needs: Sequence[tuple[str, int]]) -> None:
+        """Take what ``counts`` copies, given by row, need."""
+        self.usage.add_many(self.facts, counts, needs)
+        if self.index is not None:
+            for row in np.flatnonzero(counts).tolist():
+                self.index.note_changed(row)
+
+    def allocate_one(self, row: int, needs: Sequence[tuple[str, int]]) -> None:
+        """Take what one copy needs from a row."""
+        self.usage.add(self.facts, row, needs, 1)
+        if self.index is not None:
+            self.index.note_changed(row)
 
     def copies(self, service: str) -> Ints:
         """How many copies of the service each node has, by row."""
