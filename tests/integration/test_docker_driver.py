@@ -166,7 +166,7 @@ async def run(harness, **fields):
 async def output_of(harness, **fields) -> str:
     """What a container that ends prints on stdout."""
     launch, _ = await run(harness, **fields)
-    text = b""
+    text = bytearray()
     with trio.fail_after(harness.deadline_s):
         logs = harness.driver.logs(launch.incarnation, follow=True, tail=None, timestamps=False)
         async with aclosing(logs):

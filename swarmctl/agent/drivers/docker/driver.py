@@ -4,7 +4,8 @@ dockerd is the truth; what is kept here is derived and may be forgotten at any t
 container has which incarnation, when containers were started, which images are there.
 The parts: :mod:`.config` (launch to request, pure), :mod:`.report` (answers to ``Found``, pure),
 :mod:`.faults` (texts to errors, pure), :mod:`.calls` (short calls in threads), :mod:`.wire` (long
-answers on trio), :mod:`.images`, :mod:`.events`, :mod:`.streams`.
+answers on trio), :mod:`.images`, :mod:`.events`, :mod:`.logs`,
+:mod:`.streams` (commands in containers).
 
 The path of a launch is two requests, create and start, and a third only where there is something
 to learn from it: the address of a container on a network.
@@ -42,7 +43,8 @@ from swarmctl.agent.drivers.docker.config import (
 from swarmctl.agent.drivers.docker.events import pump
 from swarmctl.agent.drivers.docker.faults import translate
 from swarmctl.agent.drivers.docker.images import Images
-from swarmctl.agent.drivers.docker.streams import ExecTerminal, read_logs
+from swarmctl.agent.drivers.docker.logs import read_logs
+from swarmctl.agent.drivers.docker.streams import ExecTerminal
 from swarmctl.agent.drivers.docker.wire import DEFAULT_SOCKET, Refusal, parse_endpoint, request
 from swarmctl.agent.drivers.outlet import open_outlet
 from swarmctl.proto import incarnation as incarnations

@@ -1,24 +1,18 @@
-"""Output and terminals of containers.
+"""Commands in containers, and Docker's way to send two streams over one.
 
 Without a terminal Docker multiplexes stdout and stderr in frames (one byte of stream, three of
 nothing, four of length); with one there is a single raw stream.
 """
 
-import re
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Final
-from urllib.parse import urlencode
 
 import trio
 from attrs import define, field
 
 from swarmctl.agent.drivers.api import LogChunk
 from swarmctl.agent.drivers.docker.calls import Calls, Missing
-from swarmctl.agent.drivers.docker.faults import translate
-from swarmctl.agent.drivers.docker.report import epoch
-from swarmctl.agent.drivers.docker.wire import Answer, Endpoint, Refusal, request
+from swarmctl.agent.drivers.docker.wire import Answer
 from swarmctl.proto.errors import DriverUnavailable, LaunchFailed, SwarmError
 
 FRAME_HEADER_BYTES: Final = 8
@@ -28,7 +22,6 @@ EXEC_CALL_S: Final = 10.0
 # An exec can be resized, and has an exit code, a moment after dockerd says so.
 EXEC_SETTLES_S: Final = 2.0
 EXEC_PAUSE_S: Final = 0.02
-_STAMP: Final = re.compile(rb"\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:\d\d) ")
 # What closes a terminal's input: Ctrl-D.
 END_OF_TRANSMISSION: Final = b"\x04"
 
@@ -42,17 +35,19 @@ class Demultiplexer:
     _left: int = 0
 
     def feed(self, data: bytes) -> list[tuple[str, bytes]]:
-        """The pieces of output in ``data``.
+        """The pieces of output in ``data``; frames of the same stream in a row are one piece.
 
         Raises:
             LaunchFailed: these are no frames.
         """
-        pieces: list[tuple[str, bytes]] = []
+        pieces: list[tuple[str, bytearray]] = []
         view = memoryview(data)
         while view:
             if self._left:
                 taken = view[: self._left]
-                pieces.append((self._stream, bytes(taken)))
+                if not pieces or pieces[-1][0] != self._stream:
+                    pieces.append((self._stream, bytearray()))
+                pieces[-1][1].extend(taken)
                 self._left -= len(taken)
                 view = view[len(taken) :]
                 continue
@@ -65,51 +60,7 @@ class Demultiplexer:
                 self._stream = STREAMS[self._header[0]]
                 self._left = int.from_bytes(self._header[4:], "big")
                 self._header.clear()
-        return pieces
-
-
-def stamp_of(data: bytes) -> float:
-    """The time that a stamped line begins with, epoch seconds; 0 when it begins with none."""
-    match = _STAMP.match(data)
-    return epoch(match[0].decode().rstrip()) if match else 0.0
-
-
-async def read_logs(
-    endpoint: Endpoint,
-    container_id: str,
-    where: str,
-    *,
-    tty: bool,
-    follow: bool,
-    tail: int | None,
-    timestamps: bool,
-) -> AsyncGenerator[LogChunk, None]:
-    """A container's output; see :class:`swarmctl.agent.drivers.api.Logs`."""
-    options = {
-        "stdout": 1,
-        "stderr": 1,
-        "follow": int(follow),
-        "timestamps": int(timestamps),
-        "tail": "all" if tail is None else tail,
-    }
-    demultiplexer = Demultiplexer()
-    at = 0.0
-    try:
-        async with (
-            request(
-                endpoint, "GET", f"/containers/{container_id}/logs?{urlencode(options)}"
-            ) as answer,
-            aclosing(answer.chunks()) as chunks,
-        ):
-            async for data in chunks:
-                for stream, piece in [("stdout", data)] if tty else demultiplexer.feed(data):
-                    if timestamps:
-                        at = stamp_of(piece) or at
-                    yield LogChunk(stream, piece, at)
-    except Refusal as refusal:
-        raise translate(refusal.status, refusal.text, where, "read its output") from None
-    except trio.BrokenResourceError:
-        raise DriverUnavailable("dockerd closed the connection", where) from None
+        return [(stream, bytes(piece)) for stream, piece in pieces]
 
 
 class ExecTerminal:
