@@ -223,7 +223,6 @@ class Cluster:
             elif verdict is not Verdict.QUARANTINE:
                 self.state.admit(instance)
                 self.state.services[key].rolling = True
-                self.fleet.allocate(self.state, instance)
 
     async def delete_services(self, keys: Sequence[ServiceKey]) -> None:
         """Commit the end of services, leave tombstones, then take their instances away."""

@@ -99,10 +99,13 @@ class Fleet:
         """Count an adopted instance (placed ones are counted by committing the plan)."""
         encoded = state.templates.get(instance.template)
         if encoded is not None:
-            self.snapshot.allocate(instance.node, scheduler_key(instance.key), amounts_of(encoded))
+            service = scheduler_key(instance.key)
+            self.snapshot.allocate(instance.node, service, amounts_of(encoded))
+            instance.counted = True
 
     def free(self, state: ClusterState, instance: Instance) -> None:
         """Its node has it no more."""
-        encoded = state.templates.get(instance.template)
-        if encoded is not None and instance.node in self._known:
-            self.snapshot.free(instance.node, scheduler_key(instance.key), amounts_of(encoded))
+        if instance.counted and instance.node in self._known:
+            amounts = amounts_of(state.templates[instance.template])
+            self.snapshot.free(instance.node, scheduler_key(instance.key), amounts)
+            instance.counted = False

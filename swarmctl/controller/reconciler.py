@@ -124,11 +124,16 @@ class Reconciler:
         if not outdated:
             service.rolling = False
             return
-        replicas = service.record.spec.replicas
-        away = replicas - sum(
-            holder.state is InstanceState.RUNNING for holder in service.holders.values()
+        wanted = [
+            slot
+            for slot in range(1, service.record.spec.replicas + 1)
+            if service.record.wish(slot) is SlotWish.RUNNING
+        ]
+        running = sum(
+            slot in service.holders and service.holders[slot].state is InstanceState.RUNNING
+            for slot in wanted
         )
-        budget = max(1, int(replicas * _ROLL_SHARE)) - away
+        budget = max(1, int(len(wanted) * _ROLL_SHARE)) - (len(wanted) - running)
         # Those that do not run are replaced first: they serve nobody.
         outdated.sort(key=lambda one: (one.state is InstanceState.RUNNING, one.slot))
         for holder in outdated:
@@ -171,6 +176,7 @@ class Reconciler:
                 driver=service.record.spec.driver_name,
                 generation=service.record.slot_generation(slot),
                 carried_restarts=carried,
+                counted=True,
                 since=now,
                 placed_at=now,
             )

@@ -155,6 +155,7 @@ class Sessions:
         first = not node.reported
         node.reported = True
         self.refresh(node)
+        self._state.templates.update(hello.templates)
         self._take_inventory(node, hello.inventory)
         self._state.resend(node)
         self._answer(

@@ -34,7 +34,8 @@ class Instance:
 
     ``desired`` and ``generation`` are what the node was (or is to be) told; the fields from
     ``state`` on are what it reported last.  ``removing`` says that the node was told to take it
-    away; ``quarantined`` that nobody here knows the service, so nobody will.
+    away; ``quarantined`` that nobody here knows the service, so nobody will; ``counted`` that the
+    scheduler's snapshot has it.
     """
 
     key: ServiceKey
@@ -48,6 +49,7 @@ class Instance:
     carried_restarts: int = 0
     removing: bool = False
     quarantined: bool = False
+    counted: bool = False
     state: InstanceState = InstanceState.ASSIGNED
     attempt: int = 0
     restarts: int = 0

@@ -127,7 +127,8 @@ class Hello(Message):
     """An agent begins a session: who it is and all that it has.
 
     ``boot`` tells two live agents with one key apart: it is random for each start of an agent.
-    ``inventory`` is complete.
+    ``inventory`` is complete; ``templates`` are those of it, by digest: a controller whose store
+    was restored may not know them, and has to count what they take.
     """
 
     TAG: ClassVar[int] = 3
@@ -140,6 +141,7 @@ class Hello(Message):
     facts: NodeFacts
     inventory: tuple[InstanceReport, ...] = ()
     assignment_digest: int = 0
+    templates: dict[bytes, bytes] = field(factory=dict)
 
 
 @frozen

@@ -49,6 +49,7 @@ class FakeNode:
     instances: dict[int, InstanceReport] = field(factory=dict)
     assigned: dict[int, tuple[int, int]] = field(factory=dict)
     refused: list = field(factory=list)
+    templates: dict[bytes, bytes] = field(factory=dict)
     sequence: int = 0
 
     def hello(self):
@@ -59,7 +60,15 @@ class FakeNode:
             (DriverFacts("docker", available=True),),
         )
         return Hello(
-            1, "0", self.name, "boot", CLUSTER, self.term, facts, tuple(self.instances.values())
+            1,
+            "0",
+            self.name,
+            "boot",
+            CLUSTER,
+            self.term,
+            facts,
+            tuple(self.instances.values()),
+            templates=self.templates,
         )
 
     def take(self, assign):
@@ -68,6 +77,7 @@ class FakeNode:
             self.refused.append(assign)
             return ()
         self.term = assign.term
+        self.templates.update(assign.templates)
         if assign.full:
             self.assigned.clear()
         changed = {}
