@@ -87,8 +87,8 @@ def test_ports_with_and_without_host_port():
         (
             400,
             (
-                'OCI runtime create failed: runc create failed: exec: "nope": executable file not found'
-                " in $PATH: unknown"
+                'OCI runtime create failed: runc create failed: exec: "nope": '
+                "executable file not found in $PATH: unknown"
             ),
             InvalidSpec,
             "nope",
@@ -96,8 +96,8 @@ def test_ports_with_and_without_host_port():
         (
             500,
             (
-                "driver failed programming external connectivity on endpoint x: Bind for 0.0.0.0:8080"
-                " failed: port is already allocated"
+                "driver failed programming external connectivity on endpoint x: "
+                "Bind for 0.0.0.0:8080 failed: port is already allocated"
             ),
             LaunchFailed,
             "0.0.0.0:8080",

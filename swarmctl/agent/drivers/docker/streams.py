@@ -11,7 +11,7 @@ import trio
 from attrs import define, field
 
 from swarmctl.agent.drivers.api import LogChunk
-from swarmctl.agent.drivers.docker.calls import Calls, Missing
+from swarmctl.agent.drivers.docker.calls import Calls, Missing, Taken
 from swarmctl.agent.drivers.docker.wire import Answer
 from swarmctl.proto.errors import DriverUnavailable, LaunchFailed, SwarmError
 
@@ -74,6 +74,7 @@ class ExecTerminal:
         self._exec_id = exec_id
         self._where = where
         self._tty = tty
+        self._code: int | None = None
         self._demultiplexer = Demultiplexer()
         self._waiting: deque[tuple[str, bytes]] = deque()
 
@@ -112,7 +113,7 @@ class ExecTerminal:
 
     async def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its size; nothing happens when the command has ended."""
-        last: SwarmError | Missing | None = None
+        last: SwarmError | Missing | Taken | None = None
         with trio.move_on_after(EXEC_SETTLES_S):
             while True:
                 try:
@@ -122,29 +123,35 @@ class ExecTerminal:
                         doing="resize its terminal",
                         deadline_s=EXEC_CALL_S,
                     )
-                except (LaunchFailed, Missing) as error:
+                except (LaunchFailed, Missing, Taken) as error:
                     last = error  # it has not started yet, or ended: which of them, time tells
                 else:
                     return
                 await trio.sleep(EXEC_PAUSE_S)
-        if await self._state() is None:
+        if await self._running():
             raise DriverUnavailable(f"could not resize the terminal: {last}", self._where)
 
     async def exit_code(self) -> int | None:
-        """After the end: the exit code; None when dockerd does not know it."""
+        """After the end: the exit code; None when dockerd does not know it (any more)."""
         with trio.move_on_after(EXEC_SETTLES_S):
-            while (code := await self._state()) is None:  # noqa: ASYNC110 - dockerd has no event for it
+            while await self._running():  # noqa: ASYNC110 - dockerd has no event for it
                 await trio.sleep(EXEC_PAUSE_S)
-            return code
+            return self._code
         return None
 
-    async def _state(self) -> int | None:
-        """The exit code, None as long as it runs."""
-        info = await self._calls.run(
-            lambda client: client.exec_inspect(self._exec_id),
-            where=self._where,
-            doing="ask for the exit code",
-            deadline_s=EXEC_CALL_S,
-        )
+    async def _running(self) -> bool:
+        """Whether it still runs; when not, its exit code is kept."""
+        try:
+            info = await self._calls.run(
+                lambda client: client.exec_inspect(self._exec_id),
+                where=self._where,
+                doing="ask for the exit code",
+                deadline_s=EXEC_CALL_S,
+            )
+        except Missing:
+            return False  # its container was removed
         code = info.get("ExitCode")
-        return None if info.get("Running") or code is None else int(code)
+        if info.get("Running") or code is None:
+            return True
+        self._code = int(code)
+        return False
