@@ -129,7 +129,7 @@ def container(image: str = IMAGE, resources: Resources | None = None, **fields) 
     fields.setdefault("network", "none")
     fields.setdefault("command", ("sh", "-c", SCRIPTS[Behaviour.RUNS]))
     return Template(
-        container=ContainerSpec(image=image, **fields), resources=resources or Resources()
+        container=ContainerSpec(image=image, **fields), limits=resources or Resources()
     )
 
 

@@ -29,7 +29,7 @@ OWNER = Owner("c1", "n1")
 def launch_of(resources: Resources | None = None, **fields) -> Launch:
     template = Template(
         container=ContainerSpec("app", **fields),
-        resources=resources or Resources(),
+        limits=resources or Resources(),
         labels={"swarmctl.node": "forged"},
     )
     return Launch("web", 3, incarnations.make(7, 42), template, "acme")

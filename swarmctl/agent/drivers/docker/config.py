@@ -85,7 +85,8 @@ def container_body(owner: Owner, launch: Launch) -> dict[str, Any]:
     }
     optional: dict[str, Any] = {
         "Cmd": None if spec.command is None else list(spec.command),
-        "Entrypoint": None if spec.entrypoint is None else list(spec.entrypoint),
+        # An entrypoint that was set to nothing takes the image's away: Docker spells that [""].
+        "Entrypoint": None if spec.entrypoint is None else list(spec.entrypoint) or [""],
         "User": spec.user or None,
         "WorkingDir": spec.working_dir or None,
         "StopSignal": spec.stop_signal or None,
@@ -113,7 +114,7 @@ def _host_config(spec: ContainerSpec, template: Template) -> dict[str, Any]:
             "Type": "json-file",
             "Config": {"max-size": LOG_FILE_SIZE, "max-file": LOG_FILES},
         },
-        **_limits(template.resources),
+        **_limits(template.limits),
     }
     if spec.network:
         config["NetworkMode"] = spec.network
