@@ -30,7 +30,11 @@ FORMATS: Final = ("qcow2", "raw")
 QEMU_IMG_TIMEOUT_S: Final = 60.0
 # `qemu-img check`: 0 fine, 3 fine with leaked clusters; 2 corrupt, 1 not even checkable.
 _CHECK_FINE: Final = (0, 3)
-_CHECK_NOT_SUPPORTED: Final = 63
+_GET_AGAIN: Final = "get it again; `qemu-img check` shows the details"
+
+
+# Images remembered as checked: many more than a node uses; past that all are checked anew.
+_KNOWN_MAX: Final = 256
 
 
 @frozen
@@ -48,7 +52,7 @@ class ImageCheck:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._known: dict[tuple[Path, int, int], Image] = {}
+        self._known: dict[Path, tuple[tuple[int, int], Image]] = {}
 
     def file(self, name: str, field: str) -> Path:
         """The path of a file that a spec names: absolute, or within the image folder.
@@ -70,8 +74,8 @@ class ImageCheck:
             raise InvalidSpec(
                 f"{field} is a relative path, and this agent has no image folder", name
             )
-        path = (self._folder / name).resolve()
-        if not path.is_relative_to(self._folder.resolve()):
+        # By its words only: where links in that folder lead is the operator's business.
+        if ".." in Path(name).parts:
             raise InvalidSpec(f"{field} points out of the agent's image folder", name)
         return self._folder / name
 
@@ -84,20 +88,38 @@ class ImageCheck:
         """
         path = self.file(name, "disk image")
         status = path.stat()
-        version = (path, status.st_size, status.st_mtime_ns)
-        if version not in self._known:
-            self._known[version] = inspect(path)
-        return self._known[version]
+        version = (status.st_size, status.st_mtime_ns)
+        known = self._known.get(path)
+        if known is not None and known[0] == version:
+            return known[1]
+        checked = inspect(path)
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
+        self._known[path] = (version, checked)
+        return checked
 
 
 def inspect(path: Path) -> Image:
-    """What the image at ``path`` is.
+    """What the image at ``path`` is, after a check that it is whole.
 
     Raises:
         InvalidSpec: it is of another format, or corrupt.
         EnvironmentFault: ``qemu-img`` is missing or does not end.
     """
-    # -U: look without the lock, the image may be in use by other instances.
+    image = look(path)
+    if image.kind == "qcow2":
+        _require_sound(path)
+    return image
+
+
+def look(path: Path) -> Image:
+    """What the image at ``path`` is, by its header: also while a VM writes to it.
+
+    Raises:
+        InvalidSpec: it is of another format, cannot be opened, or is marked as corrupt.
+        EnvironmentFault: ``qemu-img`` is missing or does not end.
+    """
+    # -U: without the lock, the image may be in use by other instances.
     looked = _qemu_img("info", "-U", "--backing-chain", "--output=json", str(path))
     if looked.returncode != 0:
         raise InvalidSpec(
@@ -115,26 +137,21 @@ def inspect(path: Path) -> Image:
             "the disk image is called qcow2 and does not begin as one: it is corrupt or misnamed",
             str(path),
         )
-    if kind == "qcow2":
-        _require_sound(path, facts)
+    if facts.get("format-specific", {}).get("data", {}).get("corrupt"):
+        raise InvalidSpec("the disk image is marked as corrupt", str(path), _GET_AGAIN)
     backing = facts.get("full-backing-filename") or facts.get("backing-filename") or ""
     return Image(path, kind, int(facts["virtual-size"]), str(backing))
 
 
-def _require_sound(path: Path, facts: dict[str, Any]) -> None:
-    details = facts.get("format-specific", {}).get("data", {})
+def _require_sound(path: Path) -> None:
     checked = _qemu_img("check", "-U", "--output=json", str(path))
-    if checked.returncode in (*_CHECK_FINE, _CHECK_NOT_SUPPORTED) and not details.get("corrupt"):
+    if checked.returncode in _CHECK_FINE:
         return
-    damage = "it is marked as corrupt"
+    damage = "its tables cannot be read"
     if checked.stdout.strip():
         counts = json.loads(checked.stdout)
         damage = f"{counts.get('corruptions', 0)} corruptions, {counts['check-errors']} errors"
-    raise InvalidSpec(
-        f"the disk image is corrupt: {damage}",
-        str(path),
-        "get it again; `qemu-img check` shows the details",
-    )
+    raise InvalidSpec(f"the disk image is corrupt: {damage}", str(path), _GET_AGAIN)
 
 
 def make_overlay(image: Image, spec: DiskSpec, overlay: Path) -> None:
@@ -177,7 +194,7 @@ def make_overlay(image: Image, spec: DiskSpec, overlay: Path) -> None:
 
 
 def _keep(image: Image, spec: DiskSpec, overlay: Path) -> None:
-    there = inspect(overlay)
+    there = look(overlay)
     if Path(there.backing) != image.path.absolute():
         raise InvalidSpec(
             f"the instance's kept disk was made from {there.backing or 'no image'}, "

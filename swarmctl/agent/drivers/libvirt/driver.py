@@ -264,6 +264,7 @@ def _facts(facts: Facts, network_problem: str) -> dict[str, str]:
         "hypervisor_reason": facts.domain_type_reason,
         "network": network_problem or "default",
         "firmware": "bios, uefi" if facts.has_uefi else "bios",
+        "cpu_limit": "yes" if facts.can_limit_cpu else "no: no cpu controller for libvirt",
         "qemu_user": f"uid {account.uid}" if account is not None else "the agent's",
         "default_memory": f"{domain_xml.DEFAULT_MEMORY_BYTES >> 20} MiB",
     }

@@ -6,6 +6,7 @@ All methods block; the driver calls them in threads.
 """
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any, Final
 
 from attrs import frozen
@@ -18,6 +19,7 @@ DEFAULT_NETWORK: Final = "default"
 NO_NETWORK: Final = "none"
 ARCHITECTURE: Final = "x86_64"
 MACHINE: Final = "q35"
+CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 @frozen
@@ -33,6 +35,7 @@ class Facts:
     domain_type_reason: str
     account: access.Account | None
     has_uefi: bool
+    can_limit_cpu: bool
 
 
 def _dotted(version: int) -> str:
@@ -77,13 +80,16 @@ class Host:
                 ) from error
             domain_type, reason = "qemu", f"libvirt refuses KVM: {error.get_error_message()}"
             machine = conn.getDomainCapabilities(None, ARCHITECTURE, MACHINE, domain_type)
+        account = access.parse_account(conn.getCapabilities())
         return Facts(
             libvirt_version=_dotted(conn.getLibVersion()),
             qemu_version=_dotted(conn.getVersion()),
             domain_type=domain_type,
             domain_type_reason=reason,
-            account=access.parse_account(conn.getCapabilities()),
+            account=account,
             has_uefi=_offers_uefi(machine),
+            # A libvirtd without owners to label is a user's own, which has no control groups.
+            can_limit_cpu=account is not None and _has_cpu_controller(),
         )
 
     def network(self, conn: Any, wanted: str) -> str:
@@ -138,6 +144,14 @@ class Host:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                 raise
         return found
+
+
+def _has_cpu_controller(root: Path = CGROUPS) -> bool:
+    """Whether libvirt can bound a VM's share of the cpus here."""
+    unified = root / "cgroup.controllers"
+    if unified.exists():
+        return "cpu" in unified.read_text().split()
+    return (root / "cpu").is_dir()
 
 
 def _offers_uefi(domain_capabilities: str) -> bool:

@@ -24,6 +24,8 @@ from swarmctl.proto.limits import STREAM_CHUNK_BYTES
 FOLLOW_POLL_S: Final = 0.2
 # virtlogd keeps 3 by default; an administrator may keep more, nobody reads more.
 BACKUPS_MAX: Final = 9
+# Read of one part; virtlogd's bound is 2 MiB unless it was raised or switched off.
+PART_MAX_BYTES: Final = 8 * 1024 * 1024
 
 
 class _Stamper:
@@ -50,15 +52,17 @@ def history(path: Path, tail: int | None) -> tuple[bytes, int, int]:
             break
         try:
             with part.open("rb") as file:
-                content = file.read()
                 status = os.fstat(file.fileno())
+                file.seek(max(0, status.st_size - PART_MAX_BYTES))
+                content = file.read(PART_MAX_BYTES)
+                end = file.tell()
         except FileNotFoundError:
             if part != path:
                 break
             continue  # being rotated: the new one is about to appear
         data = content + data
         if part == path:
-            inode, length = status.st_ino, len(content)
+            inode, length = status.st_ino, end
     return (data if tail is None else last_lines(data, tail)), inode, length
 
 

@@ -109,6 +109,7 @@ class Workshop:
             disks=tuple(made),
             network=self._host.network(conn, vm.network),
             run_as=account.label if account is not None else "",
+            limit_cpu=facts.can_limit_cpu,
         )
 
     def files(self, launch: Launch) -> Files:
@@ -214,6 +215,8 @@ class Workshop:
         notes = []
         if not launch.template.resources.memory_bytes:
             notes.append(f"memory: {DEFAULT_MEMORY_BYTES >> 20} MiB, since none is reserved")
+        if launch.template.resources.cpu_millis % 1000 and not facts.can_limit_cpu:
+            notes.append("cpus: rounded up to whole ones, this host cannot limit a share of one")
         if facts.account is not None:
             barred = self._barred(facts.account, launch, files)
             if barred is not None:
