@@ -1,5 +1,7 @@
 """Answers in words: why a service is nowhere, and why it is where it is."""
 
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Final
 
 import attrs
@@ -140,7 +142,8 @@ def _words(reason: Reason) -> str:
             return f"{count} {'fails' if one else 'fail'} {subject}"
         case "resource":
             name = _RESOURCE_NAMES.get(subject, subject)
-            need, best = amount_text(subject, reason.needed), amount_text(subject, reason.best)
+            need = amount_text(subject, reason.needed, math.ceil)
+            best = amount_text(subject, reason.best, math.floor)
             return f"{count} {'lacks' if one else 'lack'} {name} (need {need}, best has {best})"
         case "per-node":
             return f"{count} {'has' if one else 'have'} {reason.needed} of it, the most per node"
@@ -150,14 +153,22 @@ def _words(reason: Reason) -> str:
             return f"{count} {'has' if one else 'have'} {subject}, which it must not be beside"
 
 
-def amount_text(resource: str, amount: int) -> str:
-    """An amount with its unit: ``1.2 GiB``, ``0.5`` processors, ``3``."""
+def amount_text(resource: str, amount: int, rounded: Callable[[Fraction], int] = round) -> str:
+    """An amount with its unit: ``1.2 GiB``, ``0.5`` processors, ``3``.
+
+    Args:
+        resource: its name, which tells the unit.
+        amount: how many units.
+        rounded: how to round: what is needed goes up and what there is goes down, so that too
+            little never reads like enough.
+    """
     if resource == "cpu_millis":
         return f"{amount / 1000:.3f}".rstrip("0").rstrip(".")
     if not resource.endswith("_bytes"):
         return str(amount)
-    value, unit = float(amount), 0
-    # One decimal would round 1023.96 up to 1024.0: the next unit is right from there on.
-    while value >= 1023.95 and unit < len(_BYTE_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.1f}".removesuffix(".0") + f" {_BYTE_UNITS[unit]}"
+    unit = 0
+    while rounded(tenths := Fraction(10 * amount, 1024**unit)) >= 10 * 1024:
+        if unit == len(_BYTE_UNITS) - 1:
+            break
+        unit += 1
+    return f"{rounded(tenths) / 10:.1f}".removesuffix(".0") + f" {_BYTE_UNITS[unit]}"

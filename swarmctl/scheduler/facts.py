@@ -57,7 +57,7 @@ class Facts:
         capacity: units by resource, then by row.
         load_per_unit: load that one unit adds, by load resource, then by row.
         schedulable: by row.
-        driver_masks, groupings, eligible_masks: answers given before, kept.
+        driver_masks, groupings, nested, eligible_masks: answers given before, kept.
     """
 
     def __init__(self, nodes: Iterable[Node], extra_resources: Iterable[str] = ()) -> None:
@@ -76,6 +76,7 @@ class Facts:
         )
         self.driver_masks: dict[str, Bools] = {}
         self.groupings: dict[str, Grouping] = {}
+        self.nested: dict[tuple[str, ...], list[tuple[Ints, int]]] = {}
         self.eligible_masks: dict[tuple[object, ...], Bools] = {}
 
     def __len__(self) -> int:
@@ -98,7 +99,9 @@ class Facts:
         new.schedulable = self.schedulable.copy()
         new.schedulable[row] = node.schedulable
         new.driver_masks = self.driver_masks if node.drivers == old.drivers else {}
-        new.groupings = self.groupings if node.labels == old.labels else {}
+        same_labels = node.labels == old.labels
+        new.groupings = self.groupings if same_labels else {}
+        new.nested = self.nested if same_labels else {}
         new.eligible_masks = {}
         return new
 
@@ -140,6 +143,26 @@ class Facts:
         for group, members in enumerate(rows.values()):
             group_of[members] = group
         return Grouping(tuple(rows), group_of, {v: tuple(members) for v, members in rows.items()})
+
+    def nested_groups(self, labels: tuple[str, ...]) -> list[tuple[Ints, int]]:
+        """For each label: the group of each row, and how many groups there are.
+
+        A value counts within the values of the labels before it: rack r1 of one zone is another
+        group than rack r1 of another zone.
+        """
+        nested = self.nested.get(labels)
+        if nested is None:
+            nested = []
+            outer = np.zeros(len(self.nodes), dtype=np.int64)
+            for label in labels:
+                grouping = self.grouping(label)
+                combined = outer * len(grouping.values) + grouping.group_of
+                distinct, outer = np.unique(combined, return_inverse=True)
+                nested.append((outer, len(distinct)))
+            if len(self.nested) >= _MASKS_MAX:
+                self.nested.clear()
+            self.nested[labels] = nested
+        return nested
 
     def satisfying(self, constraint: Constraint) -> Bools:
         """Which nodes satisfy one constraint."""

@@ -116,7 +116,7 @@ def _over_labels(
     wanted: int,
 ) -> Ints:
     """Choose nodes so that the values of the request's labels stay even."""
-    groups = score.nested_groups(view, request)
+    groups = view.facts.nested_groups(request.spread)
     counts = score.spread_counts(view, request, copies)
     quota = np.array([wanted])
     parent_of_row = np.zeros(len(copies), dtype=np.int64)

@@ -39,6 +39,8 @@ _POWERS: Final = 10
 _SAMPLE: Final = 1_000
 # Nodes with a value up to which looking at each is faster than the sets.
 _PINNED_MAX: Final = 16
+# Nodes that have enough up to which looking at each is faster than narrowing them by load.
+_FEW: Final = 4
 # Nodes of the heap that do not fit before the sets are asked.
 _HEAP_MISSES_MAX: Final = 32
 # Taking a node from the heap and putting it back costs as much as looking at so many of a set.
@@ -135,7 +137,9 @@ class Index:
                 units = self.facts.capacity[resource].item(row)
                 column[row] = units - usage.used[resource].item(row)
         self.load[row] = usage.load.item(row)
-        self._note_moved(row)
+        self.moved.append(row)
+        if self.heap is not None:
+            heapq.heappush(self.heap, (self.load[row], self._rank(row)))
 
     def end(self, usage: Usage, rows: Ints) -> None:
         """Bring the columns up to what the run has placed: one copy on each of ``rows``."""
@@ -173,9 +177,6 @@ class Index:
             if resource in per_unit:
                 load += per_unit[resource][row] * amount
         self.load[row] += load
-        self._note_moved(row)
-
-    def _note_moved(self, row: int) -> None:
         self.moved.append(row)
         if self.heap is not None:
             heapq.heappush(self.heap, (self.load[row], self._rank(row)))
@@ -265,6 +266,8 @@ class Index:
         """The most loaded node that fits."""
         load_levels = self._updated_levels()
         rows, wanted = self._with_enough(request.needs, rows)
+        if rows.bit_count() <= _FEW:
+            return self._best_of_level(list(lowest_from(rows, self.start)), wanted, spread=False)
         used = load_levels.at_least[0]
         while rows:
             level = load_levels.top(rows)

@@ -13,7 +13,7 @@ from swarmctl.scheduler.usage import View
 Rows = int | list[int]
 
 
-def place_run(view: View, requests: Sequence[Request], start: int) -> list[Rows]:
+def place_run(view: View, requests: Sequence[Request], start: int) -> tuple[list[Rows], int]:
     """Choose nodes for plain requests, one after the other, and allocate them.
 
     Args:
@@ -23,7 +23,7 @@ def place_run(view: View, requests: Sequence[Request], start: int) -> list[Rows]
 
     Returns:
         For each request the rows of its copies; fewer than slots when no more fit. A single copy
-        has its row alone.
+        has its row alone. And how many copies that is in all.
     """
     index = view.index
     if not isinstance(index, Index) or not index.suits(view.facts):
@@ -49,4 +49,4 @@ def place_run(view: View, requests: Sequence[Request], start: int) -> list[Rows]
         placed.extend(rows[1:])
         chosen.append(rows)
     index.end(view.usage, np.array(placed, dtype=np.int64))
-    return chosen
+    return chosen, len(placed)

@@ -30,7 +30,7 @@ def place_each(view: View, request: Request, copies: Ints, wanted: int, start: i
     fits = fitting(view, request, copies)
     keys = score.keys(view, request)
     counts = score.spread_counts(view, request, copies)
-    groups = [group_of for group_of, _ in score.nested_groups(view, request)]
+    groups = [group_of for group_of, _ in view.facts.nested_groups(request.spread)]
     load = view.facts.load_of(request.needs)
     sign = 1 if request.strategy == "spread" else -1
     step = score.own_step(request)

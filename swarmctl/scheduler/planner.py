@@ -36,10 +36,12 @@ class Ways:
 
     Attributes:
         batch_min: copies of one request from which placing them at once costs less.
+        index_max: copies of one plain request from which an index is not asked for each of them.
         index_min: copies in a run of plain requests from which an index costs less than scans.
     """
 
-    batch_min: int = 32
+    batch_min: int = 16
+    index_max: int = 64
     index_min: int = 32
 
 
@@ -74,11 +76,13 @@ class Placements:
         self.rows.append(rows)
         self._total += len(rows)
 
-    def add_one(self, request: Request, row: int) -> None:
-        """Note the row of a request's only slot."""
-        self.requests.append(request)
-        self.rows.append(row)
-        self._total += 1
+    def add_all(
+        self, requests: Sequence[Request], rows: Sequence[int | list[int]], total: int
+    ) -> None:
+        """Note requests that are placed whole, ``total`` copies."""
+        self.requests.extend(requests)
+        self.rows.extend(rows)
+        self._total += total
 
     def __len__(self) -> int:
         return self._total
@@ -179,21 +183,28 @@ class _Planner:
         """Place requests in this order, runs of plain small ones by an index."""
         for by_index, group in groupby(requests, self._suits_index):
             run = list(group)
-            # An index that is there already answers even a single request faster.
-            there = self.view.index is not None and self.ways.index_min < _NEVER
-            if by_index and (there or sum(len(one.slots) for one in run) >= self.ways.index_min):
-                chosen = place_run(self.view, run, self.start)
-                for request, rows in zip(run, chosen, strict=True):
-                    if isinstance(rows, int) and request.service not in self.watched:
-                        self.placements.add_one(request, rows)
-                    else:
-                        self._note(request, rows_list(rows))
+            if by_index and self._pays_index(sum([len(one.slots) for one in run])):
+                self._place_run(run)
             else:
                 for request in run:
                     self._place(request)
 
+    def _pays_index(self, copies: int) -> bool:
+        """Whether to ask the index; one that is there already is faster even for one copy."""
+        if self.view.index is not None and self.ways.index_min < _NEVER:
+            return True
+        return copies >= self.ways.index_min
+
+    def _place_run(self, run: list[Request]) -> None:
+        chosen, placed = place_run(self.view, run, self.start)
+        if placed == sum([len(one.slots) for one in run]) and not self.watched:
+            self.placements.add_all(run, chosen, placed)
+            return
+        for request, rows in zip(run, chosen, strict=True):
+            self._note(request, rows_list(rows))
+
     def _suits_index(self, request: Request) -> bool:
-        return request.plain and len(request.slots) < self.ways.batch_min
+        return request.plain and len(request.slots) < self.ways.index_max
 
     def _place(self, request: Request) -> None:
         view, wanted = self.view, len(request.slots)

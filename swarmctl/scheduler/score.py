@@ -67,26 +67,13 @@ def keys(view: View, request: Request) -> Ints:
 def spread_counts(view: View, request: Request, copies: Ints) -> list[Ints]:
     """For each label of the request's spread, the service's copies at each node's value, by row.
 
-    With several labels a value counts within the values before it: ``rack r1`` of one zone is
-    another one than ``rack r1`` of another zone.
+    With several labels a value counts within the values before it (``Facts.nested_groups``).
     """
     counts: list[Ints] = []
-    for group_of, groups in nested_groups(view, request):
+    for group_of, groups in view.facts.nested_groups(request.spread):
         per_group = np.bincount(group_of, weights=copies, minlength=groups)
         counts.append(per_group.astype(np.int64)[group_of])
     return counts
-
-
-def nested_groups(view: View, request: Request) -> list[tuple[Ints, int]]:
-    """For each label of the spread: the group of each row, and how many groups there are."""
-    nested: list[tuple[Ints, int]] = []
-    outer = np.zeros(len(view.facts), dtype=np.int64)
-    for label in request.spread:
-        grouping = view.facts.grouping(label)
-        combined = outer * len(grouping.values) + grouping.group_of
-        distinct, outer = np.unique(combined, return_inverse=True)
-        nested.append((outer, len(distinct)))
-    return nested
 
 
 @attrs.frozen
