@@ -1,5 +1,6 @@
 """Answers in words: why a service is nowhere, and why it is where it is."""
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Final
