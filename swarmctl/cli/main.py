@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 import click
-from attrs import frozen
+from attrs import define
 
 from swarmctl import __version__
 from swarmctl.proto.errors import InternalError, SwarmError
@@ -52,12 +52,35 @@ EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 
-@frozen
+@define
 class Globals:
-    """The options before the command."""
+    """The options of every command; they may stand before it or after it."""
 
-    context: str
-    debug: bool
+    context: str = ""
+    debug: bool = False
+
+
+def _late_options() -> list[click.Parameter]:
+    """``--context`` and ``--debug`` once more, for who writes them after the command."""
+
+    def keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(ctx.find_root().obj, str(parameter.name), value)
+
+    return [
+        click.Option(["--context"], hidden=True, expose_value=False, callback=keep),
+        click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=keep),
+    ]
+
+
+def _with_late_options(command: click.Command) -> click.Command:
+    known = {parameter.name for parameter in command.params}
+    if "debug" not in known:
+        command.params.extend(_late_options())
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _with_late_options(child)
+    return command
 
 
 class LazyGroup(click.Group):
@@ -75,7 +98,7 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"swarmctl.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = module.COMMANDS[cmd_name]
-        return command
+        return _with_late_options(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -108,14 +131,17 @@ class LazyGroup(click.Group):
 @click.pass_context
 def root(ctx: click.Context, context: str, debug: bool) -> None:
     """Launch containers and virtual machines on a fleet, and keep them running."""
-    ctx.obj = Globals(context, debug)
+    ctx.obj.context = context
+    ctx.obj.debug = ctx.obj.debug or debug
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
-    debug = "--debug" in arguments or bool(os.environ.get("SWARMCTL_DEBUG"))
+    settings = Globals()
     try:
-        result: Any = root.main(list(arguments), prog_name="swarmctl", standalone_mode=False)
+        result: Any = root.main(
+            list(arguments), prog_name="swarmctl", standalone_mode=False, obj=settings
+        )
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.Abort:
@@ -132,13 +158,13 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseExceptionGroup as group:
-        return _report(_sole(group), debug)
+        return _report(sole_error(group), settings.debug)
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
-        return _report(error, debug)
+        return _report(error, settings.debug)
     return result if isinstance(result, int) else 0
 
 
-def _sole(error: BaseException) -> BaseException:
+def sole_error(error: BaseException) -> BaseException:
     """The error inside groups of one; of several the first that is ours."""
     while isinstance(error, BaseExceptionGroup):
         ours, _ = error.split(SwarmError)

@@ -50,7 +50,8 @@ class ControllerConfig:
     """What an operator decides about a controller.
 
     ``advertise`` are the addresses that contexts and tokens carry; empty means those listened
-    on.  ``lost_after_s`` is how long a node may be silent.
+    on.  ``lost_after_s`` is how long a node may be silent.  ``store_file`` is the SQLite store,
+    in ``data`` unless given.
     """
 
     data: Path
@@ -58,6 +59,7 @@ class ControllerConfig:
     advertise: tuple[str, ...] = ()
     context_name: str = "default"
     lost_after_s: float = limits.NODE_LOST_S
+    store_file: Path | None = None
 
 
 async def run_controller(
@@ -82,14 +84,14 @@ async def run_controller(
         listener = await stack.enter_async_context(
             open_listener(list(config.listen), keypair, access.authorise)
         )
-        store = await stack.enter_async_context(_open_store(config.data, identity.cluster_id))
+        store = await stack.enter_async_context(_open_store(config, identity.cluster_id))
         controller = await Controller.start(config, identity, access, listener, store)
         await controller.run(task_status=task_status)
 
 
 @asynccontextmanager
-async def _open_store(folder: Path, cluster_id: str) -> AsyncGenerator[Store, None]:
-    path = folder / _STORE_FILE
+async def _open_store(config: ControllerConfig, cluster_id: str) -> AsyncGenerator[Store, None]:
+    path = config.store_file or config.data / _STORE_FILE
     store = await SqliteStore.open(path, new_cluster_id=lambda: cluster_id)
     try:
         if store.cluster_id != cluster_id:
