@@ -52,6 +52,8 @@ EXIT_KILLED: Final = 137
 EXIT_TERMINATED: Final = 143
 # Nothing is waited for: as many at once as an agent likes.
 CONCURRENCY: Final = 256
+# Nothing simulated is finer than this.
+TICK_S: Final = 1e-6
 # Distinct commands remembered in parsed form: a cluster has fewer services than that on a node.
 ORDERS_CACHED: Final = 1_024
 
@@ -369,7 +371,8 @@ class SimHost:
         while True:
             self.settle()
             due = self._ends[0][0] - self.clock() if self._ends else math.inf
-            with trio.move_on_after(max(due, 0.0)):
+            # A wait lost in the clock's rounding would end before it began, for ever.
+            with trio.move_on_after(max(due, TICK_S)):
                 await self._timers.park()
 
 

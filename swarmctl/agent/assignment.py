@@ -1,0 +1,181 @@
+"""What the controller wants of this node, taken in: an input of the supervisor.
+
+An assignment of a lower term than the highest seen, or of another cluster, is refused (DESIGN
+8.1).
+A *full* one replaces what is wanted: an instance that it neither lists nor removes is not known
+to the controller, and what is not known is not unwanted (DESIGN 8.5): it is left alone and
+reported until it is assigned again or removed by name.
+"""
+
+from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
+from swarmctl.agent.supervisor import Supervisor
+from swarmctl.agent.transitions import Phase
+from swarmctl.proto.errors import Conflict, PeerError, ProtocolError
+from swarmctl.proto.messages import Assign, AssignedGroup
+from swarmctl.proto.states import Desired, InstanceState
+from swarmctl.spec import wire
+
+# Journal keys below this have term 0, which no incarnation has: templates are kept there.
+TEMPLATE_KEYS_END = 1 << 40
+
+_DESIRED = {int(one): one for one in Desired}
+
+
+class StaleAssignment(PeerError):
+    """It comes from a controller that has been superseded, or from before the present one."""
+
+    code = "stale"
+
+
+def apply(supervisor: Supervisor, message: Assign, now: float) -> None:
+    """Take ``message`` in.
+
+    Raises:
+        StaleAssignment: its term is lower than the highest seen, or its version than the last.
+        Conflict: it is another cluster's.
+        ProtocolError: an entry says what no controller says.
+    """
+    _check(supervisor, message)
+    supervisor.now = now
+    if message.term > supervisor.term:
+        supervisor.term = supervisor.actions.term = message.term
+    supervisor.version = message.version
+    for digest, encoded in message.templates.items():
+        _learn(supervisor, digest, encoded)
+    listed: set[int] = set()
+    for group in message.groups:
+        if message.full:
+            listed.update([entry[1] for entry in group.entries])
+        if group.template in supervisor.templates:
+            _apply_group(supervisor, group)
+        else:
+            supervisor.missing_templates.add(group.template)
+    for incarnation in message.removed:
+        remove(supervisor, incarnation)
+    if message.full:
+        listed.update(message.removed)
+        _quarantine_others(supervisor, listed)
+
+
+def _check(supervisor: Supervisor, message: Assign) -> None:
+    if supervisor.cluster_id and message.cluster_id != supervisor.cluster_id:
+        raise Conflict(
+            f"an assignment of cluster {message.cluster_id[:8]} came to a node of cluster "
+            f"{supervisor.cluster_id[:8]}"
+        )
+    if message.term < supervisor.term:
+        raise StaleAssignment(f"term {message.term} is over: {supervisor.term} was seen")
+    if message.term == supervisor.term and message.version < supervisor.version:
+        raise StaleAssignment(
+            f"version {message.version} came after {supervisor.version} of term {message.term}"
+        )
+    for group in message.groups:
+        for slot, incarnation, desired, generation, restarts in group.entries:
+            if desired not in _DESIRED or min(slot, incarnation, generation, restarts) < 0:
+                raise ProtocolError(f"not an assignment of {group.service}.{slot}: {desired}")
+
+
+def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
+    supervisor.missing_templates.discard(digest)
+    if supervisor.templates.get(digest) is not None:
+        return
+    try:
+        supervisor.templates[digest] = wire.decode_template(encoded)
+    except ProtocolError:
+        # Of a newer release: its instances are rejected one by one, with that reason.
+        supervisor.templates[digest] = None
+        return
+    supervisor.template_key += 1
+    assert supervisor.template_key < TEMPLATE_KEYS_END, "a cluster has no 2**40 templates"
+    supervisor.actions.puts[supervisor.template_key] = digest + encoded
+
+
+def _apply_group(supervisor: Supervisor, group: AssignedGroup) -> None:
+    instances = supervisor.instances
+    for slot, incarnation, desired, generation, restarts in group.entries:
+        instance = instances.get(incarnation)
+        if instance is None:
+            _admit(supervisor, group, slot, incarnation, desired, generation, restarts)
+        elif not instance.removing:
+            _change(supervisor, instance, group, desired, generation)
+
+
+def _admit(
+    supervisor: Supervisor,
+    group: AssignedGroup,
+    slot: int,
+    incarnation: int,
+    desired: int,
+    generation: int,
+    restarts: int,
+) -> None:
+    instance = Instance(
+        incarnation,
+        group.service,
+        slot,
+        group.tenant,
+        group.template,
+        group.driver,
+        _DESIRED[desired],
+        generation,
+    )
+    instance.restarts = restarts
+    instance.since = supervisor.now + supervisor.wall_offset_s
+    supervisor.instances[incarnation] = instance
+    supervisor.reassign(instance)
+    # A driver that this node lacks has nothing to list; the launch will say that it lacks.
+    if group.driver in supervisor.listed or group.driver not in supervisor.drivers:
+        instance.phase = Phase.NEW
+        supervisor.step(instance)
+    else:
+        reason = supervisor.down.get(group.driver, "")
+        supervisor.show(instance, InstanceState.ASSIGNED, reason)
+        supervisor.put(instance)
+
+
+def _change(
+    supervisor: Supervisor, instance: Instance, group: AssignedGroup, desired: int, generation: int
+) -> None:
+    if instance.known and instance.desired == desired and instance.generation == generation:
+        return
+    became_known = not instance.known
+    instance.known = True
+    instance.orphaned = False
+    instance.desired = _DESIRED[desired]
+    instance.generation = generation
+    if became_known:
+        # Found without a journal: the labels say who it is, this says from what it was made.
+        instance.template = group.template
+        instance.driver = group.driver
+        if instance.applied == GENERATION_UNKNOWN:
+            instance.applied = generation
+    supervisor.reassign(instance)
+    supervisor.mark(instance, urgent=became_known)
+    supervisor.put(instance)
+    supervisor.step(instance)
+
+
+def remove(supervisor: Supervisor, incarnation: int) -> None:
+    """The controller wants ``incarnation`` gone; one that is gone already is reported so."""
+    instance = supervisor.instances.get(incarnation)
+    if instance is None:
+        if incarnation not in supervisor.gone:
+            absent = Instance(incarnation, "", 0, state=InstanceState.REMOVED)
+            supervisor.gone[incarnation] = absent
+        supervisor.unsent_gone[incarnation] = None
+        supervisor.urgent = True
+    elif not instance.removing:
+        instance.removing = True
+        instance.orphaned = False
+        supervisor.reassign(instance)
+        supervisor.put(instance)
+        supervisor.step(instance)
+
+
+def _quarantine_others(supervisor: Supervisor, listed: set[int]) -> None:
+    for instance in supervisor.instances.values():
+        if instance.known and not instance.removing and instance.incarnation not in listed:
+            instance.known = False
+            supervisor.reassign(instance)
+            supervisor.unwritten[instance.incarnation] = instance
+            supervisor.mark(instance)

@@ -1,0 +1,352 @@
+"""The node daemon: everything of the agent, wired together.
+
+One loop turns the supervisor's decisions into durable journal entries and then into operations;
+everything else (driver events, ends of operations, messages) only tells the supervisor something
+and wakes the loop.  While the journal's disk works on one group of entries the next one gathers.
+
+Cancelling ends the daemon and nothing else: instances run on, and the next agent on the same
+folder adopts them.
+"""
+
+import platform
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+from attrs import frozen
+
+from swarmctl.agent import adoption, enrol, facts
+from swarmctl.agent.actions import Actions
+from swarmctl.agent.config import AgentConfig, make_drivers
+from swarmctl.agent.drivers.api import Driver, Health, Owner
+from swarmctl.agent.executor import Executor
+from swarmctl.agent.handlers import handlers
+from swarmctl.agent.journal import Journal, open_journal
+from swarmctl.agent.outbox import Outbox
+from swarmctl.agent.session import Session, process_name
+from swarmctl.agent.supervisor import Supervisor
+from swarmctl.folder import DataFolder
+from swarmctl.proto.errors import Busy, StorageFault, SwarmError
+from swarmctl.proto.messages import NodeFacts
+from swarmctl.transport.api import Link
+
+_log = structlog.get_logger(__name__)
+
+JOURNAL_FILE: Final = "journal.db"
+# A disk that refuses is asked again this often; meanwhile nothing new is launched.
+JOURNAL_RETRY_S: Final = 2.0
+# The first session waits this long for the drivers' lists, so that its hello is complete. A
+# driver that takes longer is caught up with by reports.
+FIRST_LIST_S: Final = 5.0
+# An events stream that ends is opened again after this.
+EVENTS_RETRY_S: Final = 1.0
+
+
+@frozen
+class Edges:
+    """Where the daemon touches the world; tests put their own in place."""
+
+    open_link: enrol.OpenLink
+    make_drivers: Callable[[AgentConfig, Owner], Mapping[str, Driver]]
+    open_journal: Callable[[Path], AbstractAsyncContextManager[Journal]]
+    random: random.Random
+    wall: Callable[[], float] = time.time
+
+
+def real_edges() -> Edges:
+    """ZeroMQ, the real drivers, a journal on disk."""
+    from swarmctl.transport.zmq_link import open_link
+
+    return Edges(open_link, make_drivers, open_journal, random.SystemRandom())
+
+
+class Agent:
+    """A node's agent, enrolled, with its journal open.
+
+    Args:
+        config: what it was told.
+        membership: who it is.
+        drivers: by name.
+        journal: what it remembers.
+        edges: the world.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        membership: enrol.Membership,
+        drivers: Mapping[str, Driver],
+        journal: Journal,
+        edges: Edges,
+    ) -> None:
+        self.identity = membership.identity
+        self.drivers = drivers
+        now = trio.current_time()
+        self.supervisor = Supervisor(drivers, edges.wall() - now)
+        self.outbox = Outbox(self.supervisor)
+        self.session: Session | None = None
+        self.executor: Executor | None = None
+        self._config = config
+        self._journal = journal
+        self._edges = edges
+        self._settings = facts.FactsSettings(config.labels, config.capacity, config.reserve)
+        self._health: dict[str, Health] = {}
+        self._seen_available: set[str] = set()
+        self._facts = NodeFacts()
+        self._pressure: list[str] = []
+        self._journal_fault = ""
+        # What could not be made durable yet, and the launches that wait for it.
+        self._held = Actions()
+        self._woken = trio.Event()
+        self._listed = trio.Event()
+        adoption.restore(
+            self.supervisor,
+            journal.load(),
+            int(journal.meta("term") or b"0"),
+            self.identity.cluster_id,
+            now,
+        )
+
+    # --- what others ask ----------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """The supervisor was told something."""
+        self._woken.set()
+
+    def reasons(self) -> tuple[str, ...]:
+        """What is wrong on this node, for its heartbeats; empty when nothing is."""
+        found = [
+            f"{name}: {one.reason}"
+            for name, one in self._health.items()
+            if not one.available and name in self._seen_available
+        ]
+        found += self.executor.hung() if self.executor is not None else []
+        found += self._pressure
+        if self._journal_fault:
+            found.append(self._journal_fault)
+        return tuple(found)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters for ``node.statistics``."""
+        states: dict[str, int] = {}
+        for instance in self.supervisor.instances.values():
+            states[instance.state.label] = states.get(instance.state.label, 0) + 1
+        return {
+            "instances": states,
+            "term": self.supervisor.term,
+            "unreported": len(self.supervisor.dirty) + len(self.supervisor.unsent_gone),
+            "reasons": list(self.reasons()),
+        }
+
+    # --- running ------------------------------------------------------------------------------
+
+    async def run(self, link: Link, task_status: trio.TaskStatus[None]) -> SwarmError:
+        """Supervise and keep the session, until cancelled or refused for good (the error)."""
+        async with trio.open_nursery() as nursery:
+            self.executor = Executor(
+                self.drivers, self.supervisor, nursery, self.wake, bulk=self._config.sim_bulk
+            )
+            nursery.start_soon(self._supervise)
+            for driver in self.drivers.values():
+                nursery.start_soon(self._watch, driver)
+            await self._look()
+            nursery.start_soon(self._look_again)
+            self.session = Session(
+                link,
+                self.identity.name,
+                self.supervisor,
+                self.outbox,
+                facts=lambda: self._facts,
+                reasons=self.reasons,
+                handlers=handlers(
+                    self.supervisor, self.drivers, lambda: self._facts, self.statistics
+                ),
+                wake=self.wake,
+                random_=self._edges.random,
+            )
+            with trio.move_on_after(FIRST_LIST_S):
+                await self._listed.wait()
+            task_status.started()
+            refusal = await self.session.run()
+            nursery.cancel_scope.cancel()
+        return refusal
+
+    async def _supervise(self) -> None:
+        supervisor = self.supervisor
+        while True:
+            # Before anything is looked at: what comes in from here on starts another round.
+            self._woken = trio.Event()
+            supervisor.tick(trio.current_time())
+            if self._all_listed():
+                self._listed.set()
+            if supervisor.idle and not self._held.journals:
+                if self.session is not None:
+                    self.session.wake()
+                with trio.move_on_at(supervisor.next_due()):
+                    await self._woken.wait()
+            else:
+                await self._carry_out(supervisor.take())
+                if self.session is not None:
+                    self.session.wake()
+
+    def _all_listed(self) -> bool:
+        """Whether every driver has said what it has, or that it cannot."""
+        supervisor = self.supervisor
+        return all(name in supervisor.listed or name in supervisor.down for name in self.drivers)
+
+    async def _carry_out(self, actions: Actions) -> None:
+        """Journal first, then act; a journal that refuses holds up launches, nothing else."""
+        assert self.executor is not None, "runs after the executor was made"
+        actions = self._with_held(actions)
+        try:
+            if actions.term is not None:
+                await self._journal.set_meta("term", str(actions.term).encode())
+            if actions.puts or actions.deletes:
+                await self._journal.apply(actions.puts, actions.deletes)
+        except (StorageFault, Busy) as error:
+            if not self._journal_fault:
+                _log.error("journal refuses, launches wait", error=str(error))
+            self._journal_fault = f"journal: {error}"
+            self._held = Actions(
+                actions.term, actions.puts, actions.deletes, launches=actions.launches
+            )
+            await self.executor.begin(actions, launch=False)
+            with trio.move_on_after(JOURNAL_RETRY_S):
+                await self._woken.wait()
+            return
+        self._journal_fault = ""
+        await self.executor.begin(actions)
+
+    def _with_held(self, actions: Actions) -> Actions:
+        """``actions`` together with what waits for the journal."""
+        held, self._held = self._held, Actions()
+        if not held.journals:
+            return actions
+        if actions.term is None:
+            actions.term = held.term
+        actions.puts = {
+            key: record for key, record in held.puts.items() if key not in actions.deletes
+        } | actions.puts
+        actions.deletes |= held.deletes - actions.puts.keys()
+        cancelled = set(actions.cancels)
+        now = trio.current_time()
+        for name, launches in held.launches.items():
+            for launch in launches:
+                if launch.incarnation in cancelled:
+                    self.supervisor.launch_cancelled(launch.incarnation, now)
+                else:
+                    actions.launches.setdefault(name, []).append(launch)
+        return actions
+
+    async def _watch(self, driver: Driver) -> None:
+        """Follow a driver's events; a list after each gap makes up for what was missed."""
+        assert self.executor is not None, "runs after the executor was made"
+        while True:
+            try:
+                async with driver.events() as events:
+                    self.executor.by_driver[driver.name].relist()
+                    async for event in events:
+                        self.supervisor.event(driver.name, event, trio.current_time())
+                        self.wake()
+            except SwarmError as error:
+                _log.warning("events interrupted", driver=driver.name, error=str(error))
+            await trio.sleep(EVENTS_RETRY_S)
+
+    # --- facts --------------------------------------------------------------------------------
+
+    async def _look_again(self) -> None:
+        while True:
+            await trio.sleep(facts.PROBE_EVERY_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Look at the machine and the drivers, and tell the controller what has changed."""
+        now = trio.current_time()
+        self.supervisor.wall_offset_s = self._edges.wall() - now
+        self._health = await facts.probe_all(self.drivers)
+        machine = facts.look(self._config.data)
+        self._pressure = facts.pressure(machine, self._config.data)
+        for name, one in self._health.items():
+            self._note_health(name, one)
+        after = facts.node_facts(self._settings, machine, self._health, process_name())
+        if after != self._facts:
+            self._facts = after
+            if self.session is not None:
+                self.session.facts_changed()
+
+    def _note_health(self, name: str, health: Health) -> None:
+        now = trio.current_time()
+        if health.available:
+            self._seen_available.add(name)
+            if name in self.supervisor.down and self.executor is not None:
+                # It was away: what it has now, it has to say before it is trusted.
+                self.executor.by_driver[name].relist()
+        else:
+            self.supervisor.driver_down(name, f"{name}: {health.reason}", now)
+        self.wake()
+
+
+async def run_agent(
+    config: AgentConfig,
+    *,
+    edges: Edges | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a node's agent until cancelled; started once it supervises.
+
+    Raises:
+        Conflict: the folder is in use, or another node's or cluster's; or another agent has a
+            live session under this name.
+        Refused: the join token or the node's key is refused.
+        StorageFault: the folder or the journal cannot be used.
+        InvalidSpec: something in ``config`` is wrong, or the node is not enrolled.
+    """
+    edges = edges or real_edges()
+    with DataFolder.open(config.data, "agent"):
+        membership = await enrol.membership(
+            config.data,
+            name=config.name,
+            join=config.join,
+            controllers=config.controllers,
+            open_link=edges.open_link,
+            default_name=platform.node(),
+        )
+        identity = membership.identity
+        owner = Owner(identity.cluster_id, identity.name)
+        async with edges.open_journal(config.data / JOURNAL_FILE) as journal:
+            drivers = edges.make_drivers(config, owner)
+            async with (
+                _closing(drivers),
+                edges.open_link(
+                    identity.addresses, identity.server_key, membership.keypair
+                ) as link,
+            ):
+                agent = Agent(config, membership, drivers, journal, edges)
+                _log.info("agent begins", node=identity.name, drivers=list(drivers))
+                refusal = await agent.run(link, task_status)
+    raise refusal
+
+
+# Letting go of daemons' connections at the end must not hold up the end.
+CLOSE_DEADLINE_S: Final = 2.0
+
+
+@asynccontextmanager
+async def _closing(drivers: Mapping[str, Driver]) -> AsyncIterator[None]:
+    """Close what drivers hold open, at the end; their instances run on."""
+    try:
+        yield
+    finally:
+        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+            for driver in drivers.values():
+                close = getattr(driver, "close", None)
+                aclose = getattr(driver, "aclose", None)
+                if close is not None:
+                    close()
+                if aclose is not None:
+                    await aclose()

@@ -1,0 +1,149 @@
+"""What a node is and has to give, and what is wrong with it.
+
+Capacity is the machine's, less what the configuration holds back; labels describe the machine;
+drivers are probed.  Everything is asked again every few seconds and compared, so a daemon that
+comes back, or a disk that fills, is known without a restart.
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import field, frozen
+
+import swarmctl
+from swarmctl.agent.drivers.api import Driver, Health
+from swarmctl.proto.errors import DriverUnavailable
+from swarmctl.proto.messages import DriverFacts, NodeFacts
+
+# Between two looks: well below the time in which an operator would wonder.
+PROBE_EVERY_S: Final = 10.0
+# A daemon answers a ping within milliseconds; drivers bound themselves below this.
+PROBE_DEADLINE_S: Final = 8.0
+# Less than this free on the data folder's disk, and the journal will soon be refused.
+DISK_FREE_MIN_BYTES: Final = 128 * 1024 * 1024
+# Less than this part of the memory available, and the kernel will soon kill something.
+MEMORY_FREE_MIN: Final = 0.02
+
+MEMINFO: Final = Path("/proc/meminfo")
+
+
+@frozen
+class Machine:
+    """The machine at one moment. Sizes are bytes."""
+
+    cpus: int
+    memory_bytes: int
+    memory_available_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+
+
+@frozen
+class FactsSettings:
+    """What the configuration says about them.
+
+    ``capacity`` replaces amounts by name (and adds named resources), ``reserve`` is held back.
+    """
+
+    labels: dict[str, str] = field(factory=dict)
+    capacity: dict[str, int] = field(factory=dict)
+    reserve: dict[str, int] = field(factory=dict)
+    address: str = ""
+    parent: str = ""
+
+
+def look(data: Path) -> Machine:
+    """Look at the machine; ``data`` is on the disk that counts."""
+    memory = _meminfo(MEMINFO.read_text(encoding="ascii"))
+    disk = os.statvfs(data)
+    return Machine(
+        cpus=len(os.sched_getaffinity(0)),
+        memory_bytes=memory["MemTotal"],
+        memory_available_bytes=memory.get("MemAvailable", memory["MemFree"]),
+        disk_bytes=disk.f_blocks * disk.f_frsize,
+        disk_free_bytes=disk.f_bavail * disk.f_frsize,
+    )
+
+
+def _meminfo(text: str) -> dict[str, int]:
+    """Name to bytes, of the lines that are given in kB."""
+    found = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        amount, _, unit = rest.strip().partition(" ")
+        if unit == "kB":
+            found[name] = int(amount) * 1024
+    return found
+
+
+def machine_labels() -> dict[str, str]:
+    """Labels that every node has."""
+    kernel = platform.release()
+    return {
+        "hostname": platform.node(),
+        "arch": platform.machine(),
+        "os": platform.system().lower(),
+        "kernel": kernel,
+    }
+
+
+def node_facts(
+    settings: FactsSettings, machine: Machine, health: Mapping[str, Health], process: str
+) -> NodeFacts:
+    """The facts of a hello. ``process`` names this process for operators."""
+    capacity = {
+        "cpu_millis": machine.cpus * 1000,
+        "memory_bytes": machine.memory_bytes,
+        "disk_bytes": machine.disk_bytes,
+    }
+    for one in health.values():
+        capacity.update(one.resources)
+    capacity.update(settings.capacity)
+    for name, amount in settings.reserve.items():
+        capacity[name] = max(0, capacity.get(name, 0) - amount)
+    return NodeFacts(
+        labels=machine_labels() | settings.labels,
+        capacity=capacity,
+        drivers=tuple(
+            DriverFacts(name, one.available, one.version, one.reason, one.facts)
+            for name, one in health.items()
+        ),
+        release=swarmctl.__version__,
+        parent=settings.parent,
+        address=settings.address,
+        facts={"process": process},
+    )
+
+
+async def probe_all(drivers: Mapping[str, Driver]) -> dict[str, Health]:
+    """Ask every driver how it is, at the same time."""
+    found: dict[str, Health] = {}
+
+    async def probe(name: str, driver: Driver) -> None:
+        found[name] = Health(
+            available=False, reason=f"{name} did not answer within {PROBE_DEADLINE_S:g} s"
+        )
+        with trio.move_on_after(PROBE_DEADLINE_S):
+            try:
+                found[name] = await driver.probe()
+            except DriverUnavailable as error:
+                found[name] = Health(available=False, reason=str(error))
+
+    async with trio.open_nursery() as nursery:
+        for name, driver in drivers.items():
+            nursery.start_soon(probe, name, driver)
+    return {name: found[name] for name in drivers}
+
+
+def pressure(machine: Machine, data: Path) -> list[str]:
+    """What the machine itself is short of, in words."""
+    reasons = []
+    if machine.disk_free_bytes < DISK_FREE_MIN_BYTES:
+        reasons.append(f"disk: {machine.disk_free_bytes // 2**20} MiB free under {data}")
+    if machine.memory_available_bytes < machine.memory_bytes * MEMORY_FREE_MIN:
+        reasons.append(f"memory: {machine.memory_available_bytes // 2**20} MiB available")
+    return reasons

@@ -1,0 +1,198 @@
+"""One instance as the agent knows it, and its form in the journal.
+
+There may be hundreds of thousands in one process (simulated ones), so it is a plain slotted
+object that the supervisor changes in place; nobody else does.
+"""
+
+from enum import IntEnum
+from typing import Any
+
+import msgpack
+from attrs import define
+
+from swarmctl.agent.drivers.api import DriverEvent
+from swarmctl.agent.transitions import Goal, Phase
+from swarmctl.proto.errors import StorageFault
+from swarmctl.proto.messages import InstanceReport
+from swarmctl.proto.states import Desired, InstanceState
+
+# Of a journal entry; raised when its meaning changes, not when fields are added at the end.
+_FORMAT = 1
+# What ``applied`` is before anyone knows which restart generation a found instance runs for.
+GENERATION_UNKNOWN = -1
+
+
+class Standing(IntEnum):
+    """What the journal remembers of the phase; the rest is observed again."""
+
+    ACTIVE = 0  # launched, or to be launched
+    WAITING = 1
+    STOPPED = 2
+    FINISHED = 3
+
+
+_STANDING = {
+    Phase.WAITING: Standing.WAITING,
+    Phase.STOPPED: Standing.STOPPED,
+    Phase.FINISHED: Standing.FINISHED,
+}
+
+
+@define(eq=False)
+class Instance:
+    """Wanted (up to ``removing``), observed (up to ``restarts``), and the agent's own books.
+
+    ``applied`` is the restart generation that the present attempt was begun for.
+    ``failures`` counts bad ends in a row, ``refusals`` launches that a daemon which was away did
+    not take; ``due`` is when the next attempt, or the repetition of a failed stop or remove, may
+    begin (the agent's clock).
+    ``serial`` is the supervisor's count at the last observation, against lists that are older.
+    ``orphaned`` marks a create that outlived its caller: it is taken away when ``due``.
+    """
+
+    incarnation: int
+    service: str
+    slot: int
+    tenant: str = "default"
+    template: bytes = b""
+    driver: str = ""
+    desired: Desired = Desired.RUNNING
+    generation: int = 0
+    known: bool = True
+    removing: bool = False
+
+    state: InstanceState = InstanceState.ASSIGNED
+    since: float = 0.0
+    reason: str = ""
+    exit_code: int | None = None
+    runtime_id: str = ""
+    addresses: tuple[str, ...] = ()
+    attempt: int = 1
+    restarts: int = 0
+
+    phase: Phase = Phase.UNSEEN
+    standing: Standing = Standing.ACTIVE
+    restored: bool = False
+    journaled: bool = False
+    orphaned: bool = False
+    waits_for_driver: bool = False
+    applied: int = GENERATION_UNKNOWN
+    failures: int = 0
+    refusals: int = 0
+    due: float = 0.0
+    started_at: float = 0.0
+    early_exit: DriverEvent | None = None
+    exit_reason: str = ""
+    serial: int = 0
+    assigned_digest: int = 0
+    reported_digest: int = 0
+
+    @property
+    def name(self) -> str:
+        """As users call it: ``web.3``."""
+        return f"{self.service}.{self.slot}"
+
+    @property
+    def goal(self) -> Goal:
+        """What is wanted of it now, in one word."""
+        if self.removing:
+            return Goal.GONE
+        if not self.known:
+            return Goal.LEAVE
+        if self.desired == Desired.STOPPED:
+            return Goal.STOP
+        if self.applied != self.generation and self.applied != GENERATION_UNKNOWN:
+            return Goal.RESTART
+        return Goal.RUN
+
+    def report(self) -> InstanceReport:
+        """What the controller is told of it."""
+        return InstanceReport(
+            self.incarnation,
+            int(self.state),
+            self.attempt,
+            self.restarts,
+            self.since,
+            self.runtime_id,
+            self.addresses,
+            self.exit_code,
+            self.reason,
+            self.service,
+            self.slot,
+            self.tenant,
+            self.generation,
+            self.template,
+            self.driver,
+        )
+
+    def to_journal(self) -> bytes:
+        """Its journal entry: what cannot be observed again."""
+        packed: bytes = msgpack.packb(
+            (
+                _FORMAT,
+                self.service,
+                self.slot,
+                self.tenant,
+                self.template,
+                self.driver,
+                int(self.desired),
+                self.generation,
+                self.known,
+                self.removing,
+                int(_STANDING.get(self.phase, Standing.ACTIVE)),
+                int(self.state),
+                self.attempt,
+                self.restarts,
+                self.applied,
+                self.failures,
+                self.exit_code,
+                self.reason,
+                self.since,
+            )
+        )
+        return packed
+
+
+def from_journal(incarnation: int, data: bytes) -> Instance:
+    """The inverse of :meth:`Instance.to_journal`; the phase is ``UNSEEN``.
+
+    Raises:
+        StorageFault: the entry is damaged, or of a later release's format.
+    """
+    try:
+        values: Any = msgpack.unpackb(data, use_list=False)
+        if values[0] != _FORMAT:
+            raise StorageFault(
+                f"a journal entry of format {values[0]}; this release knows {_FORMAT}",
+                "journal",
+                "start the release that wrote it",
+            )
+        return Instance(
+            incarnation=incarnation,
+            service=values[1],
+            slot=values[2],
+            tenant=values[3],
+            template=values[4],
+            driver=values[5],
+            desired=Desired(values[6]),
+            generation=values[7],
+            known=values[8],
+            removing=values[9],
+            standing=Standing(values[10]),
+            state=InstanceState(values[11]),
+            attempt=values[12],
+            restarts=values[13],
+            applied=values[14],
+            failures=values[15],
+            exit_code=values[16],
+            reason=values[17],
+            since=values[18],
+            restored=True,
+            journaled=True,
+        )
+    except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
+        raise StorageFault(
+            f"the journal's entry of incarnation {incarnation} is damaged: {error}",
+            "journal",
+            "move the journal away: what runs is then adopted by its labels",
+        ) from error

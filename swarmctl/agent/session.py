@@ -1,0 +1,355 @@
+"""The agent's session with a controller: the shell around the tables.
+
+It owns the link.  What to do when is decided by :class:`~swarmctl.proto.session.SessionMachine`
+(hello, welcome, silence, refusal) and by the supervisor (assignments); this module moves messages
+and keeps time.  A connection's tasks live in a nursery of their own, which ends with it.
+"""
+
+import os
+import random
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+import swarmctl
+from swarmctl.agent import assignment
+from swarmctl.agent.outbox import Outbox
+from swarmctl.agent.supervisor import Supervisor
+from swarmctl.proto import codec, limits
+from swarmctl.proto.errors import Conflict, PeerError, ProtocolError, SwarmError, from_wire
+from swarmctl.proto.messages import (
+    PROTOCOL_VERSION,
+    Assign,
+    FactsChanged,
+    Heartbeat,
+    HeartbeatAck,
+    Hello,
+    Message,
+    NodeFacts,
+    Refuse,
+    ReportAck,
+    SayHello,
+    Welcome,
+)
+from swarmctl.proto.session import SessionAction, SessionEvent, SessionMachine
+from swarmctl.transport.api import Link
+from swarmctl.transport.errors import Backpressure, KeyRefused, LinkLost
+from swarmctl.transport.rpc import Handler, RpcServer
+
+_log = structlog.get_logger(__name__)
+
+# Reports that tell of progress only wait this long for company; ends and starts do not wait.
+REPORT_DELAY_S: Final = 0.25
+# Handshakes in a row that refuse the key before it counts as revoked: one could hit a controller
+# in the moment of its start.
+KEY_REFUSALS: Final = 3
+# A hello for a missing template is not repeated sooner than this.
+RENEW_MIN_S: Final = 1.0
+# What the controller is called in the books of requests: a link has one peer.
+CONTROLLER: Final = b"controller"
+
+
+class Session:
+    """Speaks for one node.
+
+    Args:
+        link: to the controllers.
+        node: the node's name.
+        supervisor: what the node should have and has.
+        outbox: what of it has to be told.
+        facts: the node's present facts.
+        reasons: what is wrong on the node now.
+        handlers: the requests that it serves.
+        wake: called when the supervisor was told something.
+        random_: for jitter.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        node: str,
+        supervisor: Supervisor,
+        outbox: Outbox,
+        *,
+        facts: Callable[[], NodeFacts],
+        reasons: Callable[[], tuple[str, ...]],
+        handlers: dict[str, Handler],
+        wake: Callable[[], None],
+        random_: random.Random,
+    ) -> None:
+        self.boot = f"{random_.getrandbits(64):016x}"
+        self.machine = SessionMachine()
+        self._link = link
+        self._node = node
+        self._supervisor = supervisor
+        self._outbox = outbox
+        self._facts = facts
+        self._reasons = reasons
+        self._handlers = handlers
+        self._wake_agent = wake
+        self._random = random_
+        self._final: SwarmError | None = None
+        self._changed = trio.Event()
+        self._scope = trio.CancelScope()
+        self._rpc: RpcServer | None = None
+        self._heard_at = 0.0
+        self._heartbeat_s = limits.HEARTBEAT_S
+        self._sequence = 0
+        self._pauses = 0
+        self._renewed_at = -RENEW_MIN_S
+
+    # --- from the agent -----------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There may be something to report."""
+        self._changed.set()
+
+    def facts_changed(self) -> None:
+        """The node's facts are different now."""
+        if self.machine.is_open:
+            self._send(FactsChanged(self._facts()))
+
+    async def run(self) -> SwarmError:
+        """Keep a session until it is refused for good; the error that says why."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_key, nursery.cancel_scope)
+            while self._final is None:
+                await self._link.wait_connected()
+                await self._converse()
+                if self._final is None:
+                    await self._pause()
+            nursery.cancel_scope.cancel()
+        assert self._final is not None, "left without a reason"
+        return self._final
+
+    # --- a connection -------------------------------------------------------------------------
+
+    async def _converse(self) -> None:
+        """From a new connection until it is lost or left."""
+        self._heard_at = trio.current_time()
+        with trio.CancelScope() as self._scope:
+            async with trio.open_nursery() as nursery:
+                self._rpc = RpcServer(self._handlers, nursery)
+                self._feed(SessionEvent.CONNECTED)
+                nursery.start_soon(self._listen)
+                nursery.start_soon(self._keep_alive)
+                nursery.start_soon(self._report)
+        if self._feed(SessionEvent.DISCONNECTED) is not None:
+            _log.info("connection lost", endpoint=self._link.endpoint)
+
+    def _feed(self, event: SessionEvent) -> SessionAction | None:
+        """Let the table decide, and carry it out; what was done, None for nothing."""
+        before = self.machine.state
+        action = self.machine.feed(event)
+        match action:
+            case SessionAction.SAY_HELLO:
+                self._hello()
+            case SessionAction.BEGIN:
+                self._supervisor.version = 0
+                self._pauses = 0
+                self.wake()
+            case SessionAction.LEAVE:
+                self._scope.cancel()
+                self._link.use_next()
+            case SessionAction.GIVE_UP:
+                self._scope.cancel()
+            case SessionAction.NOTHING:
+                return None if self.machine.state is before else action
+        return action
+
+    async def _pause(self) -> None:
+        """Between two connections: short at first, longer while no session opens."""
+        longest = min(limits.RECONNECT_MIN_S * 2.0 ** min(self._pauses, 16), limits.RECONNECT_MAX_S)
+        self._pauses += 1
+        await trio.sleep(longest * self._random.uniform(0.5, 1.0))
+
+    def _hello(self) -> None:
+        supervisor = self._supervisor
+        supervisor.missing_templates.clear()
+        self._heard_at = trio.current_time()
+        self._send(
+            Hello(
+                PROTOCOL_VERSION,
+                swarmctl.__version__,
+                self._node,
+                self.boot,
+                supervisor.cluster_id,
+                supervisor.term,
+                self._facts(),
+                self._outbox.inventory(),
+                supervisor.assignment_digest,
+            )
+        )
+
+    def _send(self, message: Message) -> bool:
+        """Whether it was taken; a connection that is lost is ended here."""
+        try:
+            self._link.send(codec.encode(message))
+        except Backpressure:
+            return False
+        except LinkLost:
+            self._scope.cancel()
+            return False
+        return True
+
+    def _send_answer(self, message: Message) -> None:
+        """For requests: raises where nobody listens any more, so that the handler ends."""
+        self._link.send(codec.encode(message))
+
+    async def _watch_key(self, scope: trio.CancelScope) -> None:
+        """A key that is refused again and again is revoked: that is final."""
+        refusals = 0
+        while refusals < KEY_REFUSALS:
+            failure = await self._link.wait_failure()
+            if isinstance(failure, KeyRefused):
+                refusals += 1
+            else:
+                refusals = 0
+                _log.info("no controller", endpoint=failure.where, why=failure.what)
+        if not self._link.connected:
+            self._final = KeyRefused(
+                f"the controller does not accept the key of node {self._node}",
+                self._link.endpoint,
+                "it was removed (node rm): enrol again with a new join token and an empty folder",
+            )
+            self.machine.feed(SessionEvent.REFUSED_FINALLY)
+            scope.cancel()
+
+    # --- tasks of a connection ----------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                batch = await self._link.receive_batch()
+            except LinkLost:
+                self._scope.cancel()
+                return
+            self._heard_at = trio.current_time()
+            for payload in batch:
+                try:
+                    self._on_message(codec.decode(payload))
+                except ProtocolError as error:
+                    # One bad message harms itself only (DESIGN 7).
+                    _log.warning("bad message", error=str(error))
+            self._wake_agent()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await trio.sleep(self._heartbeat_s * self._jitter())
+            allowed_s = limits.CONTROLLER_SILENT_S if self.machine.is_open else limits.HANDSHAKE_S
+            if trio.current_time() - self._heard_at > allowed_s:
+                _log.warning("controller is silent", endpoint=self._link.endpoint)
+                self._feed(SessionEvent.SILENT)
+            if self._supervisor.missing_templates:
+                self._renew()
+            if self.machine.is_open:
+                self._sequence += 1
+                self._send(
+                    Heartbeat(
+                        self._sequence,
+                        self._supervisor.term,
+                        self._supervisor.assignment_digest,
+                        self._outbox.inventory_digest,
+                        self._reasons(),
+                    )
+                )
+
+    def _jitter(self) -> float:
+        return self._random.uniform(1 - limits.HEARTBEAT_JITTER, 1 + limits.HEARTBEAT_JITTER)
+
+    async def _report(self) -> None:
+        outbox, supervisor = self._outbox, self._supervisor
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            if outbox.waiting and not supervisor.urgent:
+                with trio.move_on_after(REPORT_DELAY_S):
+                    while not supervisor.urgent:
+                        await self._changed.wait()
+                        self._changed = trio.Event()
+            while self.machine.is_open and not outbox.full:
+                report = outbox.next_report()
+                if report is None:
+                    break
+                if not self._send(report):
+                    outbox.take_back(report)
+                    break
+                await trio.lowlevel.checkpoint()
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case Welcome():
+                self._on_welcome(message)
+            case Assign():
+                self._on_assign(message)
+            case HeartbeatAck():
+                if message.resync and self.machine.is_open:
+                    self._send(self._outbox.full_report())
+                    self.wake()
+            case ReportAck():
+                self._outbox.acknowledged(message.sequence)
+                self.wake()
+            case SayHello():
+                self._feed(SessionEvent.ASKED_FOR_HELLO)
+            case Refuse():
+                self._on_refuse(message)
+            case _:
+                assert self._rpc is not None, "a message before the connection"
+                if not self._rpc.on_message(CONTROLLER, "controller", message, self._send_answer):
+                    _log.warning("unexpected message", kind=type(message).__name__)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        supervisor = self._supervisor
+        if supervisor.cluster_id and welcome.cluster_id != supervisor.cluster_id:
+            self._final = Conflict(
+                f"this node belongs to cluster {supervisor.cluster_id[:8]}, and the controller "
+                f"to {welcome.cluster_id[:8]}",
+                self._link.endpoint,
+                "use another data folder for another cluster",
+            )
+            self._feed(SessionEvent.REFUSED_FINALLY)
+            return
+        if welcome.term < supervisor.term:
+            _log.warning("controller's term is over", its=welcome.term, seen=supervisor.term)
+            self._feed(SessionEvent.REFUSED)
+            return
+        self._heartbeat_s = welcome.heartbeat_s
+        if self._feed(SessionEvent.WELCOMED) is SessionAction.BEGIN:
+            _log.info("session open", endpoint=self._link.endpoint, term=welcome.term)
+
+    def _on_assign(self, message: Assign) -> None:
+        if not self.machine.is_open:
+            return  # All of it follows the welcome.
+        try:
+            assignment.apply(self._supervisor, message, trio.current_time())
+        except PeerError as error:
+            _log.warning("assignment refused", error=str(error))
+        except Conflict as error:
+            _log.error("assignment refused", error=str(error))
+        if self._supervisor.missing_templates:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Ask for everything again: a template that we need did not come along."""
+        now = trio.current_time()
+        if now - self._renewed_at >= RENEW_MIN_S:
+            self._renewed_at = now
+            self._feed(SessionEvent.LOST_THREAD)
+
+    def _on_refuse(self, refuse: Refuse) -> None:
+        error = from_wire(refuse.code, refuse.what, refuse.where, refuse.hint)
+        if refuse.final:
+            self._final = error
+            self._feed(SessionEvent.REFUSED_FINALLY)
+        else:
+            _log.info("refused for now", error=str(error))
+            self._feed(SessionEvent.REFUSED)
+
+
+def process_name() -> str:
+    """This process, for an operator who looks for it."""
+    return f"process {os.getpid()} on {os.uname().nodename}"
