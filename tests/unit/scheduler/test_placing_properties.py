@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scheduler_strategies import (
     SERVICES,
     Naive,
+    amounts,
     clusters,
     contents,
     nodes,
@@ -16,7 +17,7 @@ from scheduler_strategies import (
     value,
 )
 
-from swarmctl.scheduler import Request, Snapshot, explain, plan
+from swarmctl.scheduler import Request, Snapshot, explain, index, plan
 from swarmctl.scheduler.planner import Ways
 
 # Every way of placing, forced wherever it applies.
@@ -205,6 +206,40 @@ def test_a_snapshot_changed_step_by_step_equals_one_built_at_once(data, steps):
         assert explain(rebuilt, one) == explain(snapshot, one)
 
 
+@pytest.mark.parametrize("cuts", ["one cut", "all cuts"])
+@given(snapshot=clusters(), data=st.data(), seed=seeds)
+def test_the_index_follows_all_changes_between_and_within_plans(cuts, snapshot, data, seed):
+    """Kept from plan to plan, with any cuts, it answers as the naive scheduler does."""
+    with pytest.MonkeyPatch.context() as patch:
+        if cuts == "one cut":
+            patch.setattr(index, "_CUTS_MAX", 1)
+            patch.setattr(index, "_POWERS", 0)
+            patch.setattr(index, "_FEW", -1)
+        patch.setattr(index, "_HEAP_MISSES_MAX", data.draw(st.sampled_from([0, 1, 32])))
+        patch.setattr(index, "_CHANGED_MAX", 1)
+        for _round in range(data.draw(st.integers(1, 5))):
+            wanted = data.draw(st.lists(plain_requests, min_size=1, max_size=4))
+            naive = Naive(snapshot, seed)
+            expected = [
+                (one.service, slot, node)
+                for one in wanted
+                for slot, node in zip(one.slots, naive.place(one), strict=False)
+            ]
+            result = snapshot.plan(wanted, seed, Ways(batch_min=1, index_max=4, index_min=1))
+            assert expected == placed(result)
+            snapshot.commit(result)
+            if snapshot.nodes:
+                name = data.draw(st.sampled_from(sorted(snapshot.nodes)))
+                resources = data.draw(amounts)
+                snapshot.allocate(name, "a", resources)
+                if data.draw(st.booleans()):
+                    snapshot.free(name, "a", resources)
+                for placement in data.draw(st.permutations(list(result.placements)))[:2]:
+                    one = next(one for one in wanted if one.service == placement.service)
+                    if [w.service for w in wanted].count(one.service) == 1:
+                        snapshot.free(placement.node, placement.service, one.resources)
+
+
 def change(snapshot, held, data):
     """One random change, with what is allocated noted in ``held``."""
     names = sorted(snapshot.nodes)
@@ -241,4 +276,4 @@ def totals(result):
 
 def awaits_another(one):
     """Whether the request may be tried again later in the same plan."""
-    return any(wish.required for wish in one.affinity)
+    return any(wish.required and wish.service != one.service for wish in one.affinity)
