@@ -7,8 +7,10 @@ the first one and nothing can be made twice.  Names, files and UUID follow from 
 (:mod:`.identity`), the meaning of states from a table (:mod:`.states`), the XML from the spec
 (:mod:`.domain_xml`); this module only puts them in order.
 
-Two connections: libvirtd serves a few calls of one connection at a time, and a launch or a
-``destroy`` takes a second or more; ``list``, ``probe``, consoles and events have one of their own.
+Two connections: libvirtd serves five calls of one connection at a time, and a launch or a
+``destroy`` takes a second or more.  So these have one for themselves, and every quick question
+(``list``, ``probe``, what the host has, how a domain is) goes over the other, with the events and
+the consoles; asked over the first, it would wait for the launches of others.
 
 ``stop`` presses the power button until the guest has gone or the grace has passed, and then
 destroys the domain.  Its end is seen by event, and looked up now and then in case one was missed.
@@ -89,6 +91,8 @@ class LibvirtDriver:
         self._queries = Connection(uri, threads=QUERIES, with_events=True)
         self._inventory = Inventory(owner, self._places, self._host)
         self._queries.listen(self._inventory.note)
+        # Handles of domains defined and not yet started: each saves a lookup, any may be lost.
+        self._defined: dict[int, Any] = {}
 
     async def aclose(self) -> None:
         """Let go of libvirtd. Instances run on."""
@@ -132,22 +136,37 @@ class LibvirtDriver:
 
     async def create(self, launch: Launch) -> str:
         """Define the domain; its UUID. Repeatable."""
-        return await self._launches.call(lambda conn: self._define(conn, launch), launch.instance)
+        machine = await self._queries.call(
+            lambda conn: self._workshop.machine(conn, launch), launch.instance
+        )
+        xml = domain_xml.build(self._owner, launch, machine)
+        return await self._launches.call(
+            lambda conn: self._define(conn, xml, launch.incarnation), launch.instance
+        )
 
-    def _define(self, conn: Any, launch: Launch) -> str:
-        machine = self._workshop.machine(conn, launch)
-        domain = conn.defineXML(domain_xml.build(self._owner, launch, machine))
+    def _define(self, conn: Any, xml: str, incarnation: int) -> str:
+        domain = conn.defineXML(xml)
+        self._defined[incarnation] = domain
         return str(domain.UUIDString())
 
     async def start(self, launch: Launch) -> Found:
         """Start the domain (again); as it is right after that."""
         await self._queries.ensure_open()  # else its end might go unseen
-        return await self._launches.call(lambda conn: self._start(conn, launch), launch.instance)
-
-    def _start(self, conn: Any, launch: Launch) -> Found:
-        libvirt = load()
+        await self._launches.call(
+            lambda conn: self._start(conn, launch.incarnation), launch.instance
+        )
         uuid = self._uuid(launch.incarnation)
-        domain = conn.lookupByUUIDString(uuid)
+        return await self._queries.call(
+            lambda conn: self._inventory.one(conn.lookupByUUIDString(uuid), launch),
+            launch.instance,
+        )
+
+    def _start(self, conn: Any, incarnation: int) -> None:
+        libvirt = load()
+        uuid = self._uuid(incarnation)
+        domain = self._defined.pop(incarnation, None)
+        if domain is None or domain.connect() is not conn:
+            domain = conn.lookupByUUIDString(uuid)
         try:
             domain.create()
         except libvirt.libvirtError as error:
@@ -156,8 +175,7 @@ class LibvirtDriver:
                 raise
         else:
             self._inventory.note_started(uuid)
-            self._places.started_mark(launch.incarnation).touch()
-        return self._inventory.one(domain, launch)
+            self._places.started_mark(incarnation).touch()
 
     async def stop(self, incarnation: int, grace_s: float) -> None:
         """Press the power button, and destroy the domain when the grace has passed."""
@@ -195,6 +213,7 @@ class LibvirtDriver:
 
         await self._launches.call(everything, where)
         self._inventory.forget(uuid)
+        self._defined.pop(incarnation, None)
 
     # --- what there is --------------------------------------------------------------------
 
