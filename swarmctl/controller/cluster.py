@@ -20,6 +20,7 @@ from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
 from swarmctl.controller.identity import ClusterIdentity
 from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.reconciler import Reconciler
 from swarmctl.controller.records import (
@@ -64,6 +65,7 @@ class Cluster:
     fleet: Fleet = field(factory=Fleet)
     caller: RpcCaller = field(factory=RpcCaller)
     tokens: dict[str, TokenRecord] = field(factory=dict)
+    meters: Meters = field(factory=Meters)
     reconciler: Reconciler = field(init=False)
     sessions: Sessions = field(init=False)
     _locks: dict[ServiceKey, trio.Lock] = field(factory=dict)
@@ -71,11 +73,12 @@ class Cluster:
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self.reconciler = Reconciler(self.state, self.fleet, wall_clock)
+        self.reconciler = Reconciler(self.state, self.fleet, self.meters, wall_clock)
         self.sessions = Sessions(
             self.state,
             self.fleet,
             self.send,
+            self.meters,
             wake=self.wake,
             now=trio.current_time,
             wall=wall_clock,
@@ -238,13 +241,15 @@ class Cluster:
         for tombstone in tombstones:
             key = (tombstone.tenant, tombstone.service)
             self.state.tombstones[key] = tombstone
-            self.reconciler.dissolve(key)
+            self.state.drop_service(key)
         self.wake()
 
     async def _commit(self, ops: list[Op]) -> None:
         """Commit ``ops``, in as few transactions as the store's bound allows."""
+        began = trio.current_time()
         for start in range(0, len(ops), limits.TRANSACTION_OPS_MAX):
             await self.store.commit(ops[start : start + limits.TRANSACTION_OPS_MAX])
+        self.meters.add("commit", trio.current_time() - began)
 
     # --- instances ---------------------------------------------------------------------------
 

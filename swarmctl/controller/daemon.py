@@ -17,12 +17,11 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from swarmctl import __version__
 from swarmctl.controller import identity as identities
 from swarmctl.controller import records
 from swarmctl.controller.access import Access, admins_only
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.handlers import instances, nodes, services, streams
+from swarmctl.controller.handlers import instances, nodes, services, statistics, streams
 from swarmctl.controller.records import AdminRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
@@ -30,10 +29,10 @@ from swarmctl.controller.store.sqlite import SqliteStore
 from swarmctl.folder import DataFolder
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import Conflict, ProtocolError, SwarmError
-from swarmctl.proto.messages import PROTOCOL_VERSION, Enrol, Message, Refuse, ReportAck
+from swarmctl.proto.messages import Enrol, Message, Refuse, ReportAck
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
 from swarmctl.transport.keys import KeyPair
-from swarmctl.transport.rpc import Call, Handler, RpcServer
+from swarmctl.transport.rpc import Handler, RpcServer
 from swarmctl.transport.zmq_listener import open_listener
 
 _log = structlog.get_logger(__name__)
@@ -150,7 +149,7 @@ class Controller:
     ) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
-            server = RpcServer(admins_only(_handlers(self.cluster)), nursery)
+            server = RpcServer(admins_only(_handlers(self.cluster, self._listener)), nursery)
             nursery.start_soon(self._receive, server, nursery)
             nursery.start_soon(self._reconcile)
             nursery.start_soon(self._tick)
@@ -227,7 +226,8 @@ class Controller:
             if not cluster.reconciler.settled:
                 self._settle_if_due()
             cluster.reconciler.cycle()
-            cluster.sessions.flush()
+            with cluster.meters.stage("dispatch"):
+                cluster.sessions.flush()
             cluster.announce()
             if cluster.sessions.completions:
                 await self._commit_completions()
@@ -286,23 +286,9 @@ class Controller:
             self._try_send(peer, ReportAck(sequence))
 
 
-def _handlers(cluster: Cluster) -> dict[str, Handler]:
-    async def info(call: Call) -> Any:
-        del call
-        return {
-            "release": __version__,
-            "protocol": PROTOCOL_VERSION,
-            "cluster_id": cluster.state.cluster_id,
-            "term": cluster.state.term,
-            "started": cluster.started_at,
-            "addresses": list(cluster.addresses),
-            "settled": cluster.reconciler.settled,
-            "nodes": len(cluster.state.nodes),
-            "services": len(cluster.state.services),
-        }
-
+def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
     return {
-        "cluster.info": info,
+        **statistics.handlers(cluster, listener.statistics),
         **services.handlers(cluster),
         **instances.handlers(cluster),
         **streams.handlers(cluster),

@@ -11,9 +11,10 @@ has reported or has been silent for the lost-timeout (DESIGN 8.4): :meth:`Reconc
 from collections.abc import Callable
 from typing import Final
 
+from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet, request_for
 from swarmctl.controller.records import SlotWish
-from swarmctl.controller.state import ClusterState, Instance, Service, ServiceKey, scheduler_key
+from swarmctl.controller.state import ClusterState, Instance, Service, scheduler_key
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.scheduler import Plan, Request, plan
@@ -30,15 +31,22 @@ class Reconciler:
     Args:
         state: what it reads and changes.
         fleet: the scheduler's index over it.
+        meters: counts the time that planning takes.
         now: the wall clock, epoch seconds (for people; no decision depends on it).
         seed: of the scheduler's tie-breaking.
     """
 
     def __init__(
-        self, state: ClusterState, fleet: Fleet, now: Callable[[], float], seed: int = 0
+        self,
+        state: ClusterState,
+        fleet: Fleet,
+        meters: Meters,
+        now: Callable[[], float],
+        seed: int = 0,
     ) -> None:
         self._state = state
         self._fleet = fleet
+        self._meters = meters
         self._now = now
         self._seed = seed
         self.settled = False
@@ -75,13 +83,6 @@ class Reconciler:
         self._state.dirty_services.update(
             key for key, service in self._state.services.items() if service.unplaced
         )
-
-    def dissolve(self, key: ServiceKey) -> None:
-        """Take away all of a service that was deleted."""
-        service = self._state.services.pop(key)
-        for instance in list(service.holders.values()):
-            self._state.remove(instance)
-        self._state.dirty_services.discard(key)
 
     # --- what a service wants ---------------------------------------------------------------
 
@@ -146,8 +147,9 @@ class Reconciler:
     # --- placing -----------------------------------------------------------------------------
 
     def _place(self, requests: list[Request], wanting: dict[str, Service]) -> None:
-        made: Plan = plan(self._fleet.snapshot, requests, seed=self._seed)
-        self._fleet.snapshot.commit(made)
+        with self._meters.stage("plan"):
+            made: Plan = plan(self._fleet.snapshot, requests, seed=self._seed)
+            self._fleet.snapshot.commit(made)
         now = self._now()
         for placement in made.placements:
             self._assign(wanting[placement.service], placement.slot, placement.node, now)

@@ -13,6 +13,7 @@ from attrs import define, evolve, frozen
 from swarmctl.controller import assignments
 from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.state import ClusterState, Instance, Node
 from swarmctl.proto import limits
@@ -40,6 +41,7 @@ _log = structlog.get_logger(__name__)
 # A digest that differs in one heartbeat may only have crossed an assignment under way; in two
 # it is a divergence.
 _DIVERGED_AFTER: Final = 2
+_LAUNCHING: Final = (InstanceState.ASSIGNED, InstanceState.PREPARING, InstanceState.STARTING)
 
 
 @define
@@ -66,6 +68,7 @@ class Sessions:
         state: what the messages change.
         fleet: the scheduler's index over it.
         send: to a peer; raises PeerError at once when it is not there.
+        meters: counts how long launches take.
         wake: called when there may be something to reconcile.
         now: monotonic seconds.
         wall: epoch seconds, for people.
@@ -76,6 +79,7 @@ class Sessions:
         state: ClusterState,
         fleet: Fleet,
         send: SendTo,
+        meters: Meters,
         *,
         wake: Callable[[], None],
         now: Callable[[], float],
@@ -84,6 +88,7 @@ class Sessions:
         self._state = state
         self._fleet = fleet
         self._send = send
+        self._meters = meters
         self._wake = wake
         self._now = now
         self._wall = wall
@@ -257,6 +262,8 @@ class Sessions:
         service = self._state.services.get(instance.key)
         if service is None:
             return
+        if instance.state is InstanceState.RUNNING and before in _LAUNCHING:
+            self._meters.launches.add(self._wall() - service.record.updated_at)
         if instance.state is InstanceState.SUCCEEDED and service.record.spec.template.job:
             self.completions.append(Completion(instance))
         # A roll-out goes on when one runs or fails; a node that returns ends the loss.

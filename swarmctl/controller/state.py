@@ -99,12 +99,13 @@ class Service:
 
     ``old`` says that it was there before this controller's term: its slots are placed anew only
     after the takeover rule allows it (DESIGN 8.4).  ``rolling`` says that some holders may have
-    an older template.
+    an older template; ``tally`` counts the holders by state.
     """
 
     record: ServiceRecord
     old: bool = False
     rolling: bool = False
+    tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
     template: bytes = b""
     encoded_template: bytes = b""
     holders: dict[int, Instance] = field(factory=dict)
@@ -172,7 +173,8 @@ class ClusterState:
     """All of it, and the few indexes that keep it joined.
 
     ``leaving`` counts the instances of a service that nodes were told to take away;
-    ``capacity_changed`` says that what found no node may find one now.
+    ``capacity_changed`` says that what found no node may find one now; ``tally`` counts the
+    holders of slots by state.
     """
 
     cluster_id: str
@@ -186,6 +188,7 @@ class ClusterState:
     dirty_nodes: set[str] = field(factory=set)
     leaving: Counter[ServiceKey] = field(factory=Counter)
     capacity_changed: bool = False
+    tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
 
     def resend(self, node: Node) -> None:
         """Send the node all that it should have, not only what changed."""
@@ -216,13 +219,21 @@ class ClusterState:
         if instance.removing:
             self.leaving[instance.key] += 1
         elif not instance.quarantined:
-            self.services[instance.key].holders[instance.slot] = instance
+            self._hold(instance)
+
+    def _hold(self, instance: Instance) -> None:
+        """It is the one that has its slot; whoever had it before was told to go."""
+        service = self.services[instance.key]
+        assert instance.slot not in service.holders, f"{instance.name} has two holders"
+        service.holders[instance.slot] = instance
+        service.tally[instance.state] += 1
+        self.tally[instance.state] += 1
 
     def admit(self, instance: Instance) -> None:
         """A quarantined instance belongs to a service after all."""
         instance.quarantined = False
         self._mark(instance, 0)
-        self.services[instance.key].holders[instance.slot] = instance
+        self._hold(instance)
 
     def forget(self, instance: Instance) -> None:
         """The node has it no more."""
@@ -244,6 +255,8 @@ class ClusterState:
         service = self.services.get(instance.key)
         if service is not None and service.holders.get(instance.slot) is instance:
             del service.holders[instance.slot]
+            service.tally[instance.state] -= 1
+            self.tally[instance.state] -= 1
             self.dirty_services.add(instance.key)
 
     def remove(self, instance: Instance) -> None:
@@ -269,11 +282,24 @@ class ClusterState:
     def observe(self, instance: Instance, report: InstanceReport) -> None:
         """Take in what its node reports of it."""
         node = self.nodes[instance.node]
-        before = instance.inventory_digest
+        before, state = instance.inventory_digest, instance.state
         instance.take(report)
         node.inventory_digest = digest.replace(
             node.inventory_digest, before, instance.inventory_digest
         )
+        if instance.state is not state:
+            service = self.services.get(instance.key)
+            if service is not None and service.holders.get(instance.slot) is instance:
+                for tally in (service.tally, self.tally):
+                    tally[state] -= 1
+                    tally[instance.state] += 1
+
+    def drop_service(self, key: ServiceKey) -> None:
+        """A service was deleted: all that its slots held is told to go."""
+        for instance in list(self.services[key].holders.values()):
+            self.remove(instance)
+        del self.services[key]
+        self.dirty_services.discard(key)
 
     def all_instances(self) -> Iterator[Instance]:
         """Every instance on every node."""
@@ -287,9 +313,15 @@ class ClusterState:
 
     def counts(self, service: Service) -> dict[str, int]:
         """How many instances are in which state, ``pending`` those without a node."""
-        found: dict[str, int] = {}
-        for instance in service.holders.values():
-            found[instance.state.label] = found.get(instance.state.label, 0) + 1
+        found = _by_label(service.tally)
         if service.unplaced:
             found["pending"] = len(service.unplaced)
         return found
+
+    def totals(self) -> dict[str, int]:
+        """How many holders of slots are in which state, in the whole cluster."""
+        return _by_label(self.tally)
+
+
+def _by_label(tally: list[int]) -> dict[str, int]:
+    return {state.label: tally[state] for state in InstanceState if tally[state]}

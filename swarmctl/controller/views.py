@@ -78,7 +78,7 @@ def service_view(state: ClusterState, service: Service) -> View:
     """One service, as ``service ls`` lists it."""
     spec = service.record.spec
     template = spec.template
-    running = sum(one.state is InstanceState.RUNNING for one in service.holders.values())
+    running = service.tally[InstanceState.RUNNING]
     return {
         "service": spec.name,
         "tenant": spec.tenant,

@@ -36,6 +36,9 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
     async def explain(call: Call) -> Any:
         return _explain(cluster, call)
 
+    async def export(call: Call) -> Any:
+        return await _export(cluster, call)
+
     async def wait(call: Call) -> Any:
         return await _wait(cluster, call)
 
@@ -43,6 +46,7 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
         "instance.list": listing,
         "instance.inspect": inspect,
         "instance.explain": explain,
+        "instance.export": export,
         "service.wait": wait,
     }
 
@@ -70,6 +74,25 @@ def _list(cluster: Cluster, call: Call) -> list[View]:
         views = [one for one in views if one["state"] not in _ENDED]
     views.sort(key=lambda one: (one["service"], int(one["instance"].rpartition(".")[2])))
     return views
+
+
+async def _export(cluster: Cluster, call: Call) -> int:
+    """Stream all instances on ``item`` as [incarnation, node, state], many to a chunk; the total.
+
+    For programs that compare or archive a large cluster; people use ``instance.list``.
+    """
+    sent = 0
+    for name in list(cluster.state.nodes):
+        node = cluster.state.nodes.get(name)
+        if node is None or not node.instances:
+            continue
+        rows = [
+            (incarnations.label(one.incarnation), name, one.state.label)
+            for one in node.instances.values()
+        ]
+        sent += len(rows)
+        await call.send("item", rows)
+    return sent
 
 
 _ENDED = {
@@ -245,6 +268,8 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
     service = cluster.service(target.key)
     if service.rolling:
         return False
+    if _needs_no_look(service, target):
+        return False
     job = service.record.spec.template.job
     good = {InstanceState.SUCCEEDED} if job else {InstanceState.RUNNING}
     ready = True
@@ -263,6 +288,18 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
         _raise_if_hopeless(holder)
         ready = ready and holder.state in good and _is_current(service, holder)
     return ready
+
+
+def _needs_no_look(service: Service, target: Target) -> bool:
+    """Whether the tally alone says "not yet", without a look at each slot."""
+    unwanted = len(service.record.overrides) + len(service.record.completed)
+    settled = service.tally[InstanceState.RUNNING] + service.tally[InstanceState.SUCCEEDED]
+    return (
+        target.slot is None
+        and not service.unplaced
+        and not service.tally[InstanceState.FAILED]
+        and settled + unwanted < service.record.spec.replicas
+    )
 
 
 def _is_final(cluster: Cluster) -> bool:

@@ -2,6 +2,7 @@
 
 from attrs import define, evolve, field
 
+from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.reconciler import Reconciler
 from swarmctl.controller.records import NodeRecord, ServiceRecord
@@ -147,11 +148,12 @@ class Harness:
             self.state,
             self.fleet,
             self._send,
+            Meters(),
             wake=lambda: None,
             now=lambda: self.now,
             wall=lambda: 1000.0 + self.now,
         )
-        self.reconciler = Reconciler(self.state, self.fleet, lambda: 1000.0 + self.now)
+        self.reconciler = Reconciler(self.state, self.fleet, Meters(), lambda: 1000.0 + self.now)
         for node in self.nodes.values():
             known = Node(NodeRecord(node.name, "k" * 40, 0.0), heard_at=self.now)
             self.state.nodes[node.name] = known

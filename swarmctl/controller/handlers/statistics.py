@@ -1,0 +1,46 @@
+"""What the controller says of itself: ``cluster.info`` and ``cluster.statistics``."""
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import asdict
+
+from swarmctl import __version__
+from swarmctl.controller.cluster import Cluster
+from swarmctl.proto.messages import PROTOCOL_VERSION
+from swarmctl.proto.states import NodeState
+from swarmctl.transport.api import ListenerStatistics
+from swarmctl.transport.rpc import Call, Handler
+
+
+def handlers(
+    cluster: Cluster, listener_statistics: Callable[[], ListenerStatistics]
+) -> dict[str, Handler]:
+    """Method to handler."""
+
+    async def info(call: Call) -> Any:
+        del call
+        return {
+            "release": __version__,
+            "protocol": PROTOCOL_VERSION,
+            "cluster_id": cluster.state.cluster_id,
+            "term": cluster.state.term,
+            "started": cluster.started_at,
+            "addresses": list(cluster.addresses),
+            "settled": cluster.reconciler.settled,
+            "nodes": len(cluster.state.nodes),
+            "services": len(cluster.state.services),
+        }
+
+    async def statistics(call: Call) -> Any:
+        del call
+        ready = sum(one.state is NodeState.READY for one in cluster.state.nodes.values())
+        return {
+            "states": cluster.state.totals(),
+            "nodes_ready": ready,
+            "listener": asdict(listener_statistics()),
+            "store": asdict(cluster.store.statistics()),
+            **cluster.meters.view(),
+        }
+
+    return {"cluster.info": info, "cluster.statistics": statistics}
