@@ -214,7 +214,8 @@ class Index:
 
     def _best_pinned(self, request: Request, rows: Sequence[int]) -> int:
         nodes, driver, constraints = self.facts.nodes, request.driver, request.constraints
-        fit = []
+        best, best_key = NOWHERE, (0, 0)
+        sign = 1 if request.strategy == "spread" else -1
         for row in rows:
             node = nodes[row]
             if not node.schedulable or (driver and driver not in node.drivers):
@@ -224,11 +225,12 @@ class Index:
             ):
                 continue
             if self._fits(row, request.needs):
-                fit.append(row)
-        if len(fit) < 2:
-            return fit[0] if fit else NOWHERE
-        sign = 1 if request.strategy == "spread" else -1
-        return min(fit, key=lambda row: (sign * self.load[row], self._rank(row)))
+                if len(rows) == 1:
+                    return row
+                key = (sign * self.load[row], self._rank(row))
+                if best == NOWHERE or key < best_key:
+                    best, best_key = row, key
+        return best
 
     def _first_of_heap(self, mask: bytes, needs: _Needs, misses_max: int) -> int | None:
         """The least loaded node that fits; None when the first ``misses_max`` do not."""
