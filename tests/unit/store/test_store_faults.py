@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import aclosing, closing
 
 import attrs
@@ -205,7 +206,9 @@ async def test_no_permission_is_a_fault_with_a_hint(path):
 async def test_a_file_without_write_permission_is_a_fault(tmp_path, path):
     """A file that can only be read is refused at the start, not at the first commit."""
     if os.geteuid() == 0:
-        for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.samefile(tempfile.gettempdir()):
+                break
             folder.chmod(0o755)
     path.chmod(0o444)
     with as_nobody():

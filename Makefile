@@ -1,0 +1,71 @@
+# Everything that people do with this repository; `make help` lists it.
+# The lab (python3 -m lab) installs and starts what is missing; YES=1 keeps it from asking.
+
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+# More options for the demo, e.g. DEMO="--data /tmp/demo --keep-lab".
+DEMO ?=
+SOURCES := $(shell find swarmctl -name '*.py')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo down purge test test-slow check quick bench docs binary image lock venv lab
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: venv ## a one-machine cluster with real containers and VMs, left up
+	@python3 -m lab up
+	@$(PY) -m lab.demo up $(DEMO)
+
+down: ## take the demo away, whole, and stop the daemons that the lab started
+	@python3 -m lab.demo down $(DEMO)
+
+purge: down ## down, and remove the caches and the built files too
+	@python3 -m lab purge
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis swarmctl.egg-info
+
+test: venv ## every test, real daemons included, as CI runs it
+	@python3 -m lab up
+	@$(MAKE) --no-print-directory check binary
+	$(PYTEST) -q -m 'not slow' -n 2 tests/unit tests/sim
+	$(PYTEST) -q -m 'not slow' tests/integration tests/e2e
+
+test-slow: venv ## the tests that take longer than CI allows
+	@python3 -m lab up
+	$(PYTEST) -m slow tests
+
+check: venv ## format, lint, types, and the house rules
+	$(PY) -m ruff format --check --quiet .
+	$(PY) -m ruff check --quiet .
+	$(PY) -m mypy
+	$(PYTEST) -q tests/test_tidy.py tests/test_docs.py
+
+quick: ## in seconds: lint of what changed, and the fast unit tests
+	@files=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files -o --exclude-standard -- '*.py'); \
+	[ -z "$$files" ] || { $(PY) -m ruff format --check --quiet $$files && $(PY) -m ruff check --quiet $$files; }
+	$(PYTEST) -q -m 'not slow and not hypothesis' -n 2 tests/unit tests/test_tidy.py
+
+bench: venv ## launch rates beside the raw SDK, and the scheduler's
+	@python3 -m lab up
+	$(PY) -m bench
+
+docs: venv ## write the generated parts of docs/, and check every link
+	$(PY) -m docs.generate
+	$(PYTEST) -q tests/test_docs.py
+
+binary: dist/swarmctl ## dist/swarmctl: one file, with Python and every dependency in it
+
+dist/swarmctl: $(SOURCES) packaging/swarmctl.spec requirements.lock | venv
+	$(PY) -m PyInstaller --log-level WARN --noconfirm --distpath dist --workpath build packaging/swarmctl.spec
+	@touch $@
+
+image: binary ## swarmctl/swarmctl:latest, for Docker
+	@python3 -m lab.image
+
+lock: venv ## choose the newest versions that pyproject.toml allows, into requirements.lock
+	$(PY) -m piptools compile --upgrade --all-extras --generate-hashes --allow-unsafe --strip-extras \
+	  --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --quiet \
+	  --output-file requirements.lock pyproject.toml
+
+venv:
+	@python3 -m lab.venv

@@ -1,0 +1,33 @@
+"""Rules for every test: on CI nothing is skipped."""
+
+import os
+
+import pytest
+
+ON_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def _reason(report) -> str:
+    longrepr = report.longrepr
+    return str(longrepr[2]) if isinstance(longrepr, tuple) else str(longrepr)
+
+
+def _refuse_skip(report) -> None:
+    """Turn a skip into a failure that gives the skip's reason; an expected failure stays one."""
+    if ON_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.longrepr = f"on CI no test may skip; this one did: {_reason(report)}"
+        report.outcome = "failed"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    _refuse_skip(report)
+    return report
