@@ -1,0 +1,195 @@
+"""A process full of simulated nodes; run as ``python -m bench.launch.fleet SETTINGS``.
+
+Each node is the production agent: its own key, its own CURVE connection, session, supervisor and
+executor.  Only what is below the driver is simulated, and the journal is in memory: in life those
+disks are other machines'.
+
+It speaks lines on standard output (``ready N``, then answers) and takes commands on standard
+input: ``list FILE`` writes what every node has, ``vanish N`` lets nodes fall silent, ``quit``.
+"""
+
+import json
+import random
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from time import time as wall_clock
+
+import structlog
+import trio
+from attrs import asdict, frozen
+
+from swarmctl.agent.config import AgentConfig
+from swarmctl.agent.daemon import Agent, Edges
+from swarmctl.agent.drivers.api import Driver, Owner
+from swarmctl.agent.drivers.sim import Delay, SimDriver, SimHost, SimSettings
+from swarmctl.agent.enrol import Membership, membership
+from swarmctl.agent.journal import Journal, MemoryJournal
+from swarmctl.transport.api import Link
+from swarmctl.transport.keys import KeyPair
+from swarmctl.transport.zmq_link import open_link
+
+# Enrolments under way at once: the controller commits them in groups of this size.
+_ENROLLING_AT_ONCE = 200
+_KINDS = ("docker", "libvirt")
+
+
+@frozen
+class FleetSettings:
+    """What one fleet process simulates.
+
+    ``delay_s`` is the mean of an exponential start delay; rates are 0 to 1.
+    """
+
+    join: str
+    folder: str
+    first: int
+    count: int
+    seed: int = 0
+    capacity: dict[str, int] | None = None
+    delay_s: float = 0.0
+    failure_rate: float = 0.0
+    label_values: int = 20
+
+    def to_json(self) -> str:
+        """For the command line of the process."""
+        return json.dumps(asdict(self))
+
+
+class Fleet:
+    """The nodes of this process, by name."""
+
+    def __init__(self, settings: FleetSettings) -> None:
+        self.settings = settings
+        self.agents: dict[str, Agent] = {}
+        self.scopes: dict[str, trio.CancelScope] = {}
+        self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
+
+    async def run_node(
+        self, number: int, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """One node, from enrolment on, until cancelled."""
+        name = f"node-{number:05d}"
+        folder = Path(self.settings.folder) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self._config(number, folder)
+        async with self._enrolling:
+            member = await membership(
+                folder, name=name, join=self.settings.join, controllers=(), open_link=_link
+            )
+        drivers = self._drivers(number, Owner(member.identity.cluster_id, name))
+        with trio.CancelScope() as scope:
+            self.scopes[name] = scope
+            await self._serve(config, member, drivers, task_status)
+
+    async def _serve(
+        self,
+        config: AgentConfig,
+        member: Membership,
+        drivers: dict[str, Driver],
+        task_status: "trio.TaskStatus[None]",
+    ) -> None:
+        chance = random.Random(config.name)  # noqa: S311 - jitter, repeatable
+        edges = Edges(_link, lambda *_: drivers, _no_journal, chance)
+        identity = member.identity
+        async with _link(identity.addresses, identity.server_key, member.keypair) as link:
+            agent = Agent(config, member, drivers, MemoryJournal(), edges)
+            self.agents[identity.name] = agent
+            raise await agent.run(link, task_status)
+
+    def _config(self, number: int, folder: Path) -> AgentConfig:
+        zone = number % self.settings.label_values
+        return AgentConfig(
+            data=folder,
+            name=f"node-{number:05d}",
+            labels={"zone": f"zone-{zone}", "rack": f"rack-{number % 50}"},
+            drivers=_KINDS,
+            capacity=self.settings.capacity or {},
+            sim_bulk=True,
+        )
+
+    def _drivers(self, number: int, owner: Owner) -> dict[str, Driver]:
+        """The simulated driver under the names of the real ones."""
+        made: dict[str, Driver] = {}
+        for kind in _KINDS:
+            settings = SimSettings(
+                start=Delay(tail_mean_s=self.settings.delay_s),
+                start_failure_rate=self.settings.failure_rate,
+                seed=self.settings.seed * 1_000_003 + number * 2 + _KINDS.index(kind),
+            )
+            driver = SimDriver(owner, SimHost(settings))
+            driver.name = kind
+            made[kind] = driver
+        return made
+
+    def write_lists(self, path: Path) -> int:
+        """Write what each node's drivers have, node by node; how many instances that is."""
+        total = 0
+        with path.open("w", encoding="utf-8") as file:
+            for name, agent in self.agents.items():
+                rows = [
+                    [kind, incarnation, one.launch.service, one.launch.slot, one.phase.value]
+                    for kind, driver in agent.drivers.items()
+                    if isinstance(driver, SimDriver)
+                    for incarnation, one in driver.host.book(driver.owner).items()
+                ]
+                total += len(rows)
+                file.write(json.dumps({"node": name, "instances": rows}) + "\n")
+        return total
+
+
+def _link(
+    addresses: Sequence[str], server_key: str, keypair: KeyPair
+) -> AbstractAsyncContextManager[Link]:
+    return open_link(addresses, server_key, keypair)
+
+
+@asynccontextmanager
+async def _no_journal(path: Path) -> AsyncIterator[Journal]:
+    del path
+    yield MemoryJournal()
+
+
+async def _serve_commands(fleet: Fleet, scope: trio.CancelScope) -> None:
+    stdin = trio.lowlevel.FdStream(sys.stdin.fileno())
+    waiting = b""
+    async for chunk in stdin:
+        waiting += chunk
+        *lines, waiting = waiting.split(b"\n")
+        for line in lines:
+            verb, _, argument = line.decode().partition(" ")
+            if verb == "list":
+                print(f"listed {fleet.write_lists(Path(argument))}", flush=True)
+            elif verb == "vanish":
+                for name in list(fleet.scopes)[: int(argument)]:
+                    fleet.scopes[name].cancel()
+                    fleet.agents.pop(name)
+                print(f"vanished {argument}", flush=True)
+            elif verb == "quit":
+                scope.cancel()
+                return
+    scope.cancel()
+
+
+async def run_fleet(settings: FleetSettings) -> None:
+    """Simulate the nodes until told to quit."""
+    fleet = Fleet(settings)
+    began = wall_clock()
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve_commands, fleet, scope)
+            async with trio.open_nursery() as starting:
+                for number in range(settings.first, settings.first + settings.count):
+                    starting.start_soon(nursery.start, fleet.run_node, number)
+            print(f"ready {settings.count} {wall_clock() - began:.3f}", flush=True)
+
+
+def main() -> None:
+    """Run with the settings in the first argument."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    trio.run(run_fleet, FleetSettings(**json.loads(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
