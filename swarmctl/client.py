@@ -13,7 +13,13 @@ from typing import Any, Final
 
 from swarmctl.credentials import Context
 from swarmctl.proto import codec, limits
-from swarmctl.proto.errors import DeadlineExceeded, InternalError, PeerError, from_wire
+from swarmctl.proto.errors import (
+    DeadlineExceeded,
+    InternalError,
+    NoController,
+    PeerError,
+    from_wire,
+)
 from swarmctl.proto.messages import (
     Cancel,
     Failure,
@@ -24,27 +30,64 @@ from swarmctl.proto.messages import (
     StreamCredit,
     StreamData,
 )
+from swarmctl.transport import bounds
+from swarmctl.transport.errors import HandshakeFailed
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.sync_client import SyncClient, connect
 
 _REFRESH: Final = limits.STREAM_WINDOW_CHUNKS // 2
 # A stream without a deadline still wakes this often, so that a lost connection is noticed.
 _LOOK_S: Final = 5.0
+# Between two attempts to reach a controller that starts anew.
+_RECONNECT_PAUSE_S: Final = 0.2
 
 
 class Client:
     """A connection to a cluster; a context manager.
+
+    Args:
+        context: where, and who we are.
+        connect_timeout_s: for each address; the transport's own unless given.
 
     Raises:
         NoController: no address of the context answers.
         Refused: the controller does not know the context's key.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(
+        self, context: Context, *, connect_timeout_s: float = bounds.CLIENT_CONNECT_TIMEOUT_S
+    ) -> None:
         self.context = context
-        keypair = KeyPair(context.public_key, context.secret_key)
-        self._connection: SyncClient = connect(context.addresses, context.server_key, keypair)
+        self._connect_timeout_s = connect_timeout_s
+        self._connection = self._connect()
         self._ids = itertools.count(1)
+
+    def _connect(self) -> SyncClient:
+        context = self.context
+        return connect(
+            context.addresses,
+            context.server_key,
+            KeyPair(context.public_key, context.secret_key),
+            connect_timeout_s=self._connect_timeout_s,
+        )
+
+    def reconnect(self, patience_s: float) -> None:
+        """A new connection in place of a lost one; what was under way on that is lost.
+
+        Raises:
+            NoController: none could be made in ``patience_s``.
+        """
+        self._connection.close()
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                self._connection = self._connect()
+            except (NoController, HandshakeFailed):
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RECONNECT_PAUSE_S)
+            else:
+                return
 
     def __enter__(self) -> "Client":
         return self

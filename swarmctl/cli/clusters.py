@@ -16,7 +16,7 @@ from swarmctl.cli.main import Globals
 from swarmctl.client import Client
 from swarmctl.credentials import Context, parse_context
 from swarmctl.folder import atomic_write
-from swarmctl.proto.errors import InvalidSpec, NoController, NotFound
+from swarmctl.proto.errors import InvalidSpec, NoController, NotFound, SwarmError
 from swarmctl.spec.names import did_you_mean
 
 _SUFFIX: Final = ".context"
@@ -145,6 +145,60 @@ def connect(ctx: click.Context) -> Client:
             f"is the controller of context {context.name!r} running? "
             "('swarmctl dev --detach' starts one on this machine)",
         ) from error
+
+
+# --- completion of names ---------------------------------------------------------------------
+
+# Somebody holds the Tab key: better no suggestion than one that has to be waited for.
+_COMPLETION_TIMEOUT_S: Final = 0.5
+
+
+def _asked(ctx: click.Context, method: str, key: str) -> list[str]:
+    """The names that the cluster gives for ``method``; none when it does not answer at once."""
+    given = ctx.find_root().params.get("context") or ""
+    try:
+        context = chosen(Globals(given))
+        with Client(context, connect_timeout_s=_COMPLETION_TIMEOUT_S) as client:
+            rows = client.call(method, {"all": True}, timeout_s=_COMPLETION_TIMEOUT_S)
+    except SwarmError:
+        return []  # A shell that completes has no place for an error.
+    return [str(row[key]) for row in rows]
+
+
+def _starting_with(text: str, known: list[str]) -> list[str]:
+    return [name for name in known if name.startswith(text)]
+
+
+def complete_services(ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """Names of services."""
+    return _starting_with(text, _asked(ctx, "service.list", "service"))
+
+
+def complete_instances(ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """Names of instances."""
+    return _starting_with(text, _asked(ctx, "instance.list", "instance"))
+
+
+def complete_nodes(ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """Names of nodes."""
+    return _starting_with(text, _asked(ctx, "node.list", "node"))
+
+
+def complete_targets(ctx: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    """Names of services; after a dot those of instances."""
+    if "." in text:
+        return complete_instances(ctx, parameter, text)
+    return complete_services(ctx, parameter, text)
+
+
+def complete_anything(ctx: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    """Names of services, instances and nodes."""
+    return [*complete_targets(ctx, parameter, text), *complete_nodes(ctx, parameter, text)]
+
+
+def complete_contexts(_ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """Names of contexts."""
+    return _starting_with(text, names())
 
 
 def renamed(context: Context, name: str) -> Context:

@@ -10,13 +10,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from attrs import define
 
 from swarmctl import __version__
 from swarmctl.proto.errors import InternalError, SwarmError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Each command, the module it lives in, and its one-line help (so that --help imports nothing).
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -110,6 +113,18 @@ class LazyGroup(click.Group):
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(f"No such command '{name}'.{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Commands by the table, again without importing them; else options, as click's."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        from click.shell_completion import CompletionItem
+
+        return [
+            CompletionItem(name, help=help_)
+            for name, (_, help_) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

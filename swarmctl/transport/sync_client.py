@@ -126,6 +126,20 @@ class SyncClient:
                     f"the controller did not answer within {timeout_s:g} s", self.endpoint
                 )
 
+    def wait_readable(self, descriptors: Sequence[int], timeout_s: float) -> list[int]:
+        """Wait until something may have arrived, or one of ``descriptors`` is readable.
+
+        For who serves a terminal beside the connection; call ``receive`` with 0 afterwards.
+        Returns the descriptors that are readable.
+        """
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor.socket, zmq.POLLIN)
+        for descriptor in descriptors:
+            poller.register(descriptor, zmq.POLLIN)
+        found = poller.poll(0 if self._waiting else int(timeout_s * 1000))
+        return [ready for ready, _ in found if isinstance(ready, int)]
+
     def _lost(self) -> LinkLost:
         return LinkLost(
             "the connection to the controller was lost",

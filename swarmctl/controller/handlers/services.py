@@ -48,6 +48,9 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
     async def restart(call: Call) -> Any:
         return await _change_targets(cluster, call, _restarted)
 
+    async def rollback(call: Call) -> Any:
+        return await _rollback(cluster, (tenant_of(call), call.text("name")))
+
     async def listing(call: Call) -> Any:
         tenant = tenant_of(call)
         return [
@@ -66,6 +69,7 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
         "service.stop": stop,
         "service.start": start,
         "service.restart": restart,
+        "service.rollback": rollback,
         "service.list": listing,
         "service.inspect": inspect,
     }
@@ -167,6 +171,27 @@ def _without_overrides_beyond(record: ServiceRecord) -> ServiceRecord:
         overrides={slot: one for slot, one in record.overrides.items() if slot <= replicas},
         completed=tuple(slot for slot in record.completed if slot <= replicas),
     )
+
+
+async def _rollback(cluster: Cluster, key: ServiceKey) -> Any:
+    """Exchange a service's spec and the one before its last change."""
+    cluster.service(parse(key[1], key[0]).key)
+    async with cluster.changing([key]):
+        before = cluster.service(key).record
+        if before.previous is None:
+            raise Conflict(
+                f"{key[1]} has not been changed since it was made",
+                hint="there is nothing to go back to",
+            )
+        record = evolve(
+            before,
+            spec=before.previous,
+            previous=before.spec,
+            updated_at=wall_clock(),
+            revision=before.revision + 1,
+        )
+        await cluster.save_services([_without_overrides_beyond(record)])
+    return _result(record.spec, "rolled back", before.spec)
 
 
 # --- scale, stop, start, restart -------------------------------------------------------------

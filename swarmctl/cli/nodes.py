@@ -1,0 +1,170 @@
+"""``node`` and ``token``."""
+
+import sys
+from typing import Any, Final
+
+import click
+
+from swarmctl.cli import clusters
+from swarmctl.cli.output import age_column, output_option, show_data, show_list
+from swarmctl.cli.tables import Column, Row, column
+from swarmctl.proto.errors import InvalidSpec
+from swarmctl.spec.sizes import format_bytes, format_cpus
+
+
+def _cpus(row: Row) -> str:
+    used = format_cpus(row["allocated"].get("cpu_millis", 0))
+    return f"{used or 0}/{format_cpus(row['capacity'].get('cpu_millis', 0))}"
+
+
+def _memory(row: Row) -> str:
+    used = format_bytes(row["allocated"].get("memory_bytes", 0))
+    return f"{used}/{format_bytes(row['capacity'].get('memory_bytes', 0))}"
+
+
+def _labels(row: Row) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items()))
+
+
+NODE_COLUMNS: Final = (
+    column("NODE", "node"),
+    column("STATE", "state", is_state=True),
+    Column("DRIVERS", lambda row: ", ".join(row["drivers"])),
+    column("INSTANCES", "instances"),
+    Column("CPUS", _cpus),
+    Column("MEMORY", _memory),
+    column("RELEASE", "release", wide=True),
+    column("PARENT", "parent", wide=True),
+    age_column("JOINED", "joined", wide=True),
+    Column("LABELS", _labels, wide=True, may_cut=True),
+    Column("REASONS", lambda row: "; ".join(row["reasons"]), may_cut=True),
+)
+
+TOKEN_COLUMNS: Final = (
+    column("ID", "id"),
+    Column("KIND", lambda row: "one-time" if row["one_time"] else "reusable"),
+    column("USED BY", "used_by"),
+    age_column("CREATED", "created"),
+)
+
+
+@click.group()
+def node() -> None:
+    """List, show and change nodes."""
+
+
+@node.command("ls")
+@output_option()
+@click.pass_context
+def node_ls(ctx: click.Context, output: str) -> None:
+    """List nodes."""
+    with clusters.connect(ctx) as client:
+        rows = client.call("node.list")
+    show_list(rows, NODE_COLUMNS, "node", output)
+
+
+@node.command("inspect")
+@output_option("json", "yaml")
+@click.argument("names", nargs=-1, required=True, shell_complete=clusters.complete_nodes)
+@click.pass_context
+def node_inspect(ctx: click.Context, output: str, names: tuple[str, ...]) -> None:
+    """Show all about nodes."""
+    with clusters.connect(ctx) as client:
+        found = [client.call("node.inspect", {"name": name}) for name in names]
+    show_data(found if len(found) > 1 else found[0], output)
+
+
+def _cordoning(verb: str, help_: str, *, cordoned: bool) -> click.Command:
+    @click.command(verb, help=help_)
+    @click.argument("names", nargs=-1, required=True, shell_complete=clusters.complete_nodes)
+    @click.pass_context
+    def command(ctx: click.Context, names: tuple[str, ...]) -> None:
+        _change(ctx, names, {"cordoned": cordoned})
+
+    return command
+
+
+node.add_command(_cordoning("cordon", "Place nothing new on nodes.", cordoned=True))
+node.add_command(_cordoning("uncordon", "Place on nodes again.", cordoned=False))
+
+
+@node.command("label")
+@click.argument("name", shell_complete=clusters.complete_nodes)
+@click.argument("labels", nargs=-1, required=True, metavar="K=V|K-...")
+@click.pass_context
+def node_label(ctx: click.Context, name: str, labels: tuple[str, ...]) -> None:
+    """Set labels of a node; K- takes one away."""
+    _change(ctx, (name,), {"labels": dict(map(_label, labels))})
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if equals and key and value:
+        return key, value
+    if not equals and len(text) > 1 and text.endswith("-"):
+        return text[:-1], ""
+    raise InvalidSpec(f'"{text}" is not a label', hint="write K=V to set one, K- to take it away")
+
+
+def _change(ctx: click.Context, names: tuple[str, ...], change: dict[str, Any]) -> None:
+    with clusters.connect(ctx) as client:
+        client.call("node.change", {"names": list(names)} | change)
+    for name in names:
+        print(name)
+
+
+@node.command("rm")
+@click.option("-f", "--force", is_flag=True, help="Also one that is connected.")
+@click.argument("names", nargs=-1, required=True, shell_complete=clusters.complete_nodes)
+@click.pass_context
+def node_rm(ctx: click.Context, force: bool, names: tuple[str, ...]) -> None:
+    """Take nodes out of the cluster; their keys are let in no more."""
+    with clusters.connect(ctx) as client:
+        for name in names:
+            client.call("node.remove", {"name": name, "force": force})
+            print(name, flush=True)
+
+
+@click.group()
+def token() -> None:
+    """Make, list and revoke join tokens."""
+
+
+@token.command("create")
+@click.option("--reusable", is_flag=True, help="For any number of nodes, until it is revoked.")
+@output_option("table", "json", "yaml", "name")
+@click.pass_context
+def token_create(ctx: click.Context, reusable: bool, output: str) -> None:
+    """Make a join token, for one node unless it is reusable."""
+    with clusters.connect(ctx) as client:
+        made = client.call("token.create", {"reusable": reusable})
+    if output in ("json", "yaml"):
+        show_data(made, output)
+        return
+    print(made["id"] if output == "name" else made["token"])
+    if output == "table" and sys.stdout.isatty():
+        print("on the new node: swarmctl agent --join TOKEN", file=sys.stderr)
+
+
+@token.command("ls")
+@output_option()
+@click.pass_context
+def token_ls(ctx: click.Context, output: str) -> None:
+    """List join tokens; what lets nodes in is shown once, when one is made."""
+    with clusters.connect(ctx) as client:
+        rows = client.call("token.list")
+    show_list(rows, TOKEN_COLUMNS, "id", output)
+
+
+@token.command("revoke")
+@click.argument("ids", nargs=-1, required=True)
+@click.pass_context
+def token_revoke(ctx: click.Context, ids: tuple[str, ...]) -> None:
+    """Let no more nodes in by these tokens; those that are in stay."""
+    with clusters.connect(ctx) as client:
+        for one in ids:
+            client.call("token.revoke", {"id": one})
+            print(one, flush=True)
+
+
+COMMANDS: Final[dict[str, click.Command]] = {"node": node, "token": token}
