@@ -6,7 +6,7 @@ apart read each other, and a store outlives a release.
 
 import hashlib
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import msgpack
@@ -22,6 +22,8 @@ _T = TypeVar("_T")
 
 # 64 bits tell apart the templates of one cluster; they are compared within one node only.
 DIGEST_BYTES = 8
+# Templates in use on a node, or in a cluster, at a time; a thousand services are a large one.
+TEMPLATES_CACHED = 4_096
 
 
 @cache
@@ -40,8 +42,9 @@ def encode_template(template: Template) -> bytes:
     return _pack(template)
 
 
+@lru_cache(maxsize=TEMPLATES_CACHED)
 def decode_template(data: bytes) -> Template:
-    """The inverse of :func:`encode_template`.
+    """The inverse of :func:`encode_template`; the same bytes give the same (frozen) object.
 
     Raises:
         ProtocolError: the bytes are not a template.

@@ -30,14 +30,18 @@ class Outlet:
         self._channel = channel
         self._bound = bound
         self._now = now
+        # At least as many as wait in the channel: its reader only ever makes them fewer. Asking
+        # the channel costs more than sending, so it is asked when this comes near the bound.
+        self._waiting_at_most = 0
         self.dropped = 0
 
     def offer(self, event: DriverEvent) -> None:
         """Tell ``event``, or that there were more than fit. For the trio thread only."""
-        used = self._channel.statistics().current_buffer_used
-        if used >= self._bound:
+        if self._waiting_at_most >= self._bound - 1:
+            self._waiting_at_most = self._channel.statistics().current_buffer_used
+        if self._waiting_at_most >= self._bound:
             self.dropped += 1
-        elif used == self._bound - 1:
+        elif self._waiting_at_most == self._bound - 1:
             self.dropped += event.kind is not EventKind.RESYNC
             self._put(DriverEvent(EventKind.RESYNC, at=self._now()))
         else:
@@ -50,6 +54,7 @@ class Outlet:
     def _put(self, event: DriverEvent) -> None:
         try:
             self._channel.send_nowait(event)
+            self._waiting_at_most += 1
         except trio.BrokenResourceError:
             self.dropped += 1  # the reader closed its end before it left the context
 
