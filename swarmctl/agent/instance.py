@@ -120,7 +120,8 @@ class Instance:
             self.service,
             self.slot,
             self.tenant,
-            self.generation,
+            # What its present attempt runs for: one that still has to restart says so.
+            self.generation if self.applied == GENERATION_UNKNOWN else self.applied,
             self.template,
             self.driver,
         )

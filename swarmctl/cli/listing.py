@@ -57,7 +57,7 @@ def ps(ctx: click.Context, all_: bool, output: str, names: tuple[str, ...]) -> N
 def inspect(ctx: click.Context, output: str, name: str) -> None:
     """Show all about a service, an instance or a node."""
     with clusters.connect(ctx) as client:
-        show_data(_found(client, name), "json" if output == "table" else output)
+        show_data(_found(client, name), output)
 
 
 def _found(client: Client, name: str) -> Any:

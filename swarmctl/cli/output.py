@@ -30,7 +30,7 @@ def output_option(*formats: str) -> Callable[[_F], _F]:
     """``-o``, for a command that lists."""
     choice = click.Choice(formats or FORMATS)
     return click.option(
-        "-o", "--output", "output", type=choice, default="table", help="How to print it."
+        "-o", "--output", "output", type=choice, default=choice.choices[0], help="How to print it."
     )
 
 

@@ -91,6 +91,8 @@ def run(
 
     Prints the service's name. Options come before IMAGE; what follows it is the command.
     """
+    if not typed["image"] and not typed["vm"]:
+        raise click.UsageError("IMAGE is missing.", ctx)
     if rm and wait is False:
         raise InvalidSpec("--rm and --detach exclude each other", "--rm", "use --job --detach")
     options = RunOptions(

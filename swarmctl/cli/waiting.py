@@ -126,7 +126,8 @@ def wait_for(client: Client, waiting: Waiting) -> None:
         _say_what_goes_on(waiting)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     took_s = time.monotonic() - began
-    for name, line in summaries(counts, waiting.condition).items():
+    for name, states in counts.items():
+        line = "gone" if waiting.condition == "gone" else summary(states, waiting.condition)
         print(f"{name}: {line} ({took_s:.1f} s)", file=sys.stderr)
 
 
@@ -167,7 +168,8 @@ def summaries(counts: Counts, condition: str) -> dict[str, str]:
 def summary(states: dict[str, int], condition: str) -> str:
     """``12 of 40 running, 8 starting, 20 pending``."""
     wanted = states.get("wanted", 0)
-    rest = [(state, states[state]) for state in _ORDER if states.get(state)]
+    order = dict.fromkeys((*_DONE[condition], *_ORDER))
+    rest = [(state, states[state]) for state in order if states.get(state)]
     rest += [(state, n) for state, n in states.items() if state not in (*_ORDER, "wanted")]
     if condition == "gone":
         left = sum(count for _, count in rest)

@@ -35,7 +35,8 @@ class Instance:
     ``desired`` and ``generation`` are what the node was (or is to be) told; the fields from
     ``state`` on are what it reported last.  ``removing`` says that the node was told to take it
     away; ``quarantined`` that nobody here knows the service, so nobody will; ``counted`` that the
-    scheduler's snapshot has it.
+    scheduler's snapshot has it.  ``applied`` is the restart generation that the present attempt was
+    begun for.
     """
 
     key: ServiceKey
@@ -60,6 +61,7 @@ class Instance:
     reason: str = ""
     placed_at: float = 0.0
     reported: bool = False
+    applied: int = 0
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ class Instance:
         self.addresses = report.addresses
         self.exit_code = report.exit_code
         self.reason = report.reason
+        self.applied = report.generation
         self.reported = True
 
 

@@ -308,8 +308,8 @@ def _is_final(cluster: Cluster) -> bool:
 
 
 def _is_current(service: Service, holder: Instance) -> bool:
-    """Whether the node has been told of the last restart, and started again since."""
-    return holder.generation == service.record.slot_generation(holder.slot)
+    """Whether it was started again since the last restart that was asked for."""
+    return holder.applied == service.record.slot_generation(holder.slot)
 
 
 def _raise_if_hopeless(holder: Instance) -> None:
@@ -321,7 +321,7 @@ def _raise_if_hopeless(holder: Instance) -> None:
     if looping or never_ran or not holder.restarts:
         raise LaunchFailed(
             f"{holder.name} failed on {holder.node}: {holder.reason or 'no reason given'}",
-            hint=f"see: swarmctl logs {holder.name}",
+            hint=f"see: swarmctl {'explain' if never_ran else 'logs'} {holder.name}",
         )
 
 
