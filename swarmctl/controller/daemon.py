@@ -19,10 +19,10 @@ from attrs import evolve, frozen
 
 from swarmctl.controller import identity as identities
 from swarmctl.controller import records
-from swarmctl.controller.access import Access, admins_only
+from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers import instances, nodes, services, statistics, streams
-from swarmctl.controller.records import AdminRecord, TokenRecord
+from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.sqlite import SqliteStore
@@ -78,12 +78,14 @@ async def run_controller(
         stack.enter_context(DataFolder.open(config.data, "controller"))
         identity = identities.load_or_make(config.data)
         access = Access()
+        store = await stack.enter_async_context(_open_store(config, identity.cluster_id))
+        # Who listens has to know the keys: agents whose key is refused think that it was revoked.
+        await _let_in(access, store)
         # Listening comes before the term: a controller whose port is taken changes nothing.
         keypair = KeyPair(identity.public_key, identity.secret_key)
         listener = await stack.enter_async_context(
             open_listener(list(config.listen), keypair, access.authorise)
         )
-        store = await stack.enter_async_context(_open_store(config, identity.cluster_id))
         controller = await Controller.start(config, identity, access, listener, store)
         await controller.run(task_status=task_status)
 
@@ -102,6 +104,16 @@ async def _open_store(config: ControllerConfig, cluster_id: str) -> AsyncGenerat
         yield store
     finally:
         await store.aclose()
+
+
+async def _let_in(access: Access, store: Store) -> None:
+    """The keys in the store, before anything else of it."""
+    for key, value in (await store.read(records.ADMIN)).items():
+        admin = records.decode(value, AdminRecord, key)
+        access.allow(admin.public_key, user_id(ADMIN, admin.id))
+    for key, value in (await store.read(records.NODE)).items():
+        node = records.decode(value, NodeRecord, key)
+        access.allow(node.public_key, user_id(NODE, node.name))
 
 
 class Controller:
@@ -175,7 +187,7 @@ class Controller:
             message = codec.decode(arrival.payload)
             if cluster.sessions.on_message(arrival.peer, arrival.user_id, message):
                 return
-            if cluster.caller.on_message(message):
+            if cluster.caller.on_message(arrival.peer, message):
                 return
             if isinstance(message, Enrol):
                 nursery.start_soon(self._enrol, arrival, message)
@@ -221,7 +233,7 @@ class Controller:
         cluster = self.cluster
         while True:
             await cluster.wait_woken()
-            if cluster.sessions.term_seen > cluster.state.term:
+            if cluster.sessions.term_seen >= cluster.state.term:
                 await self._raise_term(cluster.sessions.term_seen)
             if not cluster.reconciler.settled:
                 self._settle_if_due()

@@ -18,9 +18,12 @@ import attrs
 import msgpack
 
 from swarmctl.proto import limits, messages
-from swarmctl.proto.errors import ProtocolError
+from swarmctl.proto.errors import InternalError, ProtocolError
 
 _Check = Callable[[Any], Any]
+
+# Smaller messages cannot claim so many elements that it matters; see _check_claims.
+_HARMLESS_BYTES: Final = 4096
 
 
 class MalformedMessage(ProtocolError):
@@ -46,10 +49,17 @@ def encode(message: messages.Message) -> bytes:
 
     Raises:
         MessageTooLarge: it is over ``limits.MESSAGE_MAX_BYTES``; the sender has to split it.
+        InternalError: something in it is not plain data.
     """
-    packed: bytes = msgpack.packb(
-        [message.TAG, *_ENCODERS[type(message)](message)], use_bin_type=True
-    )
+    parts = [message.TAG, *_ENCODERS[type(message)](message)]
+    try:
+        # Text from the system (a path, a daemon's error) may hold half characters: they become
+        # question marks rather than the end of who wants to tell of them.
+        packed: bytes = msgpack.packb(parts, unicode_errors="replace")
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InternalError(
+            f"a {type(message).__name__} cannot be encoded: {_brief(error)}"
+        ) from error
     if len(packed) > limits.MESSAGE_MAX_BYTES:
         raise MessageTooLarge(
             f"a {type(message).__name__} of {len(packed)} bytes is over the limit of "
@@ -69,10 +79,11 @@ def decode(data: bytes) -> messages.Message:
     if len(data) > limits.MESSAGE_MAX_BYTES:
         raise MessageTooLarge(f"a message of {len(data)} bytes is over the limit")
     try:
+        _check_claims(data)
         parts = msgpack.unpackb(data, use_list=False, strict_map_key=False)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedMessage(f"not a msgpack message: {_brief(error)}") from error
-    if not isinstance(parts, tuple) or not parts or not isinstance(parts[0], int):
+    if not isinstance(parts, tuple) or not parts or type(parts[0]) is not int:
         raise MalformedMessage("a message is an array that begins with its tag")
     decoder = _DECODERS.get(parts[0])
     if decoder is None:
@@ -81,6 +92,18 @@ def decode(data: bytes) -> messages.Message:
         return typing.cast("messages.Message", decoder(parts[1:]))
     except (TypeError, ValueError, RecursionError) as error:
         raise MalformedMessage(_brief(error)) from error
+
+
+def _check_claims(data: bytes) -> None:
+    """Refuse a large message whose arrays claim more elements than it has, before any is made.
+
+    The parser makes an array as large as it claims to be when it meets its head: a hundred heads
+    within each other, of millions each, would take all memory.  Skipping makes nothing.
+    """
+    if len(data) > _HARMLESS_BYTES:
+        unpacker = msgpack.Unpacker(max_buffer_size=len(data), read_size=_HARMLESS_BYTES)
+        unpacker.feed(data)
+        unpacker.skip()
 
 
 def _brief(error: BaseException) -> str:
@@ -161,8 +184,24 @@ def _dict_checker(arguments: tuple[Any, ...]) -> _Check:
     return lambda value: {key(k): item(v) for k, v in whole(value).items()}
 
 
+def _plain_data(value: Any) -> Any:
+    """Any data, nested no deeper than somebody might have to write it again."""
+    layer = [value] if type(value) in _CONTAINERS else []
+    for _ in range(limits.NESTING_MAX):
+        if not layer:
+            return value
+        layer = [
+            inner
+            for one in layer
+            for inner in (one.values() if type(one) is dict else one)
+            if type(inner) in _CONTAINERS
+        ]
+    raise TypeError(f"data nested deeper than {limits.NESTING_MAX}")
+
+
+_CONTAINERS: Final = frozenset({tuple, dict})
 _PLAIN: Final[dict[Any, _Check]] = {
-    Any: lambda value: value,
+    Any: _plain_data,
     float: _number,
     **{kind: _exactly(kind) for kind in (int, str, bytes, bool)},
 }

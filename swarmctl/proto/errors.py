@@ -176,3 +176,11 @@ def _families(cls: type[SwarmError]) -> dict[str, type[SwarmError]]:
 def from_wire(code: str, what: str, where: str, hint: str) -> SwarmError:
     """Rebuild an error that crossed the wire; an unknown code becomes a plain PeerError."""
     return _families(SwarmError).get(code, PeerError)(what, where, hint)
+
+
+def sole_error(error: BaseException) -> BaseException:
+    """What really went wrong in a group of a nursery's tasks: a defect, else the first of ours."""
+    while isinstance(error, BaseExceptionGroup):
+        _, defects = error.split(SwarmError)
+        error = (defects or error).exceptions[0]
+    return error

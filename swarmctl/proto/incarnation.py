@@ -37,4 +37,8 @@ def parse(text: str) -> int:
         ValueError: ``text`` is not of that form.
     """
     term, _, sequence = text.partition("-")
+    if not (term.isdecimal() and sequence.isdecimal() and text.isascii()):
+        raise ValueError(f"{text!r} is not an incarnation")
+    if not (0 < int(term) <= TERM_MAX and int(sequence) <= SEQUENCE_MAX):
+        raise ValueError(f"incarnation {text} is out of range")
     return make(int(term), int(sequence))

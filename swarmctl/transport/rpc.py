@@ -31,6 +31,7 @@ from swarmctl.proto.errors import (
     SwarmError,
     UserError,
     from_wire,
+    sole_error,
 )
 from swarmctl.proto.messages import (
     Cancel,
@@ -62,7 +63,6 @@ class _StreamEnd:
         self.call_id = call_id
         self._send = send
         self._credit = trio.Semaphore(limits.STREAM_WINDOW_CHUNKS)
-        # One more than the window for the end marker.
         self._put, self._get = trio.open_memory_channel[StreamData](limits.STREAM_WINDOW_CHUNKS)
         self._consumed = 0
 
@@ -86,11 +86,13 @@ class _StreamEnd:
             self._put.send_nowait(message)
         except trio.WouldBlock as error:
             raise ProtocolError("the peer sent more stream data than it was granted") from error
-        except trio.BrokenResourceError:
-            pass  # Nobody reads this stream any more; its end is already on the way.
+        except trio.ClosedResourceError:
+            pass  # It comes after the answer, which said that there is nothing more to come.
 
     def on_credit(self, chunks: int) -> None:
-        for _ in range(min(chunks, limits.STREAM_WINDOW_CHUNKS)):
+        # A peer that grants more than the window harms itself only, but not without end.
+        room = limits.STREAM_WINDOW_CHUNKS - self._credit.value
+        for _ in range(min(chunks, room)):
             self._credit.release()
 
     def close_inbox(self) -> None:
@@ -144,7 +146,8 @@ class Call:
 
     def _typed(self, name: str, kind: type[_T], default: _T | None) -> _T:
         value = self.params.get(name, default)
-        if not isinstance(value, kind):
+        # By the exact type: True is no number here.
+        if type(value) is not kind:
             raise ProtocolError(
                 f"parameter {name} should be {kind.__name__}, not {type(value).__name__}",
                 self.method,
@@ -165,6 +168,20 @@ class RpcStatistics:
     under_way: int
 
 
+@define(eq=False)
+class _Active:
+    """A request under way in a server."""
+
+    scope: trio.CancelScope
+    stream: _StreamEnd
+    given_up: bool = False
+
+    def give_up(self) -> None:
+        """Nobody waits for its answer any more."""
+        self.given_up = True
+        self.scope.cancel()
+
+
 class RpcServer:
     """Serves requests: one handler task each, in the given nursery.
 
@@ -176,7 +193,7 @@ class RpcServer:
     def __init__(self, handlers: Mapping[str, Handler], nursery: trio.Nursery) -> None:
         self._handlers = handlers
         self._nursery = nursery
-        self._active: dict[tuple[bytes, int], tuple[trio.CancelScope, _StreamEnd]] = {}
+        self._active: dict[tuple[bytes, int], _Active] = {}
         self._per_peer: dict[bytes, int] = {}
         self._served = self._failed = self._refused_busy = 0
 
@@ -188,18 +205,25 @@ class RpcServer:
             case StreamData():
                 active = self._active.get((peer, message.id))
                 if active is not None:
-                    active[1].on_data(message)
+                    active.stream.on_data(message)
             case StreamCredit():
                 active = self._active.get((peer, message.id))
                 if active is not None:
-                    active[1].on_credit(message.chunks)
+                    active.stream.on_credit(message.chunks)
             case Cancel():
                 active = self._active.get((peer, message.id))
                 if active is not None:
-                    active[0].cancel()
+                    active.give_up()
             case _:
                 return False
         return True
+
+    def peer_departed(self, peer: bytes) -> None:
+        """Its connection has ended: nobody waits for what it asked."""
+        if peer in self._per_peer:
+            for (asker, _), active in self._active.items():
+                if asker == peer:
+                    active.give_up()
 
     def statistics(self) -> RpcStatistics:
         """How much was served so far."""
@@ -216,55 +240,58 @@ class RpcServer:
             busy = Busy(f"too many requests under way, retry in {limits.BUSY_RETRY_MS} ms")
             _answer(send, _failure(request.id, busy))
             return
-        scope, stream = trio.CancelScope(), _StreamEnd(request.id, send)
-        self._active[key] = (scope, stream)
+        active = _Active(trio.CancelScope(), _StreamEnd(request.id, send))
+        self._active[key] = active
         self._per_peer[peer] = self._per_peer.get(peer, 0) + 1
-        call = Call(request.method, request.params, peer, user_id, request.trace, stream)
-        self._nursery.start_soon(self._serve, key, scope, call, request, send, name=request.method)
+        call = Call(request.method, request.params, peer, user_id, request.trace, active.stream)
+        self._nursery.start_soon(self._serve, key, active, call, request, send, name=request.method)
 
     async def _serve(
-        self,
-        key: tuple[bytes, int],
-        scope: trio.CancelScope,
-        call: Call,
-        request: Request,
-        send: Send,
+        self, key: tuple[bytes, int], active: _Active, call: Call, request: Request, send: Send
     ) -> None:
         if request.timeout_ms:
-            scope.deadline = trio.current_time() + request.timeout_ms / 1000
-        answer: Message | None = None
+            active.scope.deadline = trio.current_time() + request.timeout_ms / 1000
         try:
-            with scope:
-                answer = await self._run_handler(call, request)
+            answer = await self._outcome(active.scope, call, request)
         finally:
             del self._active[key]
             self._per_peer[key[0]] -= 1
             if not self._per_peer[key[0]]:
                 del self._per_peer[key[0]]
-        if answer is None:  # Cancelled by the caller, or out of time.
-            late = DeadlineExceeded(f"{request.method} did not end in {request.timeout_ms} ms")
-            answer = _failure(request.id, late)
-        _answer(send, answer)
+        if isinstance(answer, Failure):
+            self._failed += 1
+        else:
+            self._served += 1
+        if not active.given_up:
+            _answer(send, answer)
 
-    async def _run_handler(self, call: Call, request: Request) -> Message:
+    async def _outcome(
+        self, scope: trio.CancelScope, call: Call, request: Request
+    ) -> Reply | Failure:
+        """What to answer; only the nursery's own cancellation comes out as an exception."""
         handler = self._handlers.get(request.method)
         if handler is None:
             return _failure(request.id, UnknownMethod(f"no method {request.method!r} here"))
         try:
-            result = await handler(call)
-        except SwarmError as error:
-            self._failed += 1
-            return _failure(request.id, error)
+            # Inside the try: errors of a handler's own nursery come out of the scope as a group,
+            # cleared of the cancellations that were mixed with them.
+            with scope:
+                return Reply(request.id, await handler(call))
         except Exception as error:  # noqa: BLE001 - a defect in one handler must not end the daemon: it is logged with its trace and reported as ours
-            self._failed += 1
+            cause = sole_error(error)
+            if isinstance(cause, SwarmError):
+                return _failure(request.id, cause)
             _log.exception("handler failed", method=request.method)
-            defect = InternalError(
-                f"{request.method} failed: {type(error).__name__}: {error}",
-                hint="this is a defect in swarmctl: the log of the daemon has the trace",
-            )
-            return _failure(request.id, defect)
-        self._served += 1
-        return Reply(request.id, result)
+            return _failure(request.id, _defect(request.method, cause))
+        late = DeadlineExceeded(f"{request.method} did not end in {request.timeout_ms} ms")
+        return _failure(request.id, late)
+
+
+def _defect(method: str, error: BaseException) -> InternalError:
+    return InternalError(
+        f"{method} failed: {type(error).__name__}: {error}",
+        hint="this is a defect in swarmctl: the log of the daemon has the trace",
+    )
 
 
 def _failure(call_id: int, error: SwarmError) -> Failure:
@@ -272,12 +299,17 @@ def _failure(call_id: int, error: SwarmError) -> Failure:
     return Failure(call_id, error.code, error.what[:clip], error.where[:clip], error.hint[:clip])
 
 
-def _answer(send: Send, message: Message) -> None:
+def _answer(send: Send, message: Reply | Failure | Cancel) -> None:
     try:
         send(message)
-    except SwarmError as error:
+    except (PeerUnreachable, Busy) as error:
         # The caller has gone, or does not read: there is nobody to tell but the log.
         _log.debug("answer not delivered", error=str(error))
+    except SwarmError as error:
+        # It cannot be sent: too large, or not plain data. The caller is told that instead.
+        _log.warning("answer cannot be sent", error=str(error))
+        if isinstance(message, Reply):
+            _answer(send, _failure(message.id, error))
 
 
 class _Pending:
@@ -290,7 +322,8 @@ class _Pending:
         self.outcome: Reply | Failure | None = None
 
     def settle(self, outcome: Reply | Failure) -> None:
-        self.outcome = outcome
+        if self.outcome is None:
+            self.outcome = outcome
         self.done.set()
         self.stream.close_inbox()
 
@@ -363,8 +396,12 @@ class RpcCaller:
         call_id, self._next_id = self._next_id, self._next_id + 1
         pending = _Pending(call_id, peer, send)
         timeout_ms = 0 if timeout_s == math.inf else max(1, int(timeout_s * 1000))
-        send(Request(call_id, method, params or {}, timeout_ms))
         self._pending[call_id] = pending
+        try:
+            send(Request(call_id, method, params or {}, timeout_ms))
+        except BaseException:
+            del self._pending[call_id]
+            raise
         try:
             with trio.fail_after(timeout_s):
                 yield StreamCall(pending)
@@ -375,13 +412,17 @@ class RpcCaller:
             if pending.outcome is None:
                 _answer(send, Cancel(call_id))
 
-    def on_message(self, message: Message) -> bool:
-        """Take a message in; False when it is not one for a caller."""
+    def on_message(self, peer: bytes, message: Message) -> bool:
+        """Take a message of ``peer`` in; False when it is not one for a caller.
+
+        Stream messages go both ways: those of no request of ours may be for a server.
+        """
         if not isinstance(message, Reply | Failure | StreamData | StreamCredit):
             return False
         pending = self._pending.get(message.id)
-        if pending is None:
-            return True  # The caller gave up; what comes late is dropped.
+        if pending is None or pending.peer != peer:
+            # What comes after the caller gave up is dropped; and a peer answers for itself only.
+            return isinstance(message, Reply | Failure)
         match message:
             case StreamData():
                 pending.stream.on_data(message)

@@ -143,7 +143,7 @@ class FakeController:
             case FactsChanged():
                 self.facts.append(message)
             case _:
-                assert self.caller.on_message(message), message
+                assert self.caller.on_message(peer, message), message
 
     def take(self, report):
         self.seen.setdefault(report.incarnation, []).append(report)
