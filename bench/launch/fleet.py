@@ -20,6 +20,7 @@ import structlog
 import trio
 from attrs import asdict, frozen
 
+from swarmctl import garbage
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Agent, Edges
 from swarmctl.agent.drivers.api import Driver, Owner
@@ -188,6 +189,7 @@ async def run_fleet(settings: FleetSettings) -> None:
 def main() -> None:
     """Run with the settings in the first argument."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    garbage.tune()
     trio.run(run_fleet, FleetSettings(**json.loads(sys.argv[1])))
 
 

@@ -19,6 +19,7 @@ import structlog
 import trio
 from attrs import define
 
+from swarmctl import garbage
 from swarmctl.cli import logs
 from swarmctl.cli.main import sole_error
 from swarmctl.proto.errors import SwarmError
@@ -78,6 +79,7 @@ def run_daemon(name: str, level: str, serve: Serve, *, notify_fd: int, lifeline_
         SwarmError: why it could not serve, or serves no more.
     """
     logs.configure(name, level)
+    garbage.tune()
     notifier = Notifier(notify_fd)
     try:
         trio.run(_run, serve, notifier, lifeline_fd)

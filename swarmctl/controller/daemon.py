@@ -271,9 +271,13 @@ class Controller:
         cluster.reconciler.settle()
 
     async def _tick(self) -> None:
+        sessions = self.cluster.sessions
         while True:
-            await trio.sleep(_TICK_S)
-            self.cluster.sessions.check_lost(self.config.lost_after_s)
+            due = trio.current_time() + _TICK_S
+            await trio.sleep_until(due)
+            # What kept us from ticking kept us from hearing: that is not the nodes' silence.
+            sessions.excuse_silence(trio.current_time() - due)
+            sessions.check_lost(self.config.lost_after_s)
             if not self.cluster.reconciler.settled:
                 self.cluster.wake()
 
