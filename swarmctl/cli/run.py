@@ -93,6 +93,8 @@ def run(
     """
     if not typed["image"] and not typed["vm"]:
         raise click.UsageError("IMAGE is missing.", ctx)
+    if typed["vm"] and typed["command"]:
+        raise click.UsageError("A VM takes no COMMAND; options come before IMAGE.", ctx)
     if rm and wait is False:
         raise InvalidSpec("--rm and --detach exclude each other", "--rm", "use --job --detach")
     options = RunOptions(

@@ -5,6 +5,7 @@ once, and nothing is read from the keyboard while the controller has no room for
 """
 
 import os
+import re
 import signal
 import sys
 import termios
@@ -26,6 +27,13 @@ from swarmctl.proto.errors import InvalidSpec
 _PREFIX_COLOURS: Final = ("cyan", "yellow", "green", "magenta", "blue", "bright_red")
 # Ctrl-], as telnet and virsh have it.
 _ESCAPE: Final = b"\x1d"
+# Sequences of ECMA-48 but for colours (SGR), and strings such as window titles.
+_CONTROL: Final = re.compile(
+    rb"\x1b\[[0-?]*[ -/]*[@-ln-~]|\x1b[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-Z\\`-~]|\x07"
+)
+_COLOUR: Final = re.compile(rb"\x1b\[[0-9;:]*m")
+# A sequence that has not ended by then is none.
+_SEQUENCE_MAX_BYTES: Final = 256
 # Without news the loop looks around this often, so that a lost connection is noticed.
 _LOOK_S: Final = 5.0
 
@@ -69,11 +77,12 @@ def show_logs(
     instances = [str(view["instance"]) for view in known]
     params = {"names": list(names), "follow": follow, "tail": tail, "timestamps": timestamps}
     writer = _Lines(instances) if len(instances) > 1 else None
+    cleaners = {name: _Cleaner(_output(name).isatty()) for name in ("stdout", "stderr")}
     with client.stream("instance.logs", params) as stream:
         for item in stream:
             instance, data = item.data
             if writer is None:
-                _write(_output(item.channel), data)
+                _write(_output(item.channel), cleaners[item.channel].clean(data))
             else:
                 writer.add(instance, item.channel, data)
         if writer is not None:
@@ -89,10 +98,15 @@ class _Lines:
     """Whole lines of several instances, each behind the instance's name."""
 
     instances: list[str]
+    _cleaners: dict[tuple[str, str], "_Cleaner"] = field(factory=dict)
     _open: dict[tuple[str, str], bytes] = field(factory=dict)
 
     def add(self, instance: str, channel: str, data: bytes) -> None:
         """Print what is complete, keep the rest."""
+        cleaner = self._cleaners.setdefault(
+            (instance, channel), _Cleaner(_output(channel).isatty())
+        )
+        data = cleaner.clean(data)
         *lines, rest = (self._open.pop((instance, channel), b"") + data).split(b"\n")
         if len(rest) > limits.STREAM_CHUNK_BYTES:  # A line without end is cut, not collected.
             lines, rest = [*lines, rest], b""
@@ -115,6 +129,27 @@ class _Lines:
             slot = self.instances.index(instance) if instance in self.instances else 0
             text = click.style(text, fg=_PREFIX_COLOURS[slot % len(_PREFIX_COLOURS)])
         return text.encode()
+
+
+@define
+class _Cleaner:
+    """Takes out what would drive the terminal: a VM's console asks it for its size, and moves.
+
+    Colours stay.  Output that does not go to a terminal is left as it is.
+    """
+
+    active: bool
+    _rest: bytes = b""
+
+    def clean(self, data: bytes) -> bytes:
+        """``data`` without control sequences; the beginning of one waits for its end."""
+        if not self.active:
+            return data
+        data = _CONTROL.sub(b"", self._rest + data)
+        start = data.rfind(b"\x1b", max(0, len(data) - _SEQUENCE_MAX_BYTES))
+        whole = start < 0 or _COLOUR.match(data, start)
+        data, self._rest = (data, b"") if whole else (data[:start], data[start:])
+        return data
 
 
 def _output(channel: str) -> TextIO:

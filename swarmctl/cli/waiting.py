@@ -25,6 +25,7 @@ COMMIT_TIMEOUT_S: Final = 60.0
 PLAIN_EVERY_S: Final = 2.0
 # A controller that was killed is back within a second or two; one that is not is gone.
 _RECONNECT_S: Final = 15.0
+_LOOK_S: Final = 0.5
 # More bars than this fill the screen: from there on all are one.
 BARS_MAX: Final = 12
 # States in the order in which an instance goes through them.
@@ -137,8 +138,12 @@ def _watch(client: Client, params: dict[str, Any], show: Callable[[Counts], None
     while True:
         try:
             with client.stream("service.wait", params) as stream:
-                for item in stream:
-                    show(item.data)
+                counts: Counts = {}
+                while not stream.ended:
+                    item = stream.receive(_LOOK_S)
+                    counts = item.data if item is not None else counts
+                    # Also without news: a line may be due by now.
+                    show(counts)
                 result: Counts = stream.result
                 return result
         except PeerUnreachable:
@@ -187,6 +192,15 @@ def done_of(states: dict[str, int], condition: str) -> int:
     return sum(states.get(state, 0) for state in _DONE[condition])
 
 
+def _complete(counts: Counts, condition: str) -> bool:
+    """Whether there is nothing left to wait for; the summary says that better."""
+    if condition == "gone":
+        return not any(
+            n for states in counts.values() for key, n in states.items() if key != "wanted"
+        )
+    return all(done_of(states, condition) == states.get("wanted", 0) for states in counts.values())
+
+
 class _Plain:
     """Lines for a log."""
 
@@ -202,7 +216,7 @@ class _Plain:
         pass
 
     def _show(self, counts: Counts) -> None:
-        if time.monotonic() < self._next:
+        if time.monotonic() < self._next or _complete(counts, self._condition):
             return
         self._next = time.monotonic() + PLAIN_EVERY_S
         lines = summaries(counts, self._condition)
