@@ -1,21 +1,40 @@
 """What a node is told: from its instances to :class:`~swarmctl.proto.messages.Assign`.
 
 Entries of one service and template travel as one group, and a template travels once to each
-session.
+session.  What is too large for one message is sent in parts: the first may be *full*, the others
+are changes to it; should one be lost, the digests differ, and all of it is sent again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.proto import limits
 from swarmctl.proto.messages import Assign, AssignedGroup
 
+# At the most: five integers of nine bytes; the names of a group; a digest and the array's head.
+_ENTRY_BYTES: Final = 48
+_GROUP_BYTES: Final = 256
+_TEMPLATE_BYTES: Final = 32
 
-def pending(state: ClusterState, node: Node) -> Assign:
-    """The message that brings ``node`` up to date; the node counts as told from here on."""
+
+def pending(state: ClusterState, node: Node) -> list[Assign]:
+    """The messages that bring ``node`` up to date; the node counts as told from here on."""
     full = node.needs_full
     instances = node.instances.values() if full else node.dirty.values()
     told = [one for one in instances if not one.quarantined]
-    kept = [one for one in told if not one.removing]
+    node.dirty.clear()
+    node.needs_full = False
+    return [
+        _message(state, node, part, full=full and number == 0)
+        for number, part in enumerate(_parts(state, node, told))
+    ]
+
+
+def _message(
+    state: ClusterState, node: Node, instances: Sequence[Instance], *, full: bool
+) -> Assign:
+    kept = [one for one in instances if not one.removing]
     node.assignment_version += 1
     message = Assign(
         cluster_id=state.cluster_id,
@@ -24,12 +43,37 @@ def pending(state: ClusterState, node: Node) -> Assign:
         full=full,
         templates=_new_templates(state, node, kept),
         groups=_grouped(kept),
-        removed=tuple(one.incarnation for one in told if one.removing),
+        removed=tuple(one.incarnation for one in instances if one.removing),
     )
     node.known_templates.update(message.templates)
-    node.dirty.clear()
-    node.needs_full = False
     return message
+
+
+def _parts(
+    state: ClusterState, node: Node, instances: Sequence[Instance]
+) -> Iterator[list[Instance]]:
+    """``instances`` in parts that fit a message each; at least one part."""
+    part: list[Instance] = []
+    size_bytes = 0
+    groups: set[tuple[tuple[str, str], bytes, str]] = set()
+    templates: set[bytes] = set()
+    for one in instances:
+        more = _ENTRY_BYTES
+        if (one.key, one.template, one.driver) not in groups:
+            more += _GROUP_BYTES
+        if one.template not in templates and one.template not in node.known_templates:
+            more += _TEMPLATE_BYTES + len(state.templates.get(one.template, b""))
+        if part and size_bytes + more > limits.ASSIGN_PART_BYTES:
+            yield part
+            # Counted anew: the next part names its groups again, and no more templates than that.
+            part, size_bytes, groups = [], 0, set()
+            more = _ENTRY_BYTES + _GROUP_BYTES + _TEMPLATE_BYTES
+            more += len(state.templates.get(one.template, b""))
+        part.append(one)
+        size_bytes += more
+        groups.add((one.key, one.template, one.driver))
+        templates.add(one.template)
+    yield part
 
 
 def _new_templates(

@@ -26,6 +26,7 @@ from swarmctl.controller.reconciler import Reconciler
 from swarmctl.controller.records import (
     AdminRecord,
     NodeRecord,
+    RevokedKey,
     ServiceRecord,
     TokenRecord,
     Tombstone,
@@ -65,6 +66,7 @@ class Cluster:
     fleet: Fleet = field(factory=Fleet)
     caller: RpcCaller = field(factory=RpcCaller)
     tokens: dict[str, TokenRecord] = field(factory=dict)
+    revoked: set[str] = field(factory=set)
     meters: Meters = field(factory=Meters)
     reconciler: Reconciler = field(init=False)
     sessions: Sessions = field(init=False)
@@ -120,6 +122,8 @@ class Cluster:
             self._know_token(records.decode(value, TokenRecord, key))
         for key, value in (await self.store.read(records.NODE)).items():
             self._know_node(records.decode(value, NodeRecord, key))
+        for key, value in (await self.store.read(records.REVOKED)).items():
+            self.revoked.add(records.decode(value, RevokedKey, key).public_key)
         for key, value in (await self.store.read(records.TOMBSTONE)).items():
             tombstone = records.decode(value, Tombstone, key)
             self.state.tombstones[(tombstone.tenant, tombstone.service)] = tombstone
@@ -311,7 +315,15 @@ class Cluster:
 
     async def delete_node(self, node: Node) -> None:
         """Revoke a node's key and forget it; its instances are placed elsewhere."""
-        await self.store.commit([Delete(records.NODE + node.name)])
+        key = node.record.public_key
+        revoked = RevokedKey(node.name, key, wall_clock())
+        await self.store.commit(
+            [
+                Delete(records.NODE + node.name),
+                Put(records.revoked_key(key), records.encode(revoked)),
+            ]
+        )
+        self.revoked.add(key)
         self.access.revoke(node.record.public_key)
         self.forget_user(user_id(NODE, node.name))
         for instance in list(node.instances.values()):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from swarmctl.controller.state import ClusterState, Instance, Node, Service, scheduler_key
+from swarmctl.proto.errors import InvalidSpec, ProtocolError
+from swarmctl.proto.messages import NodeFacts
 from swarmctl.proto.states import NodeState
 from swarmctl.scheduler import Affinity, Request, Snapshot, parse_constraints
 from swarmctl.scheduler import Node as SchedulerNode
@@ -60,6 +62,18 @@ def row_for(node: Node) -> SchedulerNode:
     )
 
 
+def check_facts(facts: NodeFacts) -> None:
+    """Refuse facts that the scheduler cannot count with.
+
+    Raises:
+        ProtocolError: an amount is negative or beyond any machine.
+    """
+    try:
+        SchedulerNode(name="", capacity=facts.capacity)
+    except InvalidSpec as error:
+        raise ProtocolError(error.what, error.where) from error
+
+
 def unschedulable_reason(node: Node) -> str:
     """Why nothing new is placed on ``node``; empty when it may be."""
     match node.state:
@@ -98,7 +112,7 @@ class Fleet:
     def allocate(self, state: ClusterState, instance: Instance) -> None:
         """Count an adopted instance (placed ones are counted by committing the plan)."""
         encoded = state.templates.get(instance.template)
-        if encoded is not None:
+        if encoded is not None and not instance.counted:
             service = scheduler_key(instance.key)
             self.snapshot.allocate(instance.node, service, amounts_of(encoded))
             instance.counted = True

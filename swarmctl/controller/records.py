@@ -9,9 +9,11 @@ the nodes.  Each record is one value, written whole.
 ``node/NAME``                :class:`NodeRecord`, the registry: who may open a session
 ``token/ID``                 :class:`TokenRecord`
 ``admin/ID``                 :class:`AdminRecord`
+``revoked/DIGEST``           :class:`RevokedKey`, of a node that was removed
 ===========================  ======================================================
 """
 
+import hashlib
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -28,6 +30,7 @@ TOMBSTONE: Final = "tombstone/"
 NODE: Final = "node/"
 TOKEN: Final = "token/"  # noqa: S105 - a key in the store
 ADMIN: Final = "admin/"
+REVOKED: Final = "revoked/"
 
 _T = TypeVar("_T")
 
@@ -138,6 +141,20 @@ class AdminRecord:
     id: str
     public_key: str
     created_at: float
+
+
+@frozen
+class RevokedKey:
+    """The key of a node that was removed: it may not enrol again, whatever token it kept."""
+
+    node: str
+    public_key: str
+    revoked_at: float
+
+
+def revoked_key(public_key: str) -> str:
+    """Where a node's revoked key is kept; keys have characters that names have not."""
+    return REVOKED + hashlib.sha256(public_key.encode()).hexdigest()[:32]
 
 
 def service_key(tenant: str, name: str) -> str:

@@ -162,6 +162,11 @@ async def enrol(cluster: Cluster, user: str, request: Enrol) -> Enrolled:
     if token is None:
         raise Refused("enrolment needs a join token", hint="make one with: swarmctl token create")
     check_node_name(request.node)
+    if request.public_key in cluster.revoked:
+        raise Refused(
+            f"node {request.node} was removed (node rm), and its key revoked",
+            hint="enrol it again with an empty data folder",
+        )
     node = cluster.state.nodes.get(request.node)
     if node is not None and node.record.public_key != request.public_key:
         raise Conflict(
