@@ -85,6 +85,7 @@ class Agent:
         edges: Edges,
     ) -> None:
         self.identity = membership.identity
+        self._membership = membership
         self.drivers = drivers
         now = trio.current_time()
         self.supervisor = Supervisor(drivers, edges.wall() - now)
@@ -167,6 +168,7 @@ class Agent:
                     self.supervisor, self.drivers, lambda: self._facts, self.statistics
                 ),
                 wake=self.wake,
+                rejoin=lambda: enrol.rejoin(self._membership, self._edges.open_link),
                 random_=self._edges.random,
             )
             with trio.move_on_after(FIRST_LIST_S):

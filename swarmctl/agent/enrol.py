@@ -3,9 +3,12 @@
 The node makes its own key pair first and keeps it, then asks, over the token's key pair, for the
 public half to be pinned under its name.  A crash in between repeats the request with the same key,
 which the controller answers alike.
-What is kept in the data folder: ``node.key`` (the key pair) and ``node.json`` (the node's name,
-the cluster's id and public key, the controllers' addresses); the second is written last and is
-the proof of enrolment.
+What is kept in the data folder: ``node.key`` (the key pair), ``node.token`` (the join token) and
+``node.json`` (the node's name, the cluster's id and public key, the controllers' addresses); the
+last is written last and is the proof of enrolment.
+
+A controller whose store was emptied or restored does not know the node any more: :func:`rejoin`
+asks it again, with the token and the key that are kept, so that a fleet comes back by itself.
 """
 
 import json
@@ -33,7 +36,10 @@ _log = structlog.get_logger(__name__)
 
 KEY_FILE: Final = "node.key"
 IDENTITY_FILE: Final = "node.json"
+TOKEN_FILE: Final = "node.token"  # noqa: S105 - a file's name
 _FORMAT: Final = 1
+# An enrolment over again that the controller goes away from is begun anew after this.
+REJOIN_DEADLINE_S: Final = 30.0
 
 OpenLink = Callable[[Sequence[str], str, KeyPair], AbstractAsyncContextManager[Link]]
 
@@ -50,10 +56,11 @@ class NodeIdentity:
 
 @frozen
 class Membership:
-    """An enrolled node: its identity and its key pair."""
+    """An enrolled node: its identity, its key pair, and the token that it came in with."""
 
     identity: NodeIdentity
     keypair: KeyPair
+    token: JoinToken | None = None
 
 
 def load(data: Path) -> NodeIdentity | None:
@@ -113,7 +120,9 @@ async def membership(
         if known != identity.addresses:
             identity = NodeIdentity(identity.name, identity.cluster_id, identity.server_key, known)
             _save(data, identity)
-        return Membership(identity, keys.load(data / KEY_FILE))
+        if token is not None:
+            _keep_token(data, token)
+        return Membership(identity, keys.load(data / KEY_FILE), token or _kept_token(data))
     if token is None:
         raise InvalidSpec(
             "this node is not enrolled yet, and there is no join token",
@@ -124,9 +133,30 @@ async def membership(
     addresses = controllers or token.addresses
     enrolled = await _enrol(name or default_name, token, addresses, keypair.public, open_link)
     identity = NodeIdentity(enrolled.node, enrolled.cluster_id, token.server_key, addresses)
+    _keep_token(data, token)
     _save(data, identity)
     _log.info("enrolled", node=identity.name, cluster=identity.cluster_id)
-    return Membership(identity, keypair)
+    return Membership(identity, keypair, token)
+
+
+async def rejoin(member: Membership, open_link: OpenLink) -> None:
+    """Enrol again as who we are, where the controller has forgotten us.
+
+    Raises:
+        Refused: there is no token to do it with, or it is refused, or the node was removed.
+        Conflict: another node has the name now.
+    """
+    identity, token = member.identity, member.token
+    if token is None:
+        raise Refused(
+            f"the controller does not know the key of node {identity.name}, and no join token "
+            "was kept",
+            ", ".join(identity.addresses),
+            "give it one: swarmctl agent --join FILE|TOKEN",
+        )
+    with trio.move_on_after(REJOIN_DEADLINE_S):
+        await _enrol(identity.name, token, identity.addresses, member.keypair.public, open_link)
+        _log.info("enrolled again", node=identity.name)
 
 
 def _check_same(identity: NodeIdentity, name: str, token: JoinToken | None, data: Path) -> None:
@@ -152,6 +182,17 @@ def _own_key(data: Path) -> KeyPair:
     keypair = keys.generate()
     keys.save(keypair, path)
     return keypair
+
+
+def _keep_token(data: Path, token: JoinToken) -> None:
+    path, content = data / TOKEN_FILE, f"{token.to_text()}\n".encode()
+    if not path.exists() or path.read_bytes() != content:
+        folder.atomic_write(path, content)
+
+
+def _kept_token(data: Path) -> JoinToken | None:
+    path = data / TOKEN_FILE
+    return read_token(str(path)) if path.exists() else None
 
 
 def _save(data: Path, identity: NodeIdentity) -> None:

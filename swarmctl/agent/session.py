@@ -7,7 +7,7 @@ and keeps time.  A connection's tasks live in a nursery of their own, which ends
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -18,7 +18,14 @@ from swarmctl.agent import assignment
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto import codec, limits
-from swarmctl.proto.errors import Conflict, PeerError, ProtocolError, SwarmError, from_wire
+from swarmctl.proto.errors import (
+    Conflict,
+    PeerError,
+    ProtocolError,
+    SwarmError,
+    UserError,
+    from_wire,
+)
 from swarmctl.proto.messages import (
     PROTOCOL_VERSION,
     Assign,
@@ -63,6 +70,7 @@ class Session:
         reasons: what is wrong on the node now.
         handlers: the requests that it serves.
         wake: called when the supervisor was told something.
+        rejoin: enrol again; raises SwarmError when that is refused.
         random_: for jitter.
     """
 
@@ -77,6 +85,7 @@ class Session:
         reasons: Callable[[], tuple[str, ...]],
         handlers: dict[str, Handler],
         wake: Callable[[], None],
+        rejoin: Callable[[], Awaitable[None]],
         random_: random.Random,
     ) -> None:
         self.boot = f"{random_.getrandbits(64):016x}"
@@ -89,6 +98,7 @@ class Session:
         self._reasons = reasons
         self._handlers = handlers
         self._wake_agent = wake
+        self._rejoin = rejoin
         self._random = random_
         self._final: SwarmError | None = None
         self._changed = trio.Event()
@@ -199,23 +209,30 @@ class Session:
         self._link.send(codec.encode(message))
 
     async def _watch_key(self, scope: trio.CancelScope) -> None:
-        """A key that is refused again and again is revoked: that is final."""
+        """A key that is refused again and again is not known: enrol again, or give up."""
         refusals = 0
-        while refusals < KEY_REFUSALS:
+        while self._final is None:
             failure = await self._link.wait_failure()
-            if isinstance(failure, KeyRefused):
-                refusals += 1
-            else:
+            if not isinstance(failure, KeyRefused):
                 refusals = 0
                 _log.info("no controller", endpoint=failure.where, why=failure.what)
-        if not self._link.connected:
-            self._final = KeyRefused(
-                f"the controller does not accept the key of node {self._node}",
-                self._link.endpoint,
-                "it was removed (node rm): enrol again with a new join token and an empty folder",
-            )
-            self.machine.feed(SessionEvent.REFUSED_FINALLY)
-            scope.cancel()
+                continue
+            refusals += 1
+            if refusals < KEY_REFUSALS or self._link.connected:
+                continue
+            refusals = 0
+            try:
+                await self._rejoin()
+            except UserError as error:
+                self._final = KeyRefused(
+                    f"the controller does not accept the key of node {self._node}: {error.what}",
+                    self._link.endpoint,
+                    error.hint,
+                )
+            except SwarmError as error:
+                _log.warning("not enrolled again yet", why=str(error))
+        self.machine.feed(SessionEvent.REFUSED_FINALLY)
+        scope.cancel()
 
     # --- tasks of a connection ----------------------------------------------------------------
 

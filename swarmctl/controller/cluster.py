@@ -6,7 +6,7 @@ reconciler follow.  A lock for each service keeps two changes of one service fro
 each other; changes of different services are committed together in groups by the store.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import time as wall_clock
@@ -70,7 +70,11 @@ class Cluster:
     meters: Meters = field(factory=Meters)
     reconciler: Reconciler = field(init=False)
     sessions: Sessions = field(init=False)
-    _locks: dict[ServiceKey, trio.Lock] = field(factory=dict)
+    deposed: StaleTerm | None = None
+    _locks: dict[str, trio.Lock] = field(factory=dict)
+    _commits: set[trio.CancelScope] = field(factory=set)
+    _stopping: bool = False
+    _templates_max: int = limits.TEMPLATES_SPARE
     _wake: trio.Event = field(factory=trio.Event)
     _changed: trio.Event = field(factory=trio.Event)
 
@@ -154,21 +158,62 @@ class Cluster:
 
     @asynccontextmanager
     async def changing(self, keys: Sequence[ServiceKey]) -> AsyncGenerator[None, None]:
-        """Hold the locks of ``keys``, in one order for everyone."""
-        locks = [self._locks.setdefault(key, trio.Lock()) for key in sorted(set(keys))]
-        taken: list[trio.Lock] = []
+        """Hold the locks of services, for a change of them."""
+        async with self.holding(service_key(*key) for key in keys):
+            yield
+
+    @asynccontextmanager
+    async def holding(self, names: Iterable[str]) -> AsyncGenerator[None, None]:
+        """Hold the locks of records, by their keys in the store, in one order for everyone."""
+        taken: list[tuple[str, trio.Lock]] = []
         try:
-            for lock in locks:
+            for name in sorted(set(names)):
+                # Looked up only now: a lock that nobody holds is thrown away below, and two who
+                # had taken it out of the table at different times would hold two.
+                lock = self._locks.setdefault(name, trio.Lock())
                 await lock.acquire()
-                taken.append(lock)
+                taken.append((name, lock))
             yield
         finally:
-            for lock in taken:
+            for name, lock in taken:
                 lock.release()
-            for key in keys:
-                lock_of_key = self._locks.get(key)
-                if lock_of_key is not None and not lock_of_key.statistics().locked:
-                    del self._locks[key]
+                if not lock.statistics().locked:  # A waiter would have it by now.
+                    del self._locks[name]
+
+    async def commit(self, ops: Sequence[Op], follow: Callable[[], None]) -> None:
+        """Make ``ops`` durable, and then let memory ``follow``, whoever stops waiting meanwhile.
+
+        A request that is cancelled here would leave a change that is durable and that nobody
+        knows; so only the end of the controller, whose memory goes with it, cancels a commit.
+
+        Raises:
+            StaleTerm: another controller has taken over; this one ends.
+            StorageFault, Busy: nothing was done.
+        """
+        with trio.CancelScope(shield=True) as scope:
+            self._commits.add(scope)
+            if self._stopping:
+                scope.cancel()
+            try:
+                began = trio.current_time()
+                await self.store.commit(ops)
+                self.meters.add("commit", trio.current_time() - began)
+            except StaleTerm as error:
+                self.deposed = error
+                self.wake()
+                raise
+            finally:
+                self._commits.discard(scope)
+            follow()
+            return
+        await trio.lowlevel.checkpoint()
+        raise StorageFault("the controller is stopping")
+
+    def stop(self) -> None:
+        """The controller ends: nothing waits for the disk any more."""
+        self._stopping = True
+        for scope in self._commits:
+            scope.cancel()
 
     def service(self, key: ServiceKey) -> Service:
         """The service ``key``.
@@ -186,15 +231,27 @@ class Cluster:
     async def save_services(self, changed: Sequence[ServiceRecord]) -> None:
         """Commit new or changed services, then follow.
 
-        The caller holds their locks (:meth:`changing`).
+        The caller holds their locks (:meth:`changing`).  More than one transaction's worth is
+        committed in several; should one fail, those before it stand.
         """
-        ops: list[Op] = [
+        encoded = [
             Put(service_key(one.spec.tenant, one.spec.name), records.encode(one)) for one in changed
         ]
-        await self._commit(ops)
+        for start in range(0, len(changed), limits.TRANSACTION_OPS_MAX):
+            part = slice(start, start + limits.TRANSACTION_OPS_MAX)
+            await self.commit(encoded[part], partial(self._follow_all, changed[part]))
+
+    def _follow_all(self, changed: Sequence[ServiceRecord]) -> None:
         for record in changed:
             self._follow(record)
+        self._forget_templates()
         self.wake()
+
+    def _forget_templates(self) -> None:
+        """Let go of templates that nothing uses, once there are many."""
+        if len(self.state.templates) > self._templates_max:
+            self.state.forget_templates()
+            self._templates_max = len(self.state.templates) + limits.TEMPLATES_SPARE
 
     def _follow(self, record: ServiceRecord) -> None:
         key = (record.spec.tenant, record.spec.name)
@@ -232,28 +289,54 @@ class Cluster:
                 self.state.services[key].rolling = True
 
     async def delete_services(self, keys: Sequence[ServiceKey]) -> None:
-        """Commit the end of services, leave tombstones, then take their instances away."""
-        newest = incarnations.make(self.state.term, self.state.sequence)
-        tombstones = [Tombstone(*key, newest, wall_clock()) for key in keys]
-        ops: list[Op] = []
-        for tombstone in tombstones:
-            ops.append(Delete(service_key(tombstone.tenant, tombstone.service)))
-            ops.append(
-                Put(tombstone_key(tombstone.tenant, tombstone.service), records.encode(tombstone))
-            )
-        await self._commit(ops)
-        for tombstone in tombstones:
-            key = (tombstone.tenant, tombstone.service)
-            self.state.tombstones[key] = tombstone
-            self.state.drop_service(key)
-        self.wake()
+        """Commit the end of services, leave tombstones, then take their instances away.
 
-    async def _commit(self, ops: list[Op]) -> None:
-        """Commit ``ops``, in as few transactions as the store's bound allows."""
-        began = trio.current_time()
-        for start in range(0, len(ops), limits.TRANSACTION_OPS_MAX):
-            await self.store.commit(ops[start : start + limits.TRANSACTION_OPS_MAX])
-        self.meters.add("commit", trio.current_time() - began)
+        The caller holds their locks; as with :meth:`save_services` many take several commits.
+        """
+        newest = incarnations.make(self.state.term, self.state.sequence)
+        # Three operations each: the service, its tombstone, and an old tombstone that makes room.
+        at_once = limits.TRANSACTION_OPS_MAX // 3
+        for start in range(0, len(keys), at_once):
+            tombstones = [
+                Tombstone(*key, newest, wall_clock()) for key in keys[start : start + at_once]
+            ]
+            await self._bury(tombstones)
+
+    async def bury_unknown(self, key: ServiceKey) -> None:
+        """Leave a tombstone for a service that is only quarantined, and take it away."""
+        loose = self.quarantined(key)
+        if loose:
+            newest = max(one.incarnation for one in loose)
+            await self._bury([Tombstone(*key, newest, wall_clock())])
+
+    async def _bury(self, tombstones: Sequence[Tombstone]) -> None:
+        buried = {(one.tenant, one.service): one for one in tombstones}
+        expired = self._expired_tombstones(buried)
+        ops: list[Op] = [Delete(service_key(*key)) for key in buried]
+        ops += [Put(tombstone_key(*key), records.encode(one)) for key, one in buried.items()]
+        ops += [Delete(tombstone_key(*key)) for key in expired]
+
+        def follow() -> None:
+            for key in expired:
+                self.state.tombstones.pop(key, None)
+            for key, tombstone in buried.items():
+                # Anew, so that the table is in the order of deletion.
+                self.state.tombstones.pop(key, None)
+                self.state.tombstones[key] = tombstone
+                if key in self.state.services:
+                    self.state.drop_service(key)
+                for instance in self.quarantined(key):
+                    if instance.incarnation <= tombstone.incarnation:
+                        self.state.remove(instance)
+            self.wake()
+
+        await self.commit(ops, follow)
+
+    def _expired_tombstones(self, buried: Collection[ServiceKey]) -> list[ServiceKey]:
+        """The oldest, as many as there are too many."""
+        excess = len(self.state.tombstones) + len(buried) - limits.TOMBSTONES_MAX
+        oldest = islice(self.state.tombstones, max(0, min(excess, len(buried))))
+        return [key for key in oldest if key not in buried]
 
     # --- instances ---------------------------------------------------------------------------
 
@@ -299,19 +382,28 @@ class Cluster:
             raise NotFound(f"no node {name!r}", hint="'swarmctl node ls' lists the nodes there are")
         return node
 
-    async def save_node(self, record: NodeRecord, *extra: Op) -> None:
-        """Commit a new or changed node (with ``extra`` in the same transaction), then follow."""
-        await self.store.commit([Put(records.NODE + record.name, records.encode(record)), *extra])
+    async def save_nodes(self, changed: Sequence[NodeRecord], *extra: Op) -> None:
+        """Commit new or changed nodes (with ``extra`` in the same transaction), then follow.
+
+        The caller holds their locks (:meth:`holding`).
+        """
+        ops = [Put(records.NODE + one.name, records.encode(one)) for one in changed]
+
+        def follow() -> None:
+            for record in changed:
+                self._follow_node(record)
+            self.wake()
+
+        await self.commit([*ops, *extra], follow)
+
+    def _follow_node(self, record: NodeRecord) -> None:
         node = self.state.nodes.get(record.name)
         if node is None:
             self._know_node(record)
             return
-        if node.record.public_key != record.public_key:
-            self.access.revoke(node.record.public_key)
-            self.access.allow(record.public_key, user_id(NODE, record.name))
+        assert node.record.public_key == record.public_key, "a node's key is pinned"
         node.record = record
         self.sessions.refresh(node)
-        self.wake()
 
     async def delete_node(self, node: Node) -> None:
         """Revoke a node's key and forget it; its instances are placed elsewhere."""
