@@ -14,10 +14,10 @@ from swarmctl.controller import assignments
 from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.meters import Meters
-from swarmctl.controller.placing import Fleet
+from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.state import ClusterState, Instance, Node
 from swarmctl.proto import limits
-from swarmctl.proto.errors import PeerError, SwarmError
+from swarmctl.proto.errors import ProtocolError, SwarmError
 from swarmctl.proto.messages import (
     PROTOCOL_OLDEST,
     PROTOCOL_VERSION,
@@ -34,6 +34,7 @@ from swarmctl.proto.messages import (
     Welcome,
 )
 from swarmctl.proto.states import LIVE, Desired, InstanceState, NodeState
+from swarmctl.spec import wire
 
 SendTo = Callable[[bytes, Message], None]
 
@@ -41,6 +42,8 @@ _log = structlog.get_logger(__name__)
 # A digest that differs in one heartbeat may only have crossed an assignment under way; in two
 # it is a divergence.
 _DIVERGED_AFTER: Final = 2
+# Shorter delays of our own are within what the lost-timeout allows for.
+_LATENESS_EXCUSED_S: Final = 0.1
 _LAUNCHING: Final = (InstanceState.ASSIGNED, InstanceState.PREPARING, InstanceState.STARTING)
 
 
@@ -102,7 +105,11 @@ class Sessions:
     # --- messages ----------------------------------------------------------------------------
 
     def on_message(self, peer: bytes, user: str, message: Message) -> bool:
-        """Take a session message in; False when it is not one."""
+        """Take a session message in; False when it is not one.
+
+        Raises:
+            ProtocolError: it says what no agent says; nothing of it was taken in.
+        """
         if not isinstance(message, Hello | Heartbeat | Report | FactsChanged):
             return False
         if role_of(user) != NODE:
@@ -122,6 +129,7 @@ class Sessions:
             case Report():
                 self._report(peer, node, message)
             case FactsChanged():
+                check_facts(message.facts)
                 node.facts = message.facts
                 self.refresh(node)
                 self._wake()
@@ -148,6 +156,8 @@ class Sessions:
             return
         if not self._acceptable(peer, node, hello):
             return
+        check_facts(hello.facts)
+        _check_reports(hello.inventory)
         now = self._now()
         if node.peer is not None:
             self._by_peer.pop(node.peer, None)
@@ -159,8 +169,9 @@ class Sessions:
         self._divergence[node.name] = _Divergence()
         first = not node.reported
         node.reported = True
+        node.state = NodeState.JOINING  # Whatever it was, it is here now.
         self.refresh(node)
-        self._state.templates.update(hello.templates)
+        self._learn(hello.templates)
         self._take_inventory(node, hello.inventory)
         self._state.resend(node)
         self._answer(
@@ -198,6 +209,12 @@ class Sessions:
                 final=True,
             )
             return False
+        if hello.term > self._state.term + limits.TERM_JUMP_MAX:
+            raise ProtocolError(
+                f"node {node.name} has seen term {hello.term}, ours is {self._state.term}: "
+                "its journal is damaged",
+                node.name,
+            )
         # Ours was told to nobody before a node's first hello: who knows it had it from another
         # controller, whose store is not ours, and incarnations of one term would be made twice.
         elsewhere = hello.term == self._state.term and not node.reported
@@ -229,9 +246,22 @@ class Sessions:
         for report in inventory:
             self._take_report(node, report)
 
+    def _learn(self, templates: dict[bytes, bytes]) -> None:
+        """Take in templates that the store may not know; they have to be what they are called."""
+        for name, encoded in templates.items():
+            if name in self._state.templates or wire.digest(encoded) != name:
+                continue
+            try:
+                wire.decode_template(encoded)
+            except ProtocolError as error:
+                _log.warning("a node's template cannot be read", error=str(error))
+                continue
+            self._state.templates[name] = encoded
+
     # --- reports -----------------------------------------------------------------------------
 
     def _report(self, peer: bytes, node: Node, message: Report) -> None:
+        _check_reports(message.instances)
         before = len(self.completions)
         if message.full:
             self._take_inventory(node, message.instances)
@@ -267,11 +297,26 @@ class Sessions:
             return
         if instance.state is InstanceState.RUNNING and before in _LAUNCHING:
             self._meters.launches.add(self._wall() - service.record.updated_at)
-        if instance.state is InstanceState.SUCCEEDED and service.record.spec.template.job:
-            self.completions.append(Completion(instance))
+        self._note_completion(instance)
         # A roll-out goes on when one runs or fails; a node that returns ends the loss.
         if service.rolling or before is InstanceState.LOST:
             self._state.dirty_services.add(instance.key)
+
+    def _note_completion(self, instance: Instance) -> None:
+        """A job's copy that has succeeded is to be committed, and takes nothing any more."""
+        service = self._state.services.get(instance.key)
+        if service is None or not service.record.spec.template.job:
+            return
+        if instance.state is not InstanceState.SUCCEEDED:
+            if instance.state in LIVE:  # Started again, as a user asked.
+                self._fleet.allocate(self._state, instance)
+            return
+        if instance.counted:
+            self._fleet.free(self._state, instance)
+            self._state.capacity_changed = True
+        holds = service.holders.get(instance.slot) is instance
+        if holds and instance.slot not in service.record.completed:
+            self.completions.append(Completion(instance))
 
     def _admit(self, node: Node, report: InstanceReport) -> Instance:
         """Take in an instance that only the node knew of."""
@@ -295,6 +340,7 @@ class Sessions:
         instance.take(report)
         self._state.add(instance)
         self._fleet.allocate(self._state, instance)
+        self._note_completion(instance)
         if verdict is not Verdict.ADOPT:
             _log.info("reported instance", instance=instance.name, verdict=verdict.value, why=why)
         self._state.dirty_services.add(key)
@@ -335,6 +381,13 @@ class Sessions:
             _log.info("inventory diverged, asking for all of it", node=node.name)
             counts.inventory = 0
         self._answer(peer, HeartbeatAck(beat.sequence, resync))
+
+    def excuse_silence(self, seconds: float) -> None:
+        """We were too busy to listen for ``seconds``: nobody is blamed for that time."""
+        if seconds < _LATENESS_EXCUSED_S:
+            return
+        for node in self._state.nodes.values():
+            node.heard_at += seconds
 
     def check_lost(self, lost_after_s: float) -> None:
         """Call nodes lost that have been silent for too long, and free their slots."""
@@ -378,8 +431,10 @@ class Sessions:
     # --- nodes -------------------------------------------------------------------------------
 
     def refresh(self, node: Node) -> None:
-        """Work out the node's state anew, and tell the scheduler."""
-        if not node.reported:
+        """Work out the node's state anew, and tell the scheduler; only a hello ends a loss."""
+        if node.state is NodeState.LOST:
+            pass
+        elif not node.reported:
             node.state = NodeState.JOINING
         elif node.record.cordoned:
             node.state = NodeState.CORDONED
@@ -397,21 +452,28 @@ class Sessions:
             node = self._state.nodes.get(name)
             if node is None or node.peer is None or node.state is NodeState.LOST:
                 continue  # It is sent all of it when it says hello.
-            message = assignments.pending(self._state, node)
             try:
-                self._send(node.peer, message)
+                for message in assignments.pending(self._state, node):
+                    self._send(node.peer, message)
             except SwarmError as error:
                 # It will say hello again, or its digest will differ: both send all of it.
                 _log.info("assignment not delivered", node=node.name, error=str(error))
+                node.known_templates.clear()
                 self._state.resend(node)
+
+    def forget(self, node: Node) -> None:
+        """The node was taken out of the registry."""
+        if node.peer is not None:
+            self.peer_departed(node.peer)
+        self._divergence.pop(node.name, None)
 
     # --- sending -----------------------------------------------------------------------------
 
     def _answer(self, peer: bytes, message: Message) -> None:
         try:
             self._send(peer, message)
-        except PeerError as error:
-            # It has gone; it will begin again with hello.
+        except SwarmError as error:
+            # It has gone, or does not read: it will begin again with hello.
             _log.debug("answer not delivered", error=str(error))
 
     def _refuse(
@@ -419,3 +481,23 @@ class Sessions:
     ) -> None:
         _log.info("refused", what=what)
         self._answer(peer, Refuse(code, what, "", hint, final))
+
+
+_STATES: Final = frozenset(int(one) for one in InstanceState)
+_INCARNATION_MAX: Final = (1 << 63) - 1
+
+
+def _check_reports(reports: tuple[InstanceReport, ...]) -> None:
+    """Refuse reports that no agent makes, before anything of them is taken in."""
+    for one in reports:
+        if one.state == InstanceState.REMOVED:
+            continue  # Of one that the agent never had, the rest is empty.
+        if (
+            one.state not in _STATES
+            or not 0 < one.incarnation <= _INCARNATION_MAX
+            or not 0 < one.slot <= limits.REPLICAS_MAX
+            or min(one.attempt, one.restarts) < 0
+        ):
+            raise ProtocolError(
+                f"not a report of an instance: {one.service}.{one.slot} in state {one.state}"
+            )
