@@ -9,6 +9,7 @@ surplus ones are ignored, and an unknown tag is reported as :class:`UnknownMessa
 session may answer without closing.
 """
 
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -133,9 +134,8 @@ def _object_encoder(cls: type) -> Callable[[Any], tuple[Any, ...]]:
     """A function from an instance of ``cls`` to the tuple of its fields."""
     hints = typing.get_type_hints(cls)
     plan = [(each.name, _encoder_of(hints[each.name])) for each in attrs.fields(cls)]
-    if all(encoder is None for _, encoder in plan):
-        names = [name for name, _ in plan]
-        return lambda value: tuple([getattr(value, name) for name in names])
+    if len(plan) > 1 and all(encoder is None for _, encoder in plan):
+        return operator.attrgetter(*[name for name, _ in plan])
     return lambda value: tuple(
         [
             getattr(value, name) if encoder is None else encoder(getattr(value, name))
@@ -169,8 +169,12 @@ def _tuple_checker(arguments: tuple[Any, ...]) -> _Check:
         item = _checker(arguments[0])
         return lambda value: tuple([item(one) for one in whole(value)])
     items = [_checker(one) for one in arguments]
+    # The common case at the cost of a comparison; what differs is looked at item by item.
+    exact = arguments if all(one in _EXACT for one in arguments) else None
 
     def check(value: Any) -> Any:
+        if type(value) is tuple and tuple(map(type, value)) == exact:
+            return value
         if len(whole(value)) < len(items):
             raise TypeError(f"expected {len(items)} elements, got {len(value)}")
         return tuple([item(one) for item, one in zip(items, value, strict=False)])
@@ -199,6 +203,9 @@ def _plain_data(value: Any) -> Any:
     raise TypeError(f"data nested deeper than {limits.NESTING_MAX}")
 
 
+# Remembered combinations of types of one class: there are few in use, and a peer cannot add more.
+_SIGNATURES_MAX: Final = 64
+_EXACT: Final = frozenset({int, str, bytes, bool})
 _CONTAINERS: Final = frozenset({tuple, dict})
 _PLAIN: Final[dict[Any, _Check]] = {
     Any: _plain_data,
@@ -223,22 +230,50 @@ def _checker(kind: Any) -> _Check:
     raise AssertionError(f"no checker for a field of type {kind}")
 
 
+def _is_flat(kind: Any) -> bool:
+    """Whether a value of this type is right as soon as its own type is."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return all(one is type(None) or _is_flat(one) for one in typing.get_args(kind))
+    return kind is float or kind in _EXACT
+
+
 def _object_decoder(cls: type) -> _Check:
-    """A function from the tuple of fields to an instance of ``cls``."""
+    """A function from the tuple of fields to an instance of ``cls``.
+
+    A message holds thousands of reports whose fields have the same types as those before, so the
+    types of a tuple that was found right are remembered: the next one like it costs a look-up,
+    and a check of those fields that contain others.
+    """
     hints = typing.get_type_hints(cls)
-    plan = [(each.name, _checker(hints[each.name])) for each in attrs.fields(cls)]
+    kinds = [hints[each.name] for each in attrs.fields(cls)]
+    checks = [_checker(kind) for kind in kinds]
+    deep = [index for index, kind in enumerate(kinds) if not _is_flat(kind)]
     required = sum(each.default is attrs.NOTHING for each in attrs.fields(cls))
+    accepted: set[tuple[type, ...]] = set()
 
     def decode_object(values: Any) -> Any:
         if type(values) is not tuple:
             raise TypeError(f"{cls.__name__}: expected an array, got {type(values).__name__}")
+        signature = tuple(map(type, values))
+        if signature not in accepted:
+            return cls(*check_fields(values, signature))
+        arguments = list(values)
+        for index in deep:
+            if index < len(arguments) and arguments[index]:
+                arguments[index] = checks[index](arguments[index])
+        return cls(*arguments)
+
+    def check_fields(values: tuple[Any, ...], signature: tuple[type, ...]) -> list[Any]:
         if len(values) < required:
             raise TypeError(f"{cls.__name__}: {len(values)} of {required} fields")
         try:
-            arguments = [check(value) for (_, check), value in zip(plan, values, strict=False)]
+            arguments = [check(value) for check, value in zip(checks, values, strict=False)]
         except TypeError as error:
             raise TypeError(f"{cls.__name__}: {error}") from error
-        return cls(*arguments)
+        # Not remembered: surplus fields, and a whole number that became a float.
+        if tuple(map(type, arguments)) == signature and len(accepted) < _SIGNATURES_MAX:
+            accepted.add(signature)
+        return arguments
 
     return decode_object
 
