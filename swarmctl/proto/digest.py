@@ -12,21 +12,27 @@ from typing import Final
 _MASK: Final = (1 << 64) - 1
 
 
+# One step of SplitMix64's sequence, and its two multipliers.
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_FIRST: Final = 0xBF58476D1CE4E5B9
+_SECOND: Final = 0x94D049BB133111EB
+
+
 def _mix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
     return value ^ (value >> 31)
 
 
 def assignment_entry(incarnation: int, desired: int, generation: int) -> int:
     """Digest of one assigned instance."""
-    return _mix(_mix(incarnation) ^ (generation << 4 | desired))
+    return _mix((incarnation * _GOLDEN + (generation << 4 | desired) * _FIRST) & _MASK)
 
 
 def inventory_entry(incarnation: int, state: int, attempt: int, restarts: int) -> int:
     """Digest of one reported instance."""
-    return _mix(_mix(incarnation) ^ (attempt << 24 ^ restarts << 5 ^ state))
+    seen = attempt << 24 ^ restarts << 5 ^ state
+    return _mix((incarnation * _GOLDEN + seen * _SECOND) & _MASK)
 
 
 def total(entries: Iterable[int]) -> int:
