@@ -8,13 +8,12 @@ DEMO ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down purge test test-slow check quick bench docs binary image lock venv lab
+.PHONY: help demo down purge test test-slow check quick bench docs binary image lock venv ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: venv ## a one-machine cluster with real containers and VMs, left up
-	@python3 -m lab up
+demo: ready ## a one-machine cluster with real containers and VMs, left up
 	@$(PY) -m lab.demo up $(DEMO)
 
 down: ## take the demo away, whole, and stop the daemons that the lab started
@@ -24,14 +23,12 @@ purge: down ## down, and remove the caches and the built files too
 	@python3 -m lab purge
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis swarmctl.egg-info
 
-test: venv ## every test, real daemons included, as CI runs it
-	@python3 -m lab up
+test: ready ## every test, real daemons included, as CI runs it
 	@$(MAKE) --no-print-directory check binary
 	$(PYTEST) -q -m 'not slow' -n 2 tests/unit tests/sim
 	$(PYTEST) -q -m 'not slow' tests/integration tests/e2e
 
-test-slow: venv ## the tests that take longer than CI allows
-	@python3 -m lab up
+test-slow: ready ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests
 
 check: venv ## format, lint, types, and the house rules
@@ -45,8 +42,7 @@ quick: ## in seconds: lint of what changed, and the fast unit tests
 	[ -z "$$files" ] || { $(PY) -m ruff format --check --quiet $$files && $(PY) -m ruff check --quiet $$files; }
 	$(PYTEST) -q -m 'not slow and not hypothesis' -n 2 tests/unit tests/test_tidy.py
 
-bench: venv ## launch rates beside the raw SDK, and the scheduler's
-	@python3 -m lab up
+bench: ready ## launch rates beside the raw SDK, and the scheduler's
 	$(PY) -m bench
 
 docs: venv ## write the generated parts of docs/, and check every link
@@ -55,7 +51,7 @@ docs: venv ## write the generated parts of docs/, and check every link
 
 binary: dist/swarmctl ## dist/swarmctl: one file, with Python and every dependency in it
 
-dist/swarmctl: $(SOURCES) packaging/swarmctl.spec requirements.lock | venv
+dist/swarmctl: $(SOURCES) packaging/swarmctl.spec packaging/frozen_environment.py requirements.lock | venv
 	$(PY) -m PyInstaller --log-level WARN --noconfirm --distpath dist --workpath build packaging/swarmctl.spec
 	@touch $@
 
@@ -68,4 +64,9 @@ lock: venv ## choose the newest versions that pyproject.toml allows, into requir
 	  --output-file requirements.lock pyproject.toml
 
 venv:
+	@python3 -m lab.venv
+
+# The daemons first: they bring what the virtual environment is built with, and ask once for all.
+ready:
+	@python3 -m lab up
 	@python3 -m lab.venv

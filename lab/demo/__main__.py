@@ -1,0 +1,48 @@
+"""`python3 -m lab.demo up|down`: what `make demo` and `make down` run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab.config import paths_from
+from lab.demo import down, up
+from lab.demo.cluster import Demo, default_data
+from lab.faults import Interrupted, LabFault
+
+DEFAULT_LISTEN = "tcp://127.0.0.1:7077"  # swarmctl's own default
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; wrong usage ends the program with code 2."""
+    parser = argparse.ArgumentParser(prog="python3 -m lab.demo", description=__doc__)
+    parser.add_argument("command", choices=("up", "down"))
+    parser.add_argument("--data", type=Path, default=default_data(), help="the demo's folder")
+    parser.add_argument("--listen", default=DEFAULT_LISTEN, help="where its controller listens")
+    parser.add_argument("--name", default="", help="the node's name, when not this machine's")
+    parser.add_argument(
+        "--keep-lab", action="store_true", help="down: leave the lab's daemons as they are"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code."""
+    chosen = parse(arguments)
+    demo = Demo(chosen.data.absolute(), chosen.listen, chosen.name)
+    try:
+        if chosen.command == "up":
+            return up.up(demo, paths_from())
+        return down.down(demo, paths_from(), keep_lab=chosen.keep_lab)
+    except LabFault as fault:
+        print(f"demo: {fault.what}" + (f"\n  {fault.hint}" if fault.hint else ""), file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt):
+        print("demo: interrupted; `make down` takes away what is there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
