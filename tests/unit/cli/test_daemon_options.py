@@ -1,0 +1,153 @@
+"""Options of the daemons, and how they tell their starter how they are."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from swarmctl.cli import daemons, dev, logs, process
+from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound, StorageFault
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:7077", "tcp://127.0.0.1:7077"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+        ("[::1]:7077", "tcp://[::1]:7077"),
+    ],
+)
+def test_an_address_is_host_and_port(text: str, address: str):
+    """The scheme may be left out."""
+    assert daemons.listen_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["7077", "host", "host:", ":1", "host:70777", "udp://host:1", ""])
+def test_a_bad_address_is_refused_with_an_example(text: str):
+    """Port alone, host alone, a port that is none, another scheme."""
+    with pytest.raises(InvalidSpec, match="not an address") as refused:
+        daemons.listen_address(text)
+
+    assert "tcp://127.0.0.1:7077" in refused.value.hint
+
+
+def test_what_is_listened_on_everywhere_is_advertised_by_an_address():
+    """Nobody can connect to 0.0.0.0; an exact address is told as it is."""
+    [address] = daemons._reachable(["tcp://0.0.0.0:7077"])
+
+    assert not address.startswith("tcp://0.0.0.0")
+    assert address.endswith(":7077")
+    assert daemons._reachable(["tcp://127.0.0.1:7077"]) == ()
+    with pytest.raises(InvalidSpec, match="port 0"):
+        daemons._reachable(["tcp://0.0.0.0:0"])
+
+
+def test_amounts_have_units_where_people_have_them():
+    """Cpus in thousandths, memory in bytes, anything else counted."""
+    assert daemons._amount("--capacity", "cpus=1.5") == ("cpu_millis", 1500)
+    assert daemons._amount("--capacity", "memory=2g") == ("memory_bytes", 2 << 30)
+    assert daemons._amount("--capacity", "gpu=2") == ("gpu", 2)
+    for bad in ("gpu", "gpu=x", "=3", "memory=lots"):
+        with pytest.raises(InvalidSpec):
+            daemons._amount("--capacity", bad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["controller", "--store", "etcd://h1,h2"], "etcd store is not built yet"),
+        (["controller", "--store", "postgres:x"], '"postgres:x" is not a store'),
+        (["controller", "--listen", "nonsense"], '"nonsense" is not an address'),
+        (["agent", "--label", "zone"], "not of the form NAME=VALUE"),
+    ],
+)
+def test_a_daemon_with_wrong_options_does_not_start(swarmctl, arguments: list[str], said: str):
+    """Exit code 2, and one clear line."""
+    ended = swarmctl(*arguments)
+
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_an_agent_that_is_not_enrolled_asks_for_a_token(tmp_path: Path, swarmctl):
+    """It says what is missing and what to do."""
+    ended = swarmctl("agent", "--data", str(tmp_path / "a"), "--drivers", "sim")
+
+    assert ended.code == 2
+    assert "not enrolled yet" in ended.err
+    assert "--join" in ended.err
+
+
+def test_a_starter_reads_the_error_of_its_daemon():
+    """What a daemon says when it cannot serve is raised as if it had happened here."""
+    read, write = os.pipe()
+    notifier = process.Notifier(write)
+
+    assert notifier.failed(StorageFault("the disk is full", "/data", "free some space"))
+    assert not notifier.failed(StorageFault("said once"))
+    with pytest.raises(StorageFault) as raised:
+        dev.read_note(os.read(read, 4096))
+    assert (raised.value.where, raised.value.hint) == ("/data", "free some space")
+    os.close(read)
+
+
+def test_a_starter_reads_that_its_daemon_serves():
+    """One line of JSON, and then the end."""
+    read, write = os.pipe()
+    process.Notifier(write).ready({"addresses": ["tcp://127.0.0.1:1"]})
+
+    line = os.read(read, 4096)
+    assert json.loads(line) == {"ready": {"addresses": ["tcp://127.0.0.1:1"]}}
+    assert dev.read_note(line) == {"addresses": ["tcp://127.0.0.1:1"]}
+    assert os.read(read, 1) == b""
+    os.close(read)
+
+
+def test_dev_refuses_a_folder_that_another_has(tmp_path: Path):
+    """It says that one runs, and how to stop it."""
+    with dev._own(tmp_path), pytest.raises(Conflict) as refused:
+        dev._own(tmp_path)
+
+    assert f"runs already (process {os.getpid()})" in refused.value.what
+    assert refused.value.hint == f"stop it with: swarmctl dev --stop --data {tmp_path}"
+
+
+@pytest.mark.parametrize("text", ["", "1 dev\n", f"{os.getpid()} dev\n", "nonsense"])
+def test_dev_stop_trusts_a_lock_that_is_held_and_nothing_else(tmp_path: Path, text: str):
+    """A pid left behind may be anybody's by now: nothing is stopped."""
+    (tmp_path / "lock").write_text(text)
+
+    with pytest.raises(NotFound, match="no swarmctl dev runs"):
+        dev.stop(tmp_path)
+
+
+def test_dev_stop_of_a_folder_that_never_was(tmp_path: Path):
+    """Nothing is made on the way."""
+    with pytest.raises(NotFound):
+        dev.stop(tmp_path / "none")
+
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One generation is kept, so that the disk does not fill."""
+    monkeypatch.setattr(dev, "_LOG_MAX_BYTES", 10)
+    path = tmp_path / "agent.log"
+    for text in (b"first and long\n", b"second\n"):
+        with dev.open_log(path) as log:
+            log.write(text)
+
+    assert path.read_bytes() == b"second\n"
+    assert (tmp_path / "agent.log.1").read_bytes() == b"first and long\n"
+
+
+def test_secrets_do_not_reach_the_log():
+    """A join token is cut down wherever it turns up; a secret key is left out."""
+    event = {"event": "joining with swarmctl-join-abc_DEF-1", "secret_key": "x", "node": "n1"}
+
+    assert logs.without_secrets(None, "info", event) == {
+        "event": "joining with swarmctl-join-(hidden)",
+        "secret_key": "(hidden)",
+        "node": "n1",
+    }
