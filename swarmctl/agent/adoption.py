@@ -138,6 +138,9 @@ def _admit_stranger(supervisor: Supervisor, driver: str, found: Found) -> None:
 
 def _match(supervisor: Supervisor, instance: Instance, found: Found) -> None:
     """The driver has an instance that we know."""
+    if instance.orphaned:
+        _match_orphan(supervisor, instance, found)
+        return
     moved = instance.addresses != found.addresses or instance.runtime_id != found.runtime_id
     instance.addresses, instance.runtime_id = found.addresses, found.runtime_id
     if found.phase in (Seen.RUNNING, Seen.STOPPING):
@@ -151,6 +154,18 @@ def _match(supervisor: Supervisor, instance: Instance, found: Found) -> None:
         supervisor.exited(instance, None, 0.0, "it was made anew behind our back")
     elif instance.phase == Phase.UNSEEN:
         _resume(supervisor, instance)
+
+
+def _match_orphan(supervisor: Supervisor, instance: Instance, found: Found) -> None:
+    """A create that nobody waits for: taken away after its grace, unless it was started."""
+    if found.phase is Seen.CREATED:
+        if instance.due <= supervisor.now:
+            instance.removing = True
+            supervisor.step(instance)
+        return
+    instance.orphaned = False
+    instance.phase = Phase.UNSEEN
+    _match(supervisor, instance, found)
 
 
 def _found_running(supervisor: Supervisor, instance: Instance, found: Found) -> None:

@@ -99,7 +99,9 @@ class Outbox:
         """The controller has taken in every report up to ``sequence``."""
         while self._under_way and self._under_way[0][0] <= sequence:
             for incarnation in self._under_way.popleft()[1]:
-                self._supervisor.gone.pop(incarnation, None)
+                # Unless the controller asked once more while this was under way.
+                if incarnation not in self._supervisor.unsent_gone:
+                    self._supervisor.gone.pop(incarnation, None)
 
     def _built(self, instance: Instance) -> InstanceReport:
         self._count(

@@ -121,8 +121,10 @@ class Supervisor:
             if instance is None or instance.due != due:
                 continue  # It was rescheduled or is gone; heaps forget lazily.
             if instance.orphaned:
-                instance.removing = True
-            elif instance.phase == Phase.WAITING:
+                # It may have been started since: the list decides, see adoption.
+                self.actions.relists.add(instance.driver)
+                continue
+            if instance.phase == Phase.WAITING:
                 instance.phase = AFTER[instance.phase, Happened.DUE]
             self.step(instance)
 
@@ -157,7 +159,10 @@ class Supervisor:
                 self.actions.relists.add(driver)
         elif not instance.driver or instance.driver == driver:
             self.touch(instance)
-            if event.kind is EventKind.STARTED:
+            if instance.phase == Phase.UNSEEN:
+                # A list under way may be older than this: one more tells what came of it.
+                self.actions.relists.add(driver)
+            elif event.kind is EventKind.STARTED:
                 self._event_started(instance)
             elif event.kind is EventKind.EXITED:
                 self._event_exited(instance, event)
@@ -298,6 +303,9 @@ class Supervisor:
         if instance is None:
             return
         instance.phase = AFTER[instance.phase, happened]
+        if instance.orphaned:
+            # Not taken away unless it is seen once more, created and not started.
+            instance.phase, instance.removing = Phase.NEW, False
         self.schedule(instance, OPERATION_RETRY_S)
         wait = backoff.seconds(OPERATION_RETRY_S)
         self.show(instance, instance.state, f"{what} failed: {error.what}; next try in {wait}")
@@ -410,7 +418,9 @@ class Supervisor:
         instance.exit_code = exit_code
         instance.due = 0.0
         ended_at = at or self.now + self.wall_offset_s
-        if instance.started_at and ended_at - instance.started_at >= limits.RESTART_RESET_S:
+        template = self.templates.get(instance.template)
+        good_s = (template.restart.window_s if template else 0) or limits.RESTART_RESET_S
+        if instance.started_at and ended_at - instance.started_at >= good_s:
             instance.failures = 0
         instance.exit_reason = why
         self.step(instance)
@@ -496,7 +506,9 @@ class Supervisor:
         self.assignment_digest = digest.replace(self.assignment_digest, instance.assigned_digest, 0)
         if instance.journaled:
             self.actions.deletes.add(incarnation)
-        self.remember_removed(incarnation)
+        if instance.removing and not instance.orphaned:
+            # Somebody wanted it gone; an orphan that runs one day is not unwanted, only unknown.
+            self.remember_removed(incarnation)
         instance.phase = Phase.UNSEEN
         self.show(instance, _S.REMOVED, reason)
         del self.dirty[incarnation]

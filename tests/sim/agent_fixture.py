@@ -18,6 +18,7 @@ from swarmctl.agent.drivers.sim import SimDriver, SimHost, SimSettings
 from swarmctl.agent.journal import MemoryJournal
 from swarmctl.credentials import JoinToken
 from swarmctl.proto import codec, digest, incarnation
+from swarmctl.proto.errors import PeerUnreachable, SwarmError
 from swarmctl.proto.messages import (
     Assign,
     AssignedGroup,
@@ -80,6 +81,8 @@ class FakeController:
         self.ack_reports = True
         self.ack_beats = True
         self.refuse: Refuse | None = None
+        self.refuse_enrol: Refuse | None = None
+        self.undelivered = 0
         self.caller = RpcCaller()
         self.listener = None
         self.changed = trio.Event()
@@ -107,10 +110,15 @@ class FakeController:
                 self.changed = trio.Event()
 
     def send(self, message, peer=None):
-        self.listener.send(peer or self.peer, codec.encode(message))
+        try:
+            self.listener.send(peer or self.peer, codec.encode(message))
+        except PeerUnreachable:
+            self.undelivered += 1  # The agent has gone; it will say hello.
 
     def on_message(self, peer, message):  # noqa: C901 - one case a message: a script, not logic
         match message:
+            case Enrol() if self.refuse_enrol is not None:
+                self.send(self.refuse_enrol, peer)
             case Enrol():
                 self.pinned[message.public_key] = message.node
                 self.send(Enrolled(message.node, CLUSTER), peer)
@@ -292,7 +300,7 @@ class World:
         return AgentConfig(data=self.folder, drivers=("sim",), **fields)
 
     def edges(self):
-        def drivers(config, owner):
+        def drivers(_config, owner):
             return {"sim": SimDriver(owner, self.host)}
 
         @asynccontextmanager
@@ -316,8 +324,6 @@ class World:
             def started(self, value=None):
                 del value
                 task_status.started(scope)
-
-        from swarmctl.proto.errors import SwarmError
 
         with trio.CancelScope() as scope:
             try:
