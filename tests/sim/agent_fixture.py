@@ -320,9 +320,12 @@ class World:
         return await self.nursery.start(self._run, self.config(**fields))
 
     async def _run(self, config, task_status):
+        began = False
+
         class Started:
-            def started(self, value=None):
-                del value
+            def started(self, _value=None):
+                nonlocal began
+                began = True
                 task_status.started(scope)
 
         with trio.CancelScope() as scope:
@@ -330,6 +333,8 @@ class World:
                 await run_agent(config, edges=self.edges(), task_status=Started())
             except SwarmError as error:
                 self.errors.append(error)
+        if not began:
+            task_status.started(scope)
 
 
 @asynccontextmanager

@@ -292,7 +292,7 @@ async def test_refusal_for_good_ends_the_agent_with_the_reason(autojump_clock, t
         world.controller.refuse = Refuse(
             "conflict", "node n1 has a live session from process 7", final=True
         )
-        world.nursery.start_soon(_start_quietly, world)
+        await world.start_agent()
         await trio.sleep(60)
 
         [error] = world.errors
@@ -331,10 +331,6 @@ def forget_key(world):
     for key in [key for key, user in pinned.items() if user == "n1"]:
         del pinned[key]
     world.network.sever()
-
-
-async def _start_quietly(world):
-    await world.start_agent()
 
 
 # --- drivers and disks ------------------------------------------------------------------------

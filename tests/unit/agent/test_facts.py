@@ -1,0 +1,79 @@
+"""What a node says of itself."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from swarmctl.agent import facts
+from swarmctl.agent.drivers.api import Health
+from swarmctl.agent.facts import FactsSettings, Machine
+
+GIB = 2**30
+MACHINE = Machine(4, 8 * GIB, 4 * GIB, 100 * GIB, 50 * GIB)
+
+
+def test_machine_is_looked_at(tmp_path):
+    """Real amounts of this machine, in bytes."""
+    machine = facts.look(tmp_path)
+
+    assert machine.cpus >= 1
+    assert 0 < machine.memory_available_bytes <= machine.memory_bytes
+    assert 0 <= machine.disk_free_bytes <= machine.disk_bytes
+
+
+def test_capacity_follows_machine_drivers_and_configuration():
+    """Drivers add resources, the configuration replaces, and reserves are held back."""
+    settings = FactsSettings(
+        labels={"zone": "eu-1", "arch": "mine"},
+        capacity={"memory_bytes": 2 * GIB, "licence/matlab": 1},
+        reserve={"cpu_millis": 500, "disk_bytes": 1000 * GIB},
+    )
+    health = {"docker": Health(available=True, version="28", resources={"gpu": 2})}
+    found = facts.node_facts(settings, MACHINE, health, "process 1")
+
+    assert found.capacity == {
+        "cpu_millis": 3500,
+        "memory_bytes": 2 * GIB,
+        "disk_bytes": 0,
+        "gpu": 2,
+        "licence/matlab": 1,
+    }
+    assert found.labels["zone"] == "eu-1"
+    assert found.labels["arch"] == "mine"
+    assert found.labels["os"] == "linux"
+    assert found.facts == {"process": "process 1"}
+    assert [(one.name, one.available, one.version) for one in found.drivers] == [
+        ("docker", True, "28")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (MACHINE, []),
+        (Machine(4, 8 * GIB, 4 * GIB, 100 * GIB, 2**20), ["disk: 1 MiB free under data"]),
+        (Machine(4, 8 * GIB, 2**20, 100 * GIB, GIB), ["memory: 1 MiB available"]),
+    ],
+)
+def test_pressure_is_named(machine, said):
+    """A full disk and exhausted memory are said, with the amount left."""
+    assert facts.pressure(machine, Path("data")) == said
+
+
+async def test_driver_that_never_answers_is_not_available(autojump_clock):
+    """A probe is bounded, and does not hold up the others."""
+
+    class Hung:
+        async def probe(self):
+            await trio.sleep_forever()
+
+    class Good:
+        async def probe(self):
+            return Health(available=True)
+
+    found = await facts.probe_all({"a": Hung(), "b": Good()})
+
+    assert not found["a"].available
+    assert "did not answer" in found["a"].reason
+    assert found["b"].available
