@@ -5,6 +5,7 @@ to stop.  What a daemon needs (trio, the store, drivers) is imported when it run
 """
 
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -104,6 +105,8 @@ def controller(
             async with trio.open_nursery() as nursery:
                 cluster = await nursery.start(run_controller_in, run_controller, config)
                 task_status.started({"addresses": list(cluster.addresses)})
+                if notify_fd < 0 and sys.stderr.isatty():
+                    _say_the_ways_in(folder)
         except* AddressInUse as group:
             raise _port_taken(group) from None
 
@@ -113,6 +116,12 @@ def controller(
         await run(config, task_status=task_status)
 
     run_daemon("controller", log_level, serve, notify_fd=notify_fd, lifeline_fd=lifeline_fd)
+
+
+def _say_the_ways_in(folder: Path) -> None:
+    print(f"administer it: swarmctl context add {folder / 'admin.context'}", file=sys.stderr)
+    if (folder / "join.token").exists():
+        print(f"add a node:    swarmctl agent --join {folder / 'join.token'}", file=sys.stderr)
 
 
 def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
