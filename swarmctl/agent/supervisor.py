@@ -36,6 +36,9 @@ OPERATION_RETRY_S: Final = 2.0
 # Removed incarnations that are remembered, in case a call that was given up still makes one.
 REMOVED_REMEMBERED: Final = 10_000
 
+# A reason is a sentence or two; an inventory of 10,000 with the longest still fits a message.
+REASON_MAX_CHARS: Final = 512
+
 _S = InstanceState
 # States before the first sign of life: an attempt in one of them has not begun to run.
 _EARLY: Final = frozenset({_S.PENDING, _S.ASSIGNED, _S.PREPARING, _S.STARTING})
@@ -461,7 +464,7 @@ class Supervisor:
         if instance.state != state:
             instance.since = self.now + self.wall_offset_s
             instance.state = state
-        instance.reason = reason
+        instance.reason = reason[:REASON_MAX_CHARS]
         self.mark(instance, urgent=urgent)
 
     def mark(self, instance: Instance, *, urgent: bool = True) -> None:
