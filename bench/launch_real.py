@@ -35,7 +35,6 @@ from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
 IMAGE = "swarmctl/testbox:latest"
 COMMAND = ("sleep", "600")
 LIBVIRT_URI = "qemu:///system"
-SERVICE = "bench"
 WAIT_S = 300.0
 START_S = 30.0
 VM_MEMORY_BYTES = 96 << 20
@@ -93,10 +92,10 @@ class BenchCluster:
     cluster_id: str
     pids: tuple[int, ...]
 
-    def cpu_seconds(self) -> float:
-        """What the daemons have used so far."""
+    def cpu_seconds(self, *pids: int) -> float:
+        """What the daemons (or those named) have used so far."""
         ticks = 0
-        for pid in self.pids:
+        for pid in pids or self.pids:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -108,16 +107,17 @@ class BenchCluster:
         self.client.call(
             "service.apply", {"services": [wire.encode_service(spec)], "create_only": True}
         )
-        self._wait(spec.name, "running")
+        self.wait(spec.name, "running")
         seconds = time.monotonic() - began
         return Round("swarmctl", seconds, self.cpu_seconds() - cpu)
 
     def remove(self, spec: ServiceSpec) -> None:
         """Remove, and wait until all are gone."""
         self.client.call("service.remove", {"names": [spec.name]})
-        self._wait(spec.name, "gone")
+        self.wait(spec.name, "gone")
 
-    def _wait(self, name: str, condition: str) -> None:
+    def wait(self, name: str, condition: str) -> None:
+        """Wait until a service is ``running`` or ``gone``."""
         params = {"names": [name], "for": condition, "timeout_s": WAIT_S}
         with self.client.stream("service.wait", params) as stream:
             for _ in stream:
@@ -188,17 +188,23 @@ def _remove_all(cluster: BenchCluster) -> None:
     names = [one["service"] for one in cluster.client.call("service.list")]
     if names:
         cluster.client.call("service.remove", {"names": names})
-        cluster._wait(names[0], "gone")  # noqa: SLF001 - one service at a time
+        for name in names:
+            cluster.wait(name, "gone")
 
 
 # --- containers ------------------------------------------------------------------------------
 
 
-def _containers(cluster: BenchCluster, count: int, threads: int, rounds: int, network: str) -> Any:
-    comparison = Comparison("containers", count)
+def container_service(count: int, network: str) -> ServiceSpec:
+    """The containers that are launched."""
     container = ContainerSpec(IMAGE, command=COMMAND, network=network)
     template = Template(container=container, stop_grace_period_s=0.0)
-    spec = ServiceSpec(SERVICE, template, replicas=count)
+    return ServiceSpec("containers", template, replicas=count)
+
+
+def _containers(cluster: BenchCluster, count: int, threads: int, rounds: int, network: str) -> Any:
+    comparison = Comparison("containers", count)
+    spec = container_service(count, network)
     _alternate(
         comparison,
         rounds,
@@ -242,12 +248,17 @@ def _raw_containers(count: int, threads: int, network: str) -> Round:
 # --- VMs -------------------------------------------------------------------------------------
 
 
-def _machines(cluster: BenchCluster, count: int, threads: int, rounds: int) -> Any:
-    comparison = Comparison("vms", count)
+def machine_service(count: int) -> ServiceSpec:
+    """The VMs that are launched: the lab's guest."""
     template = Template(
         vm=_guest(), resources=Resources(memory_bytes=VM_MEMORY_BYTES), stop_grace_period_s=0.0
     )
-    spec = ServiceSpec(SERVICE, template, replicas=count)
+    return ServiceSpec("vms", template, replicas=count)
+
+
+def _machines(cluster: BenchCluster, count: int, threads: int, rounds: int) -> Any:
+    comparison = Comparison("vms", count)
+    spec = machine_service(count)
     cluster.launch(spec.with_replicas(1))
     xml = _domain_of(cluster)
     cluster.remove(spec)

@@ -13,6 +13,7 @@ to learn from it: the address of a container on a network.
 
 import math
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -76,6 +77,9 @@ INSPECT_S: Final = 20.0
 INSPECTS_A_CALL: Final = 32
 # Between looks at something that dockerd is about to finish.
 SETTLE_PAUSE_S: Final = 0.05
+# What dockerd says of a container that it was starting when it was killed: containerd has begun,
+# dockerd does not know, and neither ends it.
+STALE_TASK: Final = re.compile(r"\btask [0-9a-f]{64}: already exists")
 
 
 class DockerDriver:
@@ -196,16 +200,14 @@ class DockerDriver:
         """
         name = resource_name(self.owner, launch)
         try:
-            await self._calls.run(
-                lambda client: client.start(name),
-                where=launch.instance,
-                doing="start it",
-                deadline_s=START_S,
-            )
-        except Missing as error:
-            raise _missing_at_start(error, launch) from None
-        except Taken as error:
-            raise translate(409, error.text, launch.instance, "start it") from None
+            await self._start(name, launch)
+        except LaunchFailed as error:
+            if not STALE_TASK.search(error.what):
+                raise
+            # dockerd died while it started this container, and cannot start it ever again.
+            await self._remove(name, launch.instance)
+            await self.create(launch)
+            await self._start(name, launch)
         started_at = self._now()
         container_id = self._ids.get(launch.incarnation)
         if container_id is not None:
@@ -219,6 +221,19 @@ class DockerDriver:
             raise _missing_at_start(error, launch) from None
         self._ids[launch.incarnation] = info["Id"]
         return report.found_of_inspect(info, identity(self.owner, launch))
+
+    async def _start(self, name: str, launch: Launch) -> None:
+        try:
+            await self._calls.run(
+                lambda client: client.start(name),
+                where=launch.instance,
+                doing="start it",
+                deadline_s=START_S,
+            )
+        except Missing as error:
+            raise _missing_at_start(error, launch) from None
+        except Taken as error:
+            raise translate(409, error.text, launch.instance, "start it") from None
 
     async def stop(self, incarnation: int, grace_s: float) -> None:
         """Stop signal, ``grace_s`` (rounded up to seconds), SIGKILL; done when it has ended."""
