@@ -2,12 +2,14 @@
 
 Handlers work with a :class:`Cluster`.  A change of intent is always the same three steps:
 compute the new record, commit it (durable before anything is answered), then let memory and the
-reconciler follow.  A lock for each service keeps two changes of one service from overwriting
-each other; changes of different services are committed together in groups by the store.
+reconciler follow.  A lock for each record keeps two changes of it from overwriting each other;
+changes of different records are committed together in groups by the store.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import time as wall_clock
 from typing import Any
@@ -38,7 +40,7 @@ from swarmctl.controller.state import ClusterState, Instance, Node, Service, Ser
 from swarmctl.controller.store.api import Delete, Op, Put, Store
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto import limits
-from swarmctl.proto.errors import NotFound, PeerUnreachable
+from swarmctl.proto.errors import NotFound, PeerUnreachable, StaleTerm, StorageFault
 from swarmctl.proto.messages import InstanceReport, Message
 from swarmctl.proto.states import NodeState
 from swarmctl.transport.rpc import RpcCaller, StreamCall
@@ -128,8 +130,11 @@ class Cluster:
             self._know_node(records.decode(value, NodeRecord, key))
         for key, value in (await self.store.read(records.REVOKED)).items():
             self.revoked.add(records.decode(value, RevokedKey, key).public_key)
-        for key, value in (await self.store.read(records.TOMBSTONE)).items():
-            tombstone = records.decode(value, Tombstone, key)
+        buried = [
+            records.decode(value, Tombstone, key)
+            for key, value in (await self.store.read(records.TOMBSTONE)).items()
+        ]
+        for tombstone in sorted(buried, key=lambda one: one.deleted_at):
             self.state.tombstones[(tombstone.tenant, tombstone.service)] = tombstone
         for key, value in (await self.store.read(records.SERVICE)).items():
             self._know_service(records.decode(value, ServiceRecord, key))
@@ -286,7 +291,7 @@ class Cluster:
                 self.state.remove(instance)
             elif verdict is not Verdict.QUARANTINE:
                 self.state.admit(instance)
-                self.state.services[key].rolling = True
+                self.fleet.allocate(self.state, instance)
 
     async def delete_services(self, keys: Sequence[ServiceKey]) -> None:
         """Commit the end of services, leave tombstones, then take their instances away.
@@ -387,7 +392,7 @@ class Cluster:
 
         The caller holds their locks (:meth:`holding`).
         """
-        ops = [Put(records.NODE + one.name, records.encode(one)) for one in changed]
+        ops: list[Op] = [Put(records.NODE + one.name, records.encode(one)) for one in changed]
 
         def follow() -> None:
             for record in changed:
@@ -406,34 +411,41 @@ class Cluster:
         self.sessions.refresh(node)
 
     async def delete_node(self, node: Node) -> None:
-        """Revoke a node's key and forget it; its instances are placed elsewhere."""
+        """Revoke a node's key and forget it; its instances are placed elsewhere.
+
+        The caller holds its lock.
+        """
         key = node.record.public_key
         revoked = RevokedKey(node.name, key, wall_clock())
-        await self.store.commit(
-            [
-                Delete(records.NODE + node.name),
-                Put(records.revoked_key(key), records.encode(revoked)),
-            ]
-        )
-        self.revoked.add(key)
-        self.access.revoke(node.record.public_key)
-        self.forget_user(user_id(NODE, node.name))
-        for instance in list(node.instances.values()):
-            self.state.forget(instance)
-        self.fleet.node_removed(node.name)
-        if node.peer is not None:
-            self.sessions.peer_departed(node.peer)
-        del self.state.nodes[node.name]
-        self.wake()
+        ops: list[Op] = [
+            Delete(records.NODE + node.name),
+            Put(records.revoked_key(key), records.encode(revoked)),
+        ]
+
+        def follow() -> None:
+            self.revoked.add(key)
+            self.access.revoke(key)
+            self.forget_user(user_id(NODE, node.name))
+            for instance in list(node.instances.values()):
+                self.state.forget(instance)
+            self.fleet.node_removed(node.name)
+            self.sessions.forget(node)
+            del self.state.nodes[node.name]
+            self.wake()
+
+        await self.commit(ops, follow)
 
     async def save_token(self, token: TokenRecord) -> None:
         """Commit a new token, then let its key in."""
-        await self.store.commit([Put(records.TOKEN + token.id, records.encode(token))])
-        self._know_token(token)
+        op = Put(records.TOKEN + token.id, records.encode(token))
+        await self.commit([op], lambda: self._know_token(token))
 
     async def delete_token(self, token: TokenRecord) -> None:
-        """Revoke a token."""
-        await self.store.commit([Delete(records.TOKEN + token.id)])
-        del self.tokens[token.id]
-        self.access.revoke(token.public_key)
-        self.forget_user(user_id(TOKEN, token.id))
+        """Revoke a token; the caller holds its lock."""
+
+        def follow() -> None:
+            del self.tokens[token.id]
+            self.access.revoke(token.public_key)
+            self.forget_user(user_id(TOKEN, token.id))
+
+        await self.commit([Delete(records.TOKEN + token.id)], follow)

@@ -2,7 +2,8 @@
 
 Four tasks: *receive* decodes what arrives and hands it to the sessions or the request server;
 *reconcile* runs cycles whenever something woke it, and sends each node one assignment a cycle;
-*tick* notices silence; *complete* commits completions of jobs before they are acknowledged.
+*tick* notices silence; *commit* makes completions of jobs durable before they are acknowledged,
+and raises the term when it has to.  A disk that refuses holds up the last one alone.
 
 It serves only after its term is committed (DESIGN 8.1).
 """
@@ -22,13 +23,24 @@ from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers import instances, nodes, services, statistics, streams
-from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
-from swarmctl.controller.state import ClusterState
+from swarmctl.controller.records import AdminRecord, NodeRecord, ServiceRecord, TokenRecord
+from swarmctl.controller.state import ClusterState, ServiceKey
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.sqlite import SqliteStore
 from swarmctl.folder import DataFolder
 from swarmctl.proto import codec, limits
-from swarmctl.proto.errors import Conflict, ProtocolError, SwarmError
+from swarmctl.proto.errors import (
+    Busy,
+    Conflict,
+    EnvironmentFault,
+    InternalError,
+    InvalidSpec,
+    ProtocolError,
+    StaleTerm,
+    StorageFault,
+    SwarmError,
+    sole_error,
+)
 from swarmctl.proto.messages import Enrol, Message, Refuse, ReportAck
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
 from swarmctl.transport.keys import KeyPair
@@ -38,6 +50,8 @@ from swarmctl.transport.zmq_listener import open_listener
 _log = structlog.get_logger(__name__)
 _STORE_FILE: Final = "store.db"
 _TICK_S: Final = 0.5
+# A disk that refused is asked again after this.
+_STORE_RETRY_S: Final = 1.0
 # Messages handled before other tasks get their turn: about 5 ms of work.
 _MESSAGES_A_TURN: Final = 200
 
@@ -124,6 +138,9 @@ class Controller:
         self.cluster = cluster
         self._listener = listener
         self._started_at = trio.current_time()
+        self._to_commit = trio.Event()
+        self._enrolments = 0
+        self._malformed_by: dict[PeerId, int] = {}
         self.malformed = 0
 
     @classmethod
@@ -159,14 +176,31 @@ class Controller:
     async def run(
         self, *, task_status: "trio.TaskStatus[Cluster]" = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled."""
-        async with trio.open_nursery() as nursery:
-            server = RpcServer(admins_only(_handlers(self.cluster, self._listener)), nursery)
-            nursery.start_soon(self._receive, server, nursery)
-            nursery.start_soon(self._reconcile)
-            nursery.start_soon(self._tick)
-            task_status.started(self.cluster)
-            _log.info("serving", addresses=self.cluster.addresses)
+        """Serve until cancelled.
+
+        Raises:
+            StaleTerm: another controller has taken over.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                server = RpcServer(admins_only(_handlers(self.cluster, self._listener)), nursery)
+                nursery.start_soon(self._receive, server, nursery)
+                nursery.start_soon(self._reconcile)
+                nursery.start_soon(self._tick)
+                nursery.start_soon(self._commit)
+                nursery.start_soon(self._stop_at_the_end)
+                task_status.started(self.cluster)
+                _log.info("serving", addresses=self.cluster.addresses)
+        except BaseExceptionGroup as group:
+            if isinstance(sole_error(group), StaleTerm):
+                raise sole_error(group) from group
+            raise
+
+    async def _stop_at_the_end(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.cluster.stop()
 
     # --- receiving ---------------------------------------------------------------------------
 
@@ -174,51 +208,76 @@ class Controller:
         while True:
             arrivals = await self._listener.receive_batch()
             for number, arrival in enumerate(arrivals, 1):
-                self._handle(server, nursery, arrival)
+                self._take(server, nursery, arrival)
                 if number % _MESSAGES_A_TURN == 0:
                     await trio.lowlevel.checkpoint()
             for peer in self._listener.take_departed():
+                self._malformed_by.pop(peer, None)
+                server.peer_departed(peer)
                 self.cluster.sessions.peer_departed(peer)
                 self.cluster.caller.fail_peer(peer, "the agent's connection has ended")
 
-    def _handle(self, server: RpcServer, nursery: trio.Nursery, arrival: Arrival) -> None:
-        cluster = self.cluster
+    def _take(self, server: RpcServer, nursery: trio.Nursery, arrival: Arrival) -> None:
+        """Take a message in, whatever it is: a bad one harms its sender only."""
         try:
-            message = codec.decode(arrival.payload)
-            if cluster.sessions.on_message(arrival.peer, arrival.user_id, message):
-                return
-            if cluster.caller.on_message(arrival.peer, message):
-                return
-            if isinstance(message, Enrol):
-                nursery.start_soon(self._enrol, arrival, message)
-                return
-            if isinstance(message, Refuse):
-                _log.warning("refused by an agent", user=arrival.user_id, what=message.what)
-                return
-
-            def answer(reply: Message) -> None:
-                cluster.send(arrival.peer, reply)
-
-            if not server.on_message(arrival.peer, arrival.user_id, message, answer):
-                self._refuse_malformed(
-                    arrival,
-                    ProtocolError(f"a {type(message).__name__} is not for a controller"),
-                )
+            self._handle(server, nursery, arrival)
         except ProtocolError as error:
             self._refuse_malformed(arrival, error)
+        except Exception as error:  # noqa: BLE001 - one peer's message must not end the controller for all: it is logged with its trace, and the peer begins again
+            _log.exception("message not handled", user=arrival.user_id)
+            text = f"{type(error).__name__}: {error}"[: limits.TEXT_MAX_CHARS]
+            self._try_send(arrival.peer, Refuse(InternalError.code, text))
+            self._end_connection(arrival.peer)
+
+    def _handle(self, server: RpcServer, nursery: trio.Nursery, arrival: Arrival) -> None:
+        cluster = self.cluster
+        message = codec.decode(arrival.payload)
+        if cluster.sessions.on_message(arrival.peer, arrival.user_id, message):
+            return
+        if cluster.caller.on_message(arrival.peer, message):
+            return
+        if isinstance(message, Enrol):
+            self._begin_enrolment(nursery, arrival, message)
+            return
+        if isinstance(message, Refuse):
+            _log.warning("refused by an agent", user=arrival.user_id, what=message.what)
+            return
+
+        def answer(reply: Message) -> None:
+            cluster.send(arrival.peer, reply)
+
+        if not server.on_message(arrival.peer, arrival.user_id, message, answer):
+            raise ProtocolError(f"a {type(message).__name__} is not for a controller")
 
     def _refuse_malformed(self, arrival: Arrival, error: ProtocolError) -> None:
-        """Answered and counted; the session goes on (DESIGN 7)."""
+        """Answered and counted; the session goes on (DESIGN 7), unless it is all that comes."""
         self.malformed += 1
+        count = self._malformed_by[arrival.peer] = self._malformed_by.get(arrival.peer, 0) + 1
         _log.warning("malformed message", user=arrival.user_id, error=str(error))
         self._try_send(arrival.peer, Refuse(error.code, error.what[: limits.TEXT_MAX_CHARS]))
+        if count >= limits.MALFORMED_MAX:
+            self._end_connection(arrival.peer)
+
+    def _end_connection(self, peer: PeerId) -> None:
+        self.cluster.sessions.peer_departed(peer)
+        self._listener.disconnect(peer)
+
+    def _begin_enrolment(self, nursery: trio.Nursery, arrival: Arrival, request: Enrol) -> None:
+        if self._enrolments >= limits.ENROLMENTS_MAX:
+            self._try_send(arrival.peer, Refuse(Busy.code, "too many nodes enrol at once"))
+            return
+        self._enrolments += 1
+        nursery.start_soon(self._enrol, arrival, request)
 
     async def _enrol(self, arrival: Arrival, request: Enrol) -> None:
         try:
             answer: Message = await nodes.enrol(self.cluster, arrival.user_id, request)
         except SwarmError as error:
-            final = not error.temporary
+            # What is wrong here (a full disk) may be mended; what is wrong there stays so.
+            final = not isinstance(error, EnvironmentFault)
             answer = Refuse(error.code, error.what, error.where, error.hint, final)
+        finally:
+            self._enrolments -= 1
         self._try_send(arrival.peer, answer)
 
     def _try_send(self, peer: bytes, message: Message) -> None:
@@ -233,16 +292,35 @@ class Controller:
         cluster = self.cluster
         while True:
             await cluster.wait_woken()
-            if cluster.sessions.term_seen >= cluster.state.term:
-                await self._raise_term(cluster.sessions.term_seen)
+            if cluster.deposed is not None:
+                raise cluster.deposed
+            if cluster.sessions.completions or self._term_is_low:
+                self._to_commit.set()
             if not cluster.reconciler.settled:
                 self._settle_if_due()
             cluster.reconciler.cycle()
             with cluster.meters.stage("dispatch"):
                 cluster.sessions.flush()
             cluster.announce()
-            if cluster.sessions.completions:
-                await self._commit_completions()
+
+    @property
+    def _term_is_low(self) -> bool:
+        return self.cluster.sessions.term_seen >= self.cluster.state.term
+
+    async def _commit(self) -> None:
+        """Write what nobody asked for, and try again what the disk refused."""
+        while True:
+            await self._to_commit.wait()
+            self._to_commit = trio.Event()
+            try:
+                if self._term_is_low:
+                    await self._raise_term(self.cluster.sessions.term_seen)
+                if self.cluster.sessions.completions:
+                    await self._commit_completions()
+            except (StorageFault, Busy) as error:
+                _log.error("store refuses, trying again", error=str(error))
+                await trio.sleep(_STORE_RETRY_S)
+                self._to_commit.set()
 
     async def _raise_term(self, seen: int) -> None:
         """Agents have seen a higher term: our store is older than they are (it was restored).
@@ -282,24 +360,39 @@ class Controller:
                 self.cluster.wake()
 
     async def _commit_completions(self) -> None:
-        """Make completed slots of jobs durable, then acknowledge the reports that told of them."""
+        """Make completed slots of jobs durable, then acknowledge the reports that told of them.
+
+        Raises:
+            StorageFault, Busy: the disk refuses; they wait for another time.
+        """
         cluster = self.cluster
         done, cluster.sessions.completions = cluster.sessions.completions, []
-        by_service: dict[tuple[str, str], set[int]] = {}
-        for one in done:
-            by_service.setdefault(one.instance.key, set()).add(one.instance.slot)
-        async with cluster.changing(list(by_service)):
-            changed = []
-            for key, slots in by_service.items():
-                service = cluster.state.services.get(key)
-                if service is None or slots <= set(service.record.completed):
-                    continue
-                completed = tuple(sorted(slots | set(service.record.completed)))
-                changed.append(evolve(service.record, completed=completed))
-            if changed:
-                await cluster.save_services(changed)
+        try:
+            by_service: dict[ServiceKey, set[int]] = {}
+            for one in done:
+                by_service.setdefault(one.instance.key, set()).add(one.instance.slot)
+            async with cluster.changing(list(by_service)):
+                await cluster.save_services(
+                    [
+                        evolve(record, completed=tuple(sorted(slots.union(record.completed))))
+                        for key, slots in by_service.items()
+                        if (record := self._record_of(key)) is not None
+                        and not slots.issubset(record.completed)
+                    ]
+                )
+        except (StorageFault, Busy):
+            cluster.sessions.completions[:0] = done
+            raise
+        except InvalidSpec as error:
+            # So many gaps that the record is full: the agents keep what is not acknowledged.
+            _log.error("completions cannot be kept", error=str(error))
+            return
         for peer, sequence in {(one.peer, one.sequence) for one in done if one.peer}:
             self._try_send(peer, ReportAck(sequence))
+
+    def _record_of(self, key: ServiceKey) -> ServiceRecord | None:
+        service = self.cluster.state.services.get(key)
+        return service.record if service is not None else None
 
 
 def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
@@ -321,7 +414,9 @@ async def _write_ways_in(config: ControllerConfig, cluster: Cluster) -> None:
     if cluster.access.authorise(context.public_key) is None:
         admin = AdminRecord("admin", context.public_key, wall_clock())
         await cluster.store.commit([Put(records.ADMIN + admin.id, records.encode(admin))])
-        cluster.access.allow(context.public_key, f"admin:{admin.id}")
+        # One whose file was taken away is not let in any more.
+        cluster.access.revoke_user(user_id(ADMIN, admin.id))
+        cluster.access.allow(context.public_key, user_id(ADMIN, admin.id))
     token = identities.read_join_token(config.data)
     if token is None:
         if cluster.tokens or cluster.state.services or cluster.state.nodes:

@@ -22,6 +22,7 @@ from swarmctl.credentials import Context, JoinToken, parse_context, parse_token
 from swarmctl.folder import atomic_write
 from swarmctl.proto.errors import StorageFault
 from swarmctl.transport import keys
+from swarmctl.transport.errors import KeyFileError
 
 CLUSTER_KEY: Final = "cluster.key"
 ADMIN_CONTEXT: Final = "admin.context"
@@ -59,15 +60,22 @@ def load_or_make(folder: Path) -> ClusterIdentity:
 def _parse(path: Path) -> ClusterIdentity:
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-        return ClusterIdentity(
-            str(loaded["cluster_id"]), str(loaded["public_key"]), str(loaded["secret_key"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        pair = keys.KeyPair(loaded["public_key"], loaded["secret_key"])
+        return ClusterIdentity(str(loaded["cluster_id"]), pair.public, pair.secret)
+    except (OSError, ValueError, KeyError, TypeError, KeyFileError) as error:
+        # Its text is not repeated: it could quote the secret.
         raise StorageFault(
-            f"the cluster's key cannot be read: {error}",
+            f"the cluster's key cannot be read: {type(error).__name__}",
             str(path),
             "restore it from a backup: without it no node or administrator knows this cluster",
         ) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StorageFault(f"it cannot be read: {error.strerror}", str(path)) from error
 
 
 def write_context(
@@ -76,7 +84,7 @@ def write_context(
     """The administrator's context, with a key pair kept over restarts and addresses of now."""
     path = folder / ADMIN_CONTEXT
     if path.exists():
-        pair = parse_context(path.read_text(encoding="utf-8"), str(path))
+        pair = parse_context(_read(path), str(path))
         public_key, secret_key = pair.public_key, pair.secret_key
     else:
         made = keys.generate()
@@ -99,7 +107,7 @@ def read_join_token(folder: Path) -> JoinToken | None:
     path = folder / JOIN_TOKEN
     if not path.exists():
         return None
-    return parse_token(path.read_text(encoding="utf-8"), str(path))
+    return parse_token(_read(path), str(path))
 
 
 def write_join_token(folder: Path, token: JoinToken) -> None:

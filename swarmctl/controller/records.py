@@ -64,8 +64,8 @@ class ServiceRecord:
     """One service: the spec, and what was asked of it and of its slots since.
 
     ``revision`` counts changes of the spec, ``generation`` restarts of the whole service;
-    ``completed`` are the slots of a job that have succeeded; ``previous`` is the spec before the
-    last change, for ``service rollback``.
+    ``completed`` are the slots of a job that have succeeded, in order; ``previous`` is the spec
+    before the last change, for ``service rollback``.
     """
 
     spec: ServiceSpec
@@ -167,13 +167,32 @@ def tombstone_key(tenant: str, name: str) -> str:
     return f"{TOMBSTONE}{tenant}/{name}"
 
 
+def _to_ranges(slots: tuple[int, ...]) -> list[int]:
+    """Slots in order as (first, count) pairs, in one list: a million completions are one pair."""
+    ranges: list[int] = []
+    for slot in slots:
+        if ranges and slot == ranges[-2] + ranges[-1]:
+            ranges[-1] += 1
+        else:
+            ranges += [slot, 1]
+    return ranges
+
+
+def _from_ranges(ranges: list[int]) -> tuple[int, ...]:
+    pairs = zip(ranges[::2], ranges[1::2], strict=True)
+    return tuple(slot for first, count in pairs for slot in range(first, first + count))
+
+
 def encode(record: Any) -> bytes:
     """``record`` as bytes.
 
     Raises:
         InvalidSpec: it is over the store's bound for one value.
     """
-    packed: bytes = msgpack.packb(converter().unstructure(record))
+    plain = converter().unstructure(record)
+    if isinstance(record, ServiceRecord) and record.completed:
+        plain["completed"] = _to_ranges(record.completed)
+    packed: bytes = msgpack.packb(plain)
     if len(packed) > limits.VALUE_MAX_BYTES:
         raise InvalidSpec(
             f"the record would take {len(packed)} bytes; the limit is {limits.VALUE_MAX_BYTES}",
@@ -189,7 +208,10 @@ def decode(data: bytes, cls: type[_T], key: str) -> _T:
         StorageFault: the value is damaged; ``key`` says which.
     """
     try:
-        return converter().structure(msgpack.unpackb(data, strict_map_key=False), cls)
+        plain = msgpack.unpackb(data, strict_map_key=False)
+        if cls is ServiceRecord and "completed" in plain:
+            plain["completed"] = _from_ranges(plain["completed"])
+        return converter().structure(plain, cls)
     except Exception as error:
         # Whatever cattrs or msgpack trip over, the meaning is one: this record is damaged.
         raise StorageFault(

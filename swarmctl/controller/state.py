@@ -229,6 +229,11 @@ class ClusterState:
         service = self.services[instance.key]
         assert instance.slot not in service.holders, f"{instance.name} has two holders"
         service.holders[instance.slot] = instance
+        if not instance.template:
+            # Known by its labels only: taken for what its service is now.
+            instance.template = service.template
+        elif instance.template != service.template:
+            service.rolling = True
         service.tally[instance.state] += 1
         self.tally[instance.state] += 1
 
@@ -303,6 +308,12 @@ class ClusterState:
             self.remove(instance)
         del self.services[key]
         self.dirty_services.discard(key)
+
+    def forget_templates(self) -> None:
+        """Let go of the templates that no service and no instance has."""
+        used = {service.template for service in self.services.values()}
+        used.update(instance.template for instance in self.all_instances())
+        self.templates = {name: it for name, it in self.templates.items() if name in used}
 
     def all_instances(self) -> Iterator[Instance]:
         """Every instance on every node."""

@@ -75,6 +75,22 @@ REPLICAS_MAX: Final = 5_000_000
 # Events kept in memory for `explain`, an instance and a service.
 HISTORY_MAX: Final = 20
 
+# An assignment is sent in parts below this: half of the largest message, so that an estimate of
+# the size need not be exact.
+ASSIGN_PART_BYTES: Final = 4 * 1024 * 1024
+# How far an agent may be ahead of us in terms: a store restored from a backup is behind by the
+# controllers started since. More is a damaged agent, which must not use up the terms there are.
+TERM_JUMP_MAX: Final = 100_000
+# Malformed messages on one connection before it is ended: a defect repeats, a mishap does not.
+MALFORMED_MAX: Final = 100
+# Enrolments under way; a fleet that joins at once comes again a little later.
+ENROLMENTS_MAX: Final = 1_000
+# Deleted services that are remembered. Past that the oldest are forgotten, which is safe: what
+# returns of them is quarantined in place of removed.
+TOMBSTONES_MAX: Final = 10_000
+# Templates kept beside those in use, before the unused ones are looked for.
+TEMPLATES_SPARE: Final = 1_000
+
 # --- agent ------------------------------------------------------------------------------------
 
 # Restart backoff of an instance: first wait, doubled up to the last; reset after a good run.

@@ -12,7 +12,13 @@ from swarmctl.controller.state import Instance, Service, ServiceKey
 from swarmctl.controller.views import View, instance_view, pending_views
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto import limits
-from swarmctl.proto.errors import InvalidSpec, LaunchFailed, NothingFits, WaitExpired
+from swarmctl.proto.errors import (
+    InvalidSpec,
+    LaunchFailed,
+    NothingFits,
+    ProtocolError,
+    WaitExpired,
+)
 from swarmctl.proto.states import FINAL, InstanceState
 from swarmctl.scheduler import explain as explain_placement
 from swarmctl.spec import wire
@@ -136,11 +142,7 @@ def _explain(cluster: Cluster, call: Call) -> View:
             ],
         }
     slots = [target.slot] if target.slot else range(1, service.record.spec.replicas + 1)
-    lines: list[str] = []
-    for slot in slots:
-        line = _explain_slot(cluster, service, slot)
-        if len(lines) < limits.HISTORY_MAX:
-            lines.append(line)
+    lines = [_explain_slot(cluster, service, slot) for slot in slots[: limits.HISTORY_MAX]]
     if len(slots) > limits.HISTORY_MAX:
         lines.append(f"… and {len(slots) - limits.HISTORY_MAX} more; name one of them to see it")
     explanation = explain_placement(cluster.fleet.snapshot, request_for(service, [1]))
@@ -216,6 +218,8 @@ async def _wait(cluster: Cluster, call: Call) -> Any:
     if condition != "gone":
         resolve(cluster, names, tenant)
     timeout_s = call.params.get("timeout_s")
+    if timeout_s is not None and type(timeout_s) not in (int, float):
+        raise ProtocolError("timeout_s is not a number of seconds", call.method)
     deadline = trio.current_time() + (float(timeout_s) if timeout_s else float("inf"))
     shown: dict[str, Any] = {}
     while True:

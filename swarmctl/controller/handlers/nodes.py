@@ -11,9 +11,11 @@ from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.records import NodeRecord, TokenRecord
 from swarmctl.controller.store.api import Delete, Op
 from swarmctl.controller.views import instance_view, node_view
-from swarmctl.proto.errors import Conflict, NotFound, ProtocolError, Refused
-from swarmctl.proto.messages import Enrol, Enrolled
+from swarmctl.proto import limits
+from swarmctl.proto.errors import Conflict, NotFound, ProtocolError, Refused, VersionMismatch
+from swarmctl.proto.messages import PROTOCOL_OLDEST, PROTOCOL_VERSION, Enrol, Enrolled
 from swarmctl.spec.names import check_node_name
+from swarmctl.transport.keys import is_z85_key
 from swarmctl.transport.rpc import Call, Handler
 
 
@@ -90,29 +92,42 @@ async def _change(cluster: Cluster, call: Call) -> Any:
 
     Parameters: ``names``, ``cordoned`` (optional), ``labels`` (name to value; "" takes it away).
     """
-    nodes = [cluster.node(name) for name in call.texts("names")]
+    names = call.texts("names")
+    labels = _labels(call)
+    cordoned = call.flag("cordoned") if call.params.get("cordoned") is not None else None
+    async with cluster.holding(records.NODE + name for name in names):
+        changed: list[NodeRecord] = []
+        for record in [cluster.node(name).record for name in dict.fromkeys(names)]:
+            merged = {k: v for k, v in (record.labels | labels).items() if v}
+            now_cordoned = record.cordoned if cordoned is None else cordoned
+            changed.append(evolve(record, labels=merged, cordoned=now_cordoned))
+        for start in range(0, len(changed), limits.TRANSACTION_OPS_MAX):
+            await cluster.save_nodes(changed[start : start + limits.TRANSACTION_OPS_MAX])
+    return {"nodes": list(names)}
+
+
+def _labels(call: Call) -> dict[str, str]:
     labels = call.params.get("labels") or {}
-    if not isinstance(labels, dict) or not all(isinstance(one, str) for one in labels.values()):
+    if not isinstance(labels, dict) or not all(
+        isinstance(one, str) for pair in labels.items() for one in pair
+    ):
         raise ProtocolError("labels is not a map of texts", call.method)
-    for node in nodes:
-        record = node.record
-        merged = {k: v for k, v in (record.labels | labels).items() if v}
-        cordoned = bool(call.params.get("cordoned", record.cordoned))
-        await cluster.save_node(evolve(record, labels=merged, cordoned=cordoned))
-    return {"nodes": [node.name for node in nodes]}
+    return labels
 
 
 async def _remove(cluster: Cluster, call: Call) -> Any:
     """Take a node out of the registry; with ``force`` also one that is connected."""
-    node = cluster.node(call.text("name"))
-    if node.connected and not call.flag("force"):
-        raise Conflict(
-            f"node {node.name} is connected, with {len(node.instances)} instances",
-            hint="stop its agent first, or use --force: what runs there is left running, "
-            "unmanaged, and is placed elsewhere",
-        )
-    await cluster.delete_node(node)
-    return {"node": node.name}
+    name, force = call.text("name"), call.flag("force")
+    async with cluster.holding([records.NODE + name]):
+        node = cluster.node(name)
+        if node.connected and not force:
+            raise Conflict(
+                f"node {node.name} is connected, with {len(node.instances)} instances",
+                hint="stop its agent first, or use --force: what runs there is left running, "
+                "unmanaged, and is placed elsewhere",
+            )
+        await cluster.delete_node(node)
+    return {"node": name}
 
 
 # --- tokens ----------------------------------------------------------------------------------
@@ -135,10 +150,11 @@ async def _create_token(cluster: Cluster, *, one_time: bool) -> Any:
 
 
 async def _revoke_token(cluster: Cluster, token_id: str) -> Any:
-    token = cluster.tokens.get(token_id)
-    if token is None:
-        raise NotFound(f"no token {token_id!r}", hint="'swarmctl token ls' lists them")
-    await cluster.delete_token(token)
+    async with cluster.holding([records.TOKEN + token_id]):
+        token = cluster.tokens.get(token_id)
+        if token is None:
+            raise NotFound(f"no token {token_id!r}", hint="'swarmctl token ls' lists them")
+        await cluster.delete_token(token)
     standing = identity.read_join_token(cluster.folder)
     if standing is not None and standing.id == token_id:
         identity.remove_join_token(cluster.folder)
@@ -154,14 +170,32 @@ async def enrol(cluster: Cluster, user: str, request: Enrol) -> Enrolled:
     The same key under the same name may enrol again: its answer was lost.
 
     Raises:
-        Refused: not over a token's connection, or the token has been used.
-        Conflict: another key has the name.
+        Refused: not over a token's connection, the token has been used, or the key revoked.
+        Conflict: another key has the name, or another user the key.
         InvalidSpec: not a name for a node.
+        ProtocolError: not a key, or not a version that we speak.
     """
-    token = cluster.tokens.get(name_of(user)) if role_of(user) == TOKEN else None
-    if token is None:
+    if role_of(user) != TOKEN:
         raise Refused("enrolment needs a join token", hint="make one with: swarmctl token create")
+    if not PROTOCOL_OLDEST <= request.protocol <= PROTOCOL_VERSION + 1:
+        raise VersionMismatch(
+            f"the agent speaks protocol {request.protocol} (release {request.release}), "
+            f"this controller {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}",
+            hint="upgrade the older of the two",
+        )
     check_node_name(request.node)
+    if not is_z85_key(request.public_key):
+        raise ProtocolError("what should be the node's public key is none", request.node)
+    async with cluster.holding([records.TOKEN + name_of(user), records.NODE + request.node]):
+        await _pin(cluster, name_of(user), request)
+    return Enrolled(request.node, cluster.state.cluster_id)
+
+
+async def _pin(cluster: Cluster, token_id: str, request: Enrol) -> None:
+    """Pin the key, unless it is already, or may not be; the locks are held."""
+    token = cluster.tokens.get(token_id)
+    if token is None:
+        raise Refused("this token was revoked", hint="make another with: swarmctl token create")
     if request.public_key in cluster.revoked:
         raise Refused(
             f"node {request.node} was removed (node rm), and its key revoked",
@@ -173,18 +207,22 @@ async def enrol(cluster: Cluster, user: str, request: Enrol) -> Enrolled:
             f"a node {request.node!r} exists already, with another key",
             hint=f"choose another --name, or first: swarmctl node rm {request.node}",
         )
-    if token.one_time and token.used_by not in ("", request.node):
+    if node is not None and token.used_by in ("", request.node):
+        return  # Its answer was lost.
+    if token.one_time and token.used_by:
         raise Refused(
             f"this token was used by {token.used_by}",
             hint="make another with: swarmctl token create",
         )
-    if node is None:
-        extra: list[Op] = []
-        if token.one_time:
-            extra.append(Delete(records.TOKEN + token.id))
-        record = NodeRecord(request.node, request.public_key, wall_clock(), token.id)
-        await cluster.save_node(record, *extra)
-        if token.one_time:
-            # Its key stays in for this run, so that a lost answer can be asked for again.
-            cluster.tokens[token.id] = evolve(token, used_by=request.node)
-    return Enrolled(request.node, cluster.state.cluster_id)
+    owner = cluster.access.authorise(request.public_key)
+    if owner is not None:
+        raise Conflict(
+            f"the key of {request.node!r} is that of {owner}",
+            hint="enrol it again with an empty data folder",
+        )
+    extra: list[Op] = [Delete(records.TOKEN + token.id)] if token.one_time else []
+    record = NodeRecord(request.node, request.public_key, wall_clock(), token.id)
+    await cluster.save_nodes([record], *extra)
+    if token.one_time:
+        # Its key stays in for this run, so that a lost answer can be asked for again.
+        cluster.tokens[token.id] = evolve(token, used_by=request.node)

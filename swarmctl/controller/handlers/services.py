@@ -12,16 +12,16 @@ from attrs import evolve
 
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.targets import Target, parse, resolve, tenant_of
+from swarmctl.controller.placing import request_for
 from swarmctl.controller.records import ServiceRecord, SlotOverride, SlotWish
-from swarmctl.controller.state import ServiceKey
+from swarmctl.controller.state import Service, ServiceKey
 from swarmctl.controller.views import service_view
 from swarmctl.proto import limits
 from swarmctl.proto.errors import Conflict, InvalidSpec, ProtocolError
-from swarmctl.scheduler import parse_constraints
 from swarmctl.spec import wire
 from swarmctl.spec.diff import diff_services
 from swarmctl.spec.models import ServiceSpec
-from swarmctl.spec.names import check_service_name
+from swarmctl.spec.names import check_service_name, check_tenant_name
 from swarmctl.transport.rpc import Call, Handler
 
 Change = Callable[[ServiceRecord, int | None], ServiceRecord]
@@ -87,12 +87,11 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
     specs = _specs(call)
     prune = call.text("prune", "")
     keys = [(spec.tenant, spec.name) for spec in specs]
-    doomed = [
-        key
-        for key, service in cluster.state.services.items()
-        if prune and service.record.spec.stack == prune and key not in keys
-    ]
-    async with cluster.changing([*keys, *doomed]):
+    members = _members(cluster, prune)
+    async with cluster.changing([*keys, *members]):
+        # Looked up again: one may have gone while we waited. One that came is not ours to take.
+        still = _members(cluster, prune)
+        doomed = [key for key in members if key in still and key not in keys]
         results: list[dict[str, Any]] = []
         changed: list[ServiceRecord] = []
         for spec in specs:
@@ -107,6 +106,15 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
             if doomed:
                 await cluster.delete_services(doomed)
     return {"services": results}
+
+
+def _members(cluster: Cluster, stack: str) -> list[ServiceKey]:
+    """The services of a stack; none of the stack without a name."""
+    return [
+        key
+        for key, service in cluster.state.services.items()
+        if stack and service.record.spec.stack == stack
+    ]
 
 
 def _specs(call: Call) -> list[ServiceSpec]:
@@ -125,7 +133,9 @@ def _specs(call: Call) -> list[ServiceSpec]:
 def _check(spec: ServiceSpec) -> None:
     """Refuse what no client of this release sends: others may."""
     check_service_name(spec.name)
-    parse_constraints(spec.placement.constraints)
+    check_tenant_name(spec.tenant)
+    # All that the scheduler would refuse later, when nobody is there to be told.
+    request_for(Service(ServiceRecord(spec, 0.0, 0.0)), [1])
     if not 0 <= spec.replicas <= limits.REPLICAS_MAX:
         raise InvalidSpec(
             f"replicas has to be from 0 to {limits.REPLICAS_MAX}, not {spec.replicas}", spec.name
@@ -139,7 +149,7 @@ def _applied(
     existing = cluster.state.services.get((spec.tenant, spec.name))
     now = wall_clock()
     if existing is None:
-        return ServiceRecord(spec, now, now), _result(spec, "created", None)
+        return _created(cluster, spec, now), _result(spec, "created", None)
     if create_only:
         raise Conflict(
             f"a service {spec.name!r} exists already",
@@ -152,6 +162,18 @@ def _applied(
         before, spec=spec, previous=before.spec, updated_at=now, revision=before.revision + 1
     )
     return _without_overrides_beyond(record), _result(spec, "updated", before.spec)
+
+
+def _created(cluster: Cluster, spec: ServiceSpec, now: float) -> ServiceRecord:
+    """A new record. Instances in quarantine are adopted as they run: their restarts are counted."""
+    counted = {one.slot: one.generation for one in cluster.quarantined((spec.tenant, spec.name))}
+    least = min(counted.values(), default=0)
+    overrides = {
+        slot: SlotOverride(generation=count - least)
+        for slot, count in counted.items()
+        if count > least and slot <= spec.replicas
+    }
+    return ServiceRecord(spec, now, now, generation=least, overrides=overrides)
 
 
 def _result(spec: ServiceSpec, action: str, before: ServiceSpec | None) -> dict[str, Any]:
@@ -292,7 +314,10 @@ async def _remove(cluster: Cluster, call: Call) -> Any:
         if whole:
             await cluster.delete_services([target.key for target in whole])
         for target in unknown:
-            _remove_quarantined(cluster, target)
+            if target.slot is None:
+                await cluster.bury_unknown(target.key)
+            else:
+                _remove_quarantined(cluster, target)
     return {"targets": [target.name for target in targets]}
 
 
