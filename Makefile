@@ -24,7 +24,7 @@ purge: down ## down, and remove the caches and the built files too
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis swarmctl.egg-info
 
 test: ready ## every test, real daemons included, as CI runs it
-	@$(MAKE) --no-print-directory check binary
+	@$(MAKE) --no-print-directory check image
 	$(PYTEST) -q -m 'not slow' -n 2 tests/unit tests/sim
 	$(PYTEST) -q -m 'not slow' tests/integration tests/e2e
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 
-from lab import docker, kvm, libvirt, procs, testbox
+from lab import docker, image, kvm, libvirt, procs, testbox
 from lab.config import Paths
 from lab.faults import LabFault
 from lab.report import Report, Step
@@ -46,6 +46,7 @@ def purge(paths: Paths, report: Report) -> int:
     """`down`, and remove the test image, the cache and the lab's own folder; 0 when it worked."""
     with report:
         _attempt(report, "image", lambda step: testbox.remove(paths, step))
+        _attempt(report, "own image", lambda step: image.remove(paths, step))
     failed = down(paths, ("docker", "libvirt"), report)
     if failed:
         report.say(f"lab: {paths.state_dir} stays, since it names what still runs")
@@ -75,7 +76,12 @@ def _give_back_kvm(paths: Paths, state: State, step: Step) -> None:
 
 def _remove_made_by_lab(paths: Paths) -> None:
     """Remove only what the lab makes in these folders: they may be a person's own choice."""
-    for folder in (paths.cache_dir / "packages", paths.guest_dir, paths.log_dir):
+    for folder in (
+        paths.cache_dir / "packages",
+        paths.cache_dir / "base",
+        paths.guest_dir,
+        paths.log_dir,
+    ):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (paths.state_file, paths.lock_file, paths.state_file.with_suffix(".unreadable")):
         file.unlink(missing_ok=True)
