@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 import trio
+from attrs import evolve
 
 import swarmctl
 from swarmctl.agent import assignment
@@ -54,6 +55,8 @@ REPORT_DELAY_S: Final = 0.25
 KEY_REFUSALS: Final = 3
 # A hello for a missing template is not repeated sooner than this.
 RENEW_MIN_S: Final = 1.0
+# Templates in a hello, beside the inventory: thousands of ordinary ones.
+HELLO_TEMPLATES_BYTES: Final = 1024 * 1024
 # What the controller is called in the books of requests: a link has one peer.
 CONTROLLER: Final = b"controller"
 
@@ -179,19 +182,23 @@ class Session:
         supervisor = self._supervisor
         supervisor.missing_templates.clear()
         self._heard_at = trio.current_time()
-        self._send(
-            Hello(
-                PROTOCOL_VERSION,
-                swarmctl.__version__,
-                self._node,
-                self.boot,
-                supervisor.cluster_id,
-                supervisor.term,
-                self._facts(),
-                self._outbox.inventory(),
-                supervisor.assignment_digest,
-            )
+        hello = Hello(
+            PROTOCOL_VERSION,
+            swarmctl.__version__,
+            self._node,
+            self.boot,
+            supervisor.cluster_id,
+            supervisor.term,
+            self._facts(),
+            self._outbox.inventory(),
+            supervisor.assignment_digest,
+            supervisor.templates_in_use(HELLO_TEMPLATES_BYTES),
         )
+        try:
+            self._send(hello)
+        except codec.MessageTooLarge:
+            # The inventory has to arrive; templates only help a controller that lost its store.
+            self._send(evolve(hello, templates={}))
 
     def _send(self, message: Message) -> bool:
         """Whether it was taken; a connection that is lost is ended here."""
@@ -359,7 +366,10 @@ class Session:
 
     def _on_refuse(self, refuse: Refuse) -> None:
         error = from_wire(refuse.code, refuse.what, refuse.where, refuse.hint)
-        if refuse.final:
+        if refuse.code == codec.UnknownMessage.code:
+            # An older controller does without what it does not know, and so do we.
+            _log.warning("not understood by the controller", error=str(error))
+        elif refuse.final:
             self._final = error
             self._feed(SessionEvent.REFUSED_FINALLY)
         else:

@@ -29,6 +29,7 @@ from swarmctl.agent.transitions import AFTER, STEPS, Goal, Happened, Phase, Step
 from swarmctl.proto import digest, limits
 from swarmctl.proto.errors import DeadlineExceeded, SwarmError
 from swarmctl.proto.states import FINAL, InstanceState
+from swarmctl.spec import wire
 from swarmctl.spec.models import Template
 
 # A stop or remove that failed is repeated after this long: its daemon is usually restarting.
@@ -523,6 +524,19 @@ class Supervisor:
         self._removed[incarnation] = None
         if len(self._removed) > REMOVED_REMEMBERED:
             del self._removed[next(iter(self._removed))]
+
+    def templates_in_use(self, bytes_max: int) -> dict[bytes, bytes]:
+        """The instances' templates in encoded form, by digest; as many as ``bytes_max`` takes."""
+        found: dict[bytes, bytes] = {}
+        for name in dict.fromkeys(one.template for one in self.instances.values()):
+            template = self.templates.get(name)
+            if template is None:
+                continue
+            encoded = wire.encode_template(template)
+            bytes_max -= len(encoded)
+            if bytes_max >= 0:
+                found[name] = encoded
+        return found
 
     def was_removed(self, incarnation: int) -> bool:
         """Whether it was removed here not long ago."""
