@@ -105,6 +105,8 @@ class Agent:
         self._held = Actions()
         self._woken = trio.Event()
         self._listed = trio.Event()
+        # A driver's events broke off, or came back: how it is will not wait for the next look.
+        self._doubtful = trio.Event()
         adoption.restore(
             self.supervisor,
             journal.load(),
@@ -251,20 +253,26 @@ class Agent:
         while True:
             try:
                 async with driver.events() as events:
+                    self._doubtful.set()
                     self.executor.by_driver[driver.name].relist()
                     async for event in events:
                         self.supervisor.event(driver.name, event, trio.current_time())
                         self.wake()
             except SwarmError as error:
                 _log.warning("events interrupted", driver=driver.name, error=str(error))
+                self._doubtful.set()
             await trio.sleep(EVENTS_RETRY_S)
 
     # --- facts --------------------------------------------------------------------------------
 
     async def _look_again(self) -> None:
         while True:
-            await trio.sleep(facts.PROBE_EVERY_S)
+            with trio.move_on_after(facts.PROBE_EVERY_S):
+                await self._doubtful.wait()
+            self._doubtful = trio.Event()
             await self._look()
+            # Events that break off again and again must not make this a loop.
+            await trio.sleep(EVENTS_RETRY_S)
 
     async def _look(self) -> None:
         """Look at the machine and the drivers, and tell the controller what has changed."""

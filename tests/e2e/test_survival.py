@@ -263,10 +263,15 @@ def test_empty_store_stops_nothing(own: Cluster):
 # --- creates that collide with themselves ----------------------------------------------------
 
 
+def view_launch(spec, view: dict) -> Launch:
+    """The launch of the instance that ps shows."""
+    return Launch(spec.name, 1, incarnation_of(view), spec.template)
+
+
 def launch_of(cluster: Cluster, spec, view: dict) -> tuple[str, dict]:
     """The name and the body with which the agent would create it."""
     owner = Owner(cluster.id, view["node"])
-    launch = Launch(spec.name, 1, incarnation_of(view), spec.template)
+    launch = view_launch(spec, view)
     return resource_name(owner, launch), container_body(owner, launch)
 
 
@@ -435,3 +440,115 @@ def test_paused_agent_is_lost_and_returns(cluster: Cluster):
     until(lambda: not cluster.containers(node=view["node"]), what="the replaced one taken away")
     until(cluster.all_ready, what="both ready")
     assert cluster.states() == {"web.1": "running"}
+
+
+# --- who may come back -----------------------------------------------------------------------
+
+
+def test_removed_node_does_not_come_back_by_itself(own: Cluster):
+    """After node rm the agent ends, says why, and its kept token does not let it in again."""
+    agent = own.agent("n1")
+    own.start()
+    own.call("node.remove", {"name": "n1", "force": True})
+
+    assert agent.ended() == 1
+    said = agent.tail()
+    assert "was removed (node rm)" in said
+    assert "Traceback" not in said
+    done = own.swarmctl(*agent.arguments)
+    assert done.code == 1
+    assert "was removed (node rm)" in done.err
+    assert not own.call("node.list")
+
+
+def test_controller_that_hung_is_deposed(own: Cluster):
+    """A controller that wakes up after another took over can change nothing, and ends."""
+    own.agent("n1")
+    own.start()
+    own.apply(box("web"))
+    own.wait("web")
+    before = own.containers()
+    other = Cluster(own.folder / "other")
+    other.data.mkdir(parents=True)
+    for name in ("cluster.key", "admin.context", "join.token"):
+        shutil.copy(own.data / name, other.data / name)
+    store = own.data / "store.db"
+    successor = own.daemon(
+        "successor",
+        *("controller", "--data", str(other.data), "--listen", other.address),
+        *("--store", f"sqlite:{store}"),
+    )
+    own.controller.send_signal(signal.SIGSTOP)
+    successor.start()
+    assert other.call("cluster.info")["term"] > 1
+    own.controller.send_signal(signal.SIGCONT)
+
+    with pytest.raises(SwarmError):
+        own.apply(box("late"))
+    assert own.controller.ended() == 1
+    assert "error: " in own.controller.tail()
+    assert "another controller" in own.controller.tail().rpartition("error: ")[2]
+    assert [one["service"] for one in other.call("service.list")] == ["web"]
+    assert own.containers() == before
+
+
+# --- strangers -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strange(tmp_path_factory: pytest.TempPathFactory):
+    """A cluster whose agent lost its journal and finds containers that nobody knows.
+
+    Made before the first test and looked at by the last one: what was created and never started is
+    given half a minute.
+    """
+    strange = Cluster(tmp_path_factory.mktemp("strange"))
+    try:
+        strange.agent("n1")
+        strange.start()
+        plant_strangers(strange)
+        yield strange
+    finally:
+        print(strange.logs())  # noqa: T201 - captured
+        strange.close()
+
+
+def plant_strangers(cluster: Cluster) -> None:
+    """Beside a container that is known, one that runs and one that was only created."""
+    spec = box("web")
+    cluster.apply(spec)
+    cluster.wait("web")
+    view = cluster.ps()["web.1"]
+    stranger, orphan = (
+        evolve(view_launch(spec, view), service=name, incarnation=incarnation_of(view) + number)
+        for number, name in enumerate(("stranger", "orphan"), 1)
+    )
+    owner = Owner(cluster.id, "n1")
+    cluster.agents["n1"].kill()
+    with closing(docker_client()) as client:
+        for one in (stranger, orphan):
+            client.create_container_from_config(
+                container_body(owner, one), resource_name(owner, one)
+            )
+        client.start(resource_name(owner, stranger))
+    for file in (cluster.folder / "n1").glob("journal.db*"):
+        file.unlink()
+    before = cluster.containers()
+    cluster.agents["n1"].start()
+    expected = {"web.1": "running", "stranger.1": "quarantined", "orphan.1": "quarantined"}
+    cluster.await_states(expected)
+    assert cluster.containers() == before
+
+
+def test_containers_that_nobody_remembers(strange: Cluster):
+    """Of containers with our labels, one that runs is shown and left; one never started is reaped.
+
+    The journal is lost with the agent's folder, so only the labels tell of them.
+    """
+    until(lambda: "orphan.1" not in strange.containers(), ORPHAN_S, "the orphan reaped")
+    strange.await_states({"web.1": "running", "stranger.1": "quarantined"})
+    after = strange.containers()
+    assert after["stranger.1"].running
+    assert after["web.1"].id == strange.ps()["web.1"]["runtime_id"]
+    strange.remove("stranger")
+    assert set(strange.containers()) == {"web.1"}
