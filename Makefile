@@ -43,7 +43,10 @@ quick: ## in seconds: lint of what changed, and the fast unit tests
 	$(PYTEST) -q -m 'not slow and not hypothesis' -n 2 tests/unit tests/test_tidy.py
 
 bench: ready ## launch rates beside the raw SDK, and the scheduler's
-	$(PY) -m bench
+	$(PY) -m bench.launch_real
+	$(PY) -m bench.placement --small
+	$(PY) -m bench.commits
+	$(PY) -m bench.startup
 
 docs: venv ## write the generated parts of docs/, and check every link
 	$(PY) -m docs.generate
@@ -63,7 +66,7 @@ lock: venv ## choose the newest versions that pyproject.toml allows, into requir
 	  --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --quiet \
 	  --output-file requirements.lock pyproject.toml
 
-venv:
+venv: ## .venv, from the lock file
 	@python3 -m lab.venv
 
 # The daemons first: they bring what the virtual environment is built with, and ask once for all.
