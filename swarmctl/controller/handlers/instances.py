@@ -19,7 +19,7 @@ from swarmctl.proto.errors import (
     ProtocolError,
     WaitExpired,
 )
-from swarmctl.proto.states import FINAL, InstanceState
+from swarmctl.proto.states import FINAL, LIVE, InstanceState
 from swarmctl.scheduler import explain as explain_placement
 from swarmctl.spec import wire
 from swarmctl.transport.rpc import Call, Handler
@@ -280,7 +280,7 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
     for slot in _slots(service, target):
         if service.record.wish(slot) is not SlotWish.RUNNING or slot in service.record.completed:
             continue
-        if slot in service.unplaced and _is_final(cluster):
+        if slot in service.unplaced and _is_final(cluster, service):
             raise NothingFits(
                 f"{target.key[1]}.{slot} cannot be placed: {service.unplaced[slot]}",
                 hint="it stays pending, and is placed when something fits",
@@ -306,9 +306,11 @@ def _needs_no_look(service: Service, target: Target) -> bool:
     )
 
 
-def _is_final(cluster: Cluster) -> bool:
-    """Whether "nothing fits" may be said aloud: nobody is about to leave or to report."""
-    return cluster.reconciler.settled and not cluster.state.leaving
+def _is_final(cluster: Cluster, service: Service) -> bool:
+    """Whether "nothing fits" may be said aloud: nobody is about to leave, to end or to report."""
+    job = service.record.spec.template.job
+    ends = job and any(service.tally[state] for state in LIVE)
+    return cluster.reconciler.settled and not cluster.state.leaving and not ends
 
 
 def _is_current(service: Service, holder: Instance) -> bool:
