@@ -318,16 +318,10 @@ class Cluster:
         self, expected: dict[str, str], *names: str, deadline_s: float = LAUNCH_DEADLINE_S
     ) -> None:
         """Wait until ``ps`` shows exactly that."""
-        shown: dict[str, str] = {}
-
-        def reached() -> bool:
-            nonlocal shown
-            shown = self.states(*names)
-            return shown == expected
-
         end = time.monotonic() + deadline_s
-        while not reached():
-            assert time.monotonic() < end, f"not {expected} in {deadline_s:g} s but {shown}"
+        while (shown := self.states(*names)) != expected:
+            reasons = {name: one["reason"] for name, one in self.ps(*names).items()}
+            assert time.monotonic() < end, f"not {expected} in {deadline_s:g} s: {shown} {reasons}"
             time.sleep(PAUSE_S)
 
     def remove(self, *names: str) -> None:

@@ -128,9 +128,7 @@ class DockerHarness(Harness):
 def container(image: str = IMAGE, resources: Resources | None = None, **fields) -> Template:
     fields.setdefault("network", "none")
     fields.setdefault("command", ("sh", "-c", SCRIPTS[Behaviour.RUNS]))
-    return Template(
-        container=ContainerSpec(image=image, **fields), limits=resources or Resources()
-    )
+    return Template(container=ContainerSpec(image=image, **fields), limits=resources or Resources())
 
 
 @pytest.fixture

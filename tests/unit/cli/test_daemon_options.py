@@ -113,7 +113,11 @@ def test_dev_refuses_a_folder_that_another_has(tmp_path: Path):
     assert refused.value.hint == f"stop it with: swarmctl dev --stop --data {tmp_path}"
 
 
-@pytest.mark.parametrize("text", ["", "1 dev\n", f"{os.getpid()} dev\n", "nonsense"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "1 dev\n", f"{os.getpid()} dev\n", "nonsense"],
+    ids=["empty", "process 1", "ourselves", "nonsense"],
+)
 def test_dev_stop_trusts_a_lock_that_is_held_and_nothing_else(tmp_path: Path, text: str):
     """A pid left behind may be anybody's by now: nothing is stopped."""
     (tmp_path / "lock").write_text(text)
