@@ -1,8 +1,9 @@
-"""Rules for every test: on CI nothing is skipped."""
+"""Rules for every test: on CI nothing is skipped, and no test leaves its log to the next."""
 
 import os
 
 import pytest
+import structlog
 
 ON_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
@@ -31,3 +32,22 @@ def pytest_make_collect_report(collector):
     report = yield
     _refuse_skip(report)
     return report
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _loggers_are_not_cached():
+    """A daemon caches its loggers; here the stream that they write to ends with each test."""
+    configure = structlog.configure
+
+    def configure_without_cache(**settings):
+        configure(**(settings | {"cache_logger_on_first_use": False}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", configure_without_cache)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _log_is_left_as_it_was():
+    yield
+    structlog.reset_defaults()
