@@ -200,9 +200,8 @@ class Cluster:
             if self._stopping:
                 scope.cancel()
             try:
-                began = trio.current_time()
-                await self.store.commit(ops)
-                self.meters.add("commit", trio.current_time() - began)
+                with self.meters.overlapping("commit"):
+                    await self.store.commit(ops)
             except StaleTerm as error:
                 self.deposed = error
                 self.wake()

@@ -11,6 +11,7 @@ It serves only after its term is committed (DESIGN 8.1).
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from time import perf_counter
 from time import time as wall_clock
 from typing import Any, Final
 
@@ -41,7 +42,7 @@ from swarmctl.proto.errors import (
     SwarmError,
     sole_error,
 )
-from swarmctl.proto.messages import Enrol, Message, Refuse, ReportAck
+from swarmctl.proto.messages import Enrol, Message, Refuse, Report, ReportAck
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.rpc import Handler, RpcServer
@@ -231,8 +232,11 @@ class Controller:
 
     def _handle(self, server: RpcServer, nursery: trio.Nursery, arrival: Arrival) -> None:
         cluster = self.cluster
+        began = perf_counter()
         message = codec.decode(arrival.payload)
         if cluster.sessions.on_message(arrival.peer, arrival.user_id, message):
+            if isinstance(message, Report):
+                cluster.meters.add("acknowledge", perf_counter() - began)
             return
         if cluster.caller.on_message(arrival.peer, message):
             return

@@ -48,13 +48,22 @@ class LatencyHistogram:
                 return min(upper_s, self.longest_s)
         return 0.0
 
-    def view(self) -> dict[str, float]:
+    def buckets(self) -> list[tuple[float, int]]:
+        """The longest duration of each bucket that has any, in milliseconds, and how many."""
+        return [
+            (_SMALLEST_S * 2.0 ** (bucket / _PER_DOUBLING) * 1000, count)
+            for bucket, count in enumerate(self.counts)
+            if count
+        ]
+
+    def view(self) -> dict[str, Any]:
         """As the statistics show it, in milliseconds."""
         return {
             "count": self.total,
             "p50_ms": self.quantile_s(0.5) * 1000,
             "p99_ms": self.quantile_s(0.99) * 1000,
             "max_ms": self.longest_s * 1000,
+            "buckets_ms": self.buckets(),
         }
 
 
@@ -64,6 +73,8 @@ class Meters:
 
     launches: LatencyHistogram = field(factory=LatencyHistogram)
     stages_s: dict[str, float] = field(factory=dict)
+    _under_way: dict[str, int] = field(factory=dict)
+    _since: dict[str, float] = field(factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -73,6 +84,20 @@ class Meters:
             yield
         finally:
             self.add(name, time.perf_counter() - began)
+
+    @contextmanager
+    def overlapping(self, name: str) -> Iterator[None]:
+        """Count the time in which anybody is inside such a block: those beside each other once."""
+        under_way = self._under_way.get(name, 0)
+        if not under_way:
+            self._since[name] = time.perf_counter()
+        self._under_way[name] = under_way + 1
+        try:
+            yield
+        finally:
+            self._under_way[name] -= 1
+            if not self._under_way[name]:
+                self.add(name, time.perf_counter() - self._since[name])
 
     def add(self, name: str, seconds: float) -> None:
         """Count ``seconds`` under ``name``."""

@@ -151,8 +151,9 @@ class Reconciler:
             made: Plan = plan(self._fleet.snapshot, requests, seed=self._seed)
             self._fleet.snapshot.commit(made)
         now = self._now()
-        for placement in made.placements:
-            self._assign(wanting[placement.service], placement.slot, placement.node, now)
+        with self._meters.stage("assign"):
+            for placement in made.placements:
+                self._assign(wanting[placement.service], placement.slot, placement.node, now)
         for rejected in made.unplaced:
             service = wanting[rejected.service]
             text = str(rejected.rejection)

@@ -84,7 +84,8 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
     Parameters: ``services`` (encoded specs), ``create_only`` (a name in use is an error),
     ``dry_run``, ``prune`` (a stack: its services that are not given are removed).
     """
-    specs = _specs(call)
+    with cluster.meters.stage("validate"):
+        specs = _specs(call)
     prune = call.text("prune", "")
     keys = [(spec.tenant, spec.name) for spec in specs]
     members = _members(cluster, prune)
