@@ -1,0 +1,86 @@
+"""What a node is told fits its messages, however much it is."""
+
+import pytest
+from attrs import evolve
+
+from swarmctl.proto import codec, limits
+from swarmctl.proto.errors import Busy
+from swarmctl.proto.messages import Assign
+from swarmctl.spec.models import ContainerSpec
+from tests.unit.controller.harness import cluster, spec
+
+
+def large(name, size_bytes):
+    """A service whose template takes that much."""
+    small = spec(name)
+    container = ContainerSpec("box", environment={"X": name + "x" * size_bytes})
+    return evolve(small, template=evolve(small.template, container=container))
+
+
+def assignments(harness):
+    return [message for _, message in harness.outbox if isinstance(message, Assign)]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_large_templates_travel_in_several_messages(full):
+    """Each below the bound; the first may be full, and together they are all of it."""
+    harness = cluster("a", cpu_millis=100_000)
+    for number in range(30):
+        harness.apply(large(f"s{number}", 450_000))
+    harness.reconciler.cycle()
+    if full:
+        harness.state.resend(harness.state.nodes["a"])
+    harness.sessions.flush()
+    sent = assignments(harness)
+
+    assert len(sent) >= 3
+    assert [one.full for one in sent] == [full] + [False] * (len(sent) - 1)
+    assert sorted(one.version for one in sent) == [one.version for one in sent]
+    assert all(len(codec.encode(one)) <= limits.MESSAGE_MAX_BYTES for one in sent)
+    assert len({name for one in sent for name in one.templates}) == 30
+    assert sum(len(one.templates) for one in sent) == 30
+    harness.step()
+    harness.run()
+    assert all(harness.running(f"s{number}") == {1: ["a"]} for number in range(30))
+
+
+def test_very_many_instances_travel_in_several_messages():
+    """A simulated node may have hundreds of thousands."""
+    harness = cluster("a", cpu_millis=100_000_000)
+    harness.apply(spec(replicas=300_000, cpu_millis=1))
+    harness.reconciler.cycle()
+    harness.sessions.flush()
+    sent = assignments(harness)
+
+    assert len(sent) > 1
+    assert all(len(codec.encode(one)) <= limits.MESSAGE_MAX_BYTES for one in sent)
+    assert sum(len(group.entries) for one in sent for group in one.groups) == 300_000
+
+
+def test_an_ordinary_assignment_is_one_message():
+    """With each template once."""
+    harness = cluster("a", cpu_millis=100_000)
+    harness.apply(spec(replicas=500))
+    harness.reconciler.cycle()
+    harness.sessions.flush()
+
+    [sent] = assignments(harness)
+    assert len(sent.templates) == 1
+
+
+def test_what_a_peer_did_not_take_is_sent_again_whole():
+    """With the templates, which it does not have either."""
+    harness = cluster("a")
+    harness.apply(spec(replicas=2))
+    send = harness.sessions._send
+
+    def refuse(peer, message):
+        raise Busy("full")
+
+    harness.sessions._send = refuse
+    harness.step()
+    harness.sessions._send = send
+    assert harness.running() == {}
+    harness.run()
+
+    assert sorted(harness.running()) == [1, 2]
