@@ -84,3 +84,16 @@ def test_what_a_peer_did_not_take_is_sent_again_whole():
     harness.run()
 
     assert sorted(harness.running()) == [1, 2]
+
+
+def test_an_answer_that_a_peer_does_not_take_is_its_own_trouble():
+    """Acknowledgements to a node that does not read are dropped; its session goes on."""
+    harness = cluster("a")
+
+    def refuse(peer, message):
+        raise Busy("full")
+
+    harness.sessions._send = refuse
+    harness.beat()
+
+    assert harness.state.nodes["a"].connected
