@@ -105,7 +105,7 @@ class Agent:
         self._held = Actions()
         self._woken = trio.Event()
         self._listed = trio.Event()
-        # A driver's events broke off, or came back: how it is will not wait for the next look.
+        # A driver does not answer, or does again: how it is will not wait for the next look.
         self._doubtful = trio.Event()
         adoption.restore(
             self.supervisor,
@@ -127,6 +127,11 @@ class Agent:
             f"{name}: {one.reason}"
             for name, one in self._health.items()
             if not one.available and name in self._seen_available
+        ]
+        found += [
+            reason
+            for name, reason in self.supervisor.down.items()
+            if name in self._seen_available and self._health[name].available
         ]
         found += self.executor.hung() if self.executor is not None else []
         found += self._pressure
@@ -182,7 +187,11 @@ class Agent:
 
     async def _supervise(self) -> None:
         supervisor = self.supervisor
+        down: set[str] = set()
         while True:
+            if down != supervisor.down.keys():
+                down = set(supervisor.down)
+                self._doubtful.set()
             # Before anything is looked at: what comes in from here on starts another round.
             self._woken = trio.Event()
             supervisor.tick(trio.current_time())
@@ -271,8 +280,8 @@ class Agent:
                 await self._doubtful.wait()
             self._doubtful = trio.Event()
             await self._look()
-            # Events that break off again and again must not make this a loop.
-            await trio.sleep(EVENTS_RETRY_S)
+            # A driver that comes and goes must not make this a loop.
+            await trio.sleep(facts.PROBE_PAUSE_S)
 
     async def _look(self) -> None:
         """Look at the machine and the drivers, and tell the controller what has changed."""

@@ -27,7 +27,7 @@ from swarmctl.agent.drivers.api import Phase as Seen
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import AFTER, STEPS, Goal, Happened, Phase, Step
 from swarmctl.proto import digest, limits
-from swarmctl.proto.errors import DeadlineExceeded, SwarmError
+from swarmctl.proto.errors import DeadlineExceeded, DriverUnavailable, SwarmError
 from swarmctl.proto.states import FINAL, InstanceState
 from swarmctl.spec import wire
 from swarmctl.spec.models import Template
@@ -251,6 +251,9 @@ class Supervisor:
         assert template is not None, "launched without a template"
         if isinstance(error, DeadlineExceeded):
             self.actions.relists.add(instance.driver)  # The call may still have come through.
+        elif isinstance(error, DriverUnavailable):
+            # Its list is asked for until it answers: that tells at once when it is back.
+            self.actions.relists.add(instance.driver)
         if error.temporary:
             instance.refusals += 1
             verdict = backoff.after_launch_error(template, error, instance.refusals)

@@ -285,6 +285,15 @@ def test_agents_disk_fills(own: Cluster):
 # --- Docker goes away ------------------------------------------------------------------------
 
 
+def lives(pid: int) -> bool:
+    """Whether a process is there, and not only its exit code."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
 class PrivateDocker:
     """A dockerd of the test's own, beside the machine's."""
 
@@ -332,11 +341,19 @@ class PrivateDocker:
                 pass
 
     def kill(self) -> None:
-        """``kill -9``; what it runs goes on without it."""
+        """``kill -9`` of it and its containerd; what they run goes on without them."""
         assert self.process is not None
+        pid_file = self.folder / "exec/containerd/containerd.pid"
+        containerd = int(pid_file.read_text())
         self.process.kill()
         self.process.wait()
         self.process = None
+        # It dies of its parent's death, a little later; a dockerd that starts meanwhile would take
+        # it for alive, and wait for it for ever.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(containerd, signal.SIGKILL)
+        until(lambda: not lives(containerd), what="the end of containerd")
+        pid_file.unlink()
 
     def close(self) -> None:
         """Remove its containers, end it and what it started."""

@@ -77,9 +77,10 @@ INSPECT_S: Final = 20.0
 INSPECTS_A_CALL: Final = 32
 # Between looks at something that dockerd is about to finish.
 SETTLE_PAUSE_S: Final = 0.05
-# What dockerd says of a container that it was starting when it was killed: containerd has begun,
-# dockerd does not know, and neither ends it.
-STALE_TASK: Final = re.compile(r"\btask [0-9a-f]{64}: already exists")
+# What dockerd says of a container that it was starting when it was killed: containerd or runc have
+# begun with that id, dockerd does not know, and none of them ends it. (A port is another matter:
+# that is an *address* already in use.)
+STALE_START: Final = re.compile(r"already exists|\bid already in use")
 
 
 class DockerDriver:
@@ -202,7 +203,7 @@ class DockerDriver:
         try:
             await self._start(name, launch)
         except LaunchFailed as error:
-            if not STALE_TASK.search(error.what):
+            if not STALE_START.search(error.what):
                 raise
             # dockerd died while it started this container, and cannot start it ever again.
             await self._remove(name, launch.instance)
