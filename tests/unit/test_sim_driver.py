@@ -146,30 +146,41 @@ async def test_unreachable_host():
         await driver.list()
 
 
-async def test_bulk_launch_tells_like_single_launches():
-    """Instances launched in bulk are listed and told like others; errors stay with theirs."""
+async def test_bulk_launch_answers_in_place_of_telling():
+    """What a bulk launch answers comes by no event as well; its removal is told like others."""
     driver = SimDriver(OWNER, SimHost())
     assert isinstance(driver, BulkLaunch)
     async with driver.events() as channel:
         answers = driver.launch_many([launch_of(sequence=1), launch_of("fail=start", sequence=2)])
-        await next_event(channel, EventKind.STARTED, incarnations.make(1, 1), 1)
+        listed = await driver.list()
+        with pytest.raises(trio.WouldBlock):
+            channel.receive_nowait()
         driver.remove_many([incarnations.make(1, 1), incarnations.make(1, 2)])
         await next_event(channel, EventKind.REMOVED, incarnations.make(1, 2), 1)
 
+    assert [one.phase for one in listed] == [Phase.RUNNING, Phase.CREATED]
     assert answers[0].phase is Phase.RUNNING
     assert isinstance(answers[1], InvalidSpec)
     assert await driver.list() == []
+
+
+def start_each(driver, sequences):
+    """Start instances one by one on the driver's host: each start is told by an event."""
+    for sequence in sequences:
+        launch = launch_of(sequence=sequence)
+        driver.host.create(OWNER, launch)
+        driver.host.start(OWNER, launch)
 
 
 async def test_overflowing_events_end_in_a_resync():
     """When more happens than the channel holds, its last event is a RESYNC."""
     driver = SimDriver(OWNER, SimHost(SimSettings(events_max=4)))
     async with driver.events() as channel:
-        driver.launch_many([launch_of(sequence=n) for n in range(1, 11)])
+        start_each(driver, range(1, 11))
         kinds = [channel.receive_nowait().kind for _ in range(4)]
         with pytest.raises(trio.WouldBlock):
             channel.receive_nowait()
-        driver.launch_many([launch_of(sequence=11)])
+        start_each(driver, [11])
         after = channel.receive_nowait()
 
     assert kinds == [EventKind.STARTED] * 3 + [EventKind.RESYNC]
@@ -182,10 +193,10 @@ async def test_outlet_counts_what_it_drops():
     driver = SimDriver(OWNER, host)
     with open_outlet(host.clock, 4) as (outlet, channel):
         host.attach(OWNER, outlet)
-        driver.launch_many([launch_of(sequence=n) for n in range(1, 11)])
+        start_each(driver, range(1, 11))
         assert outlet.dropped == 7
         channel.close()
-        driver.launch_many([launch_of(sequence=20)])
+        start_each(driver, [20])
         host.detach(OWNER, outlet)
 
 

@@ -285,7 +285,7 @@ class SimHost:
         instance = book[launch.incarnation] = Instance(launch)
         return instance
 
-    def start(self, owner: Owner, launch: Launch) -> Instance:
+    def start(self, owner: Owner, launch: Launch, *, tell: bool = True) -> Instance:
         """Let a row run; again, when it ended.
 
         Raises:
@@ -307,7 +307,8 @@ class SimHost:
         instance.phase = Phase.RUNNING
         instance.started_at, instance.finished_at = now, 0.0
         instance.exit_code, instance.ends_at, instance.reason = None, math.inf, ""
-        self._tell(owner, DriverEvent(EventKind.STARTED, launch.incarnation, now))
+        if tell:
+            self._tell(owner, DriverEvent(EventKind.STARTED, launch.incarnation, now))
         run_for_s = self.settings.run_for_s if orders.run_for_s is None else orders.run_for_s
         if run_for_s is None and orders.exit_code is not None:
             run_for_s = 0.0
@@ -478,7 +479,8 @@ class SimDriver:
         for launch in launches:
             try:
                 host.create(owner, launch)
-                answers.append(host.start(owner, launch).found())
+                # Nobody has to be told by an event of what this call answers.
+                answers.append(host.start(owner, launch, tell=False).found())
             except SwarmError as error:
                 answers.append(error)
         return answers
