@@ -37,10 +37,16 @@ check: venv ## format, lint, types, and the house rules
 	$(PY) -m mypy
 	$(PYTEST) -q tests/test_tidy.py tests/test_docs.py
 
-quick: ## in seconds: lint of what changed, and the fast unit tests
+quick: ## in seconds: lint of what changed, its unit tests without the property tests, house rules
 	@files=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files -o --exclude-standard -- '*.py'); \
-	[ -z "$$files" ] || { $(PY) -m ruff format --check --quiet $$files && $(PY) -m ruff check --quiet $$files; }
-	$(PYTEST) -q -m 'not slow and not hypothesis' -n 2 tests/unit tests/test_tidy.py
+	[ -z "$$files" ] || { $(PY) -m ruff format --check --quiet $$files && $(PY) -m ruff check --quiet $$files; } && \
+	tests=$$(for file in $$files; do case $$file in \
+	  tests/unit/*/*) echo $${file%/*};; \
+	  tests/unit/test_*) echo $$file;; \
+	  swarmctl/controller/store/*) echo tests/unit/store;; \
+	  swarmctl/*/*) name=$${file#swarmctl/}; echo tests/unit/$${name%%/*};; \
+	esac; done | sort -u | while read -r name; do [ ! -e $$name ] || echo $$name; done) && \
+	$(PYTEST) -q -m 'not slow and not hypothesis' -n 2 $${tests:-tests/unit/proto tests/unit/spec tests/unit/controller} tests/test_tidy.py
 
 bench: ready ## launch rates beside the raw SDK, and the scheduler's
 	$(PY) -m bench.launch_real
