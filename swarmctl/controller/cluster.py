@@ -108,10 +108,9 @@ class Cluster:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def wait_changed(self, at_most_s: float) -> None:
-        """Wait until something has changed, or for ``at_most_s``."""
-        with trio.move_on_after(at_most_s):
-            await self._changed.wait()
+    def next_change(self) -> trio.Event:
+        """Set at the next :meth:`announce`; taken before looking, no change is missed."""
+        return self._changed
 
     # --- starting ----------------------------------------------------------------------------
 

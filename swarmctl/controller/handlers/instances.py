@@ -28,6 +28,8 @@ from swarmctl.transport.rpc import Call, Handler
 _PROGRESS_S = 0.1
 # A watcher looks again after this long even when nothing was announced.
 _LOOK_AGAIN_S = 1.0
+# Between two looks a watcher rests this many times as long as a look takes.
+_LOOK_SHARE = 10
 
 
 def handlers(cluster: Cluster) -> dict[str, Handler]:
@@ -222,12 +224,16 @@ async def _wait(cluster: Cluster, call: Call) -> Any:
         raise ProtocolError("timeout_s is not a number of seconds", call.method)
     deadline = trio.current_time() + (float(timeout_s) if timeout_s else float("inf"))
     shown: dict[str, Any] = {}
+    shown_at = -_PROGRESS_S
     while True:
+        change, began = cluster.next_change(), trio.current_time()
         counts = {target.name: _progress(cluster, target) for target in targets}
-        if counts != shown:
-            shown = counts
+        reached = all(_CONDITIONS[condition](cluster, target) for target in targets)
+        looked_s = trio.current_time() - began
+        if counts != shown and (reached or began - shown_at >= _PROGRESS_S):
+            shown, shown_at = counts, began
             await call.send("progress", counts)
-        if all(_CONDITIONS[condition](cluster, target) for target in targets):
+        if reached:
             return counts
         if trio.current_time() >= deadline:
             raise WaitExpired(
@@ -235,8 +241,11 @@ async def _wait(cluster: Cluster, call: Call) -> Any:
                 ", ".join(names),
                 f"it goes on; see: swarmctl explain {names[0]}",
             )
-        await trio.sleep(_PROGRESS_S)
-        await cluster.wait_changed(min(_LOOK_AGAIN_S, max(0.0, deadline - trio.current_time())))
+        again_s = _LOOK_AGAIN_S if counts == shown else _PROGRESS_S
+        with trio.move_on_after(min(again_s, max(0.0, deadline - trio.current_time()))):
+            await change.wait()
+        # A watcher of few is told at once, one of a million looks a tenth of the time.
+        await trio.sleep(min(_PROGRESS_S, looked_s * _LOOK_SHARE))
 
 
 def _summary(counts: dict[str, dict[str, int]]) -> str:
