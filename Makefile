@@ -25,8 +25,8 @@ purge: down ## down, and remove the caches and the built files too
 
 test: ready ## every test, real daemons included, as CI runs it
 	@$(MAKE) --no-print-directory check image
-	$(PYTEST) -q -m 'not slow' -n 2 tests/unit tests/sim
-	$(PYTEST) -q -m 'not slow' tests/integration tests/e2e
+	$(PYTEST) -q -m 'not slow and not alone' -n 2 --dist loadfile tests/integration tests/e2e tests/unit tests/sim
+	$(PYTEST) -q -m 'not slow and alone' tests
 
 test-slow: ready ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests

@@ -8,6 +8,10 @@ import structlog
 ON_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone: measures time, so no other test runs beside it")
+
+
 def _reason(report) -> str:
     longrepr = report.longrepr
     return str(longrepr[2]) if isinstance(longrepr, tuple) else str(longrepr)

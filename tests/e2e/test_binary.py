@@ -75,6 +75,7 @@ def inside(root, *arguments, expect=0):
     return done.stdout if expect == 0 else done.stderr
 
 
+@pytest.mark.alone
 def test_it_answers_its_version_within_a_second(empty_root):
     """The median of seven, unpacking included."""
     took = []

@@ -54,6 +54,7 @@ def incarnation_of(view: dict) -> int:
 # --- kill -9 ---------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("victims", ["controller", "agents", "all"])
 def test_nothing_restarts_when_daemons_are_killed(cluster: Cluster, victims: str):
     """After kill -9 and a new start: the same runs of all instances, and ps is true within 3 s."""
@@ -122,6 +123,7 @@ def test_no_acknowledged_service_is_lost(cluster: Cluster):
 # --- behind our back -------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_killed_container_runs_again_within_two_seconds(cluster: Cluster):
     """A container killed behind our back runs again by policy, and ps counts the restart."""
     cluster.apply(box("web"))
@@ -141,6 +143,7 @@ def test_killed_container_runs_again_within_two_seconds(cluster: Cluster):
     assert took < REPLACED_S, f"it took {took:.1f} s"
 
 
+@pytest.mark.alone
 def test_removed_container_is_made_again(cluster: Cluster):
     """After docker rm -f behind our back another one is made in its place."""
     cluster.apply(box("web", 2))
