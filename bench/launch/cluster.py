@@ -1,7 +1,9 @@
 """The processes of a benchmark: one controller and the fleets, as children of this one.
 
 All of them are stopped, by their own process ids, when the block ends; whatever they wrote is in
-one temporary folder.
+one temporary folder.  They are in sessions of their own, so that Ctrl-C reaches this process
+alone, which then still can ask them what there is; should this process be killed, they notice by
+a pipe that ends.
 """
 
 import os
@@ -12,18 +14,22 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from attrs import evolve, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 from bench.launch.fleet import FleetSettings
-from bench.launch.scenario import Scenario
-from swarmctl.cli.clusters import from_file
+from bench.launch.scenario import Machine, Scenario
 from swarmctl.client import Client
-from swarmctl.proto.errors import EnvironmentFault, NoController, PeerUnreachable
+from swarmctl.credentials import parse_context
+from swarmctl.proto.errors import EnvironmentFault, InternalError, NoController, PeerError
+from swarmctl.transport.errors import KeyRefused
 
-_START_S = 20.0
-_STOP_S = 20.0
+_START_S: Final = 20.0
+_STOP_S: Final = 20.0
+_ROOT: Final = Path(__file__).parents[2]
+# A controller that starts again is looked for this often: failover is measured in tenths.
+_LOOK_S: Final = 0.01
 
 
 @frozen
@@ -56,106 +62,183 @@ class FleetProcess:
 class BenchCluster:
     """A running controller and its simulated nodes."""
 
-    def __init__(self, folder: Path, controller: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, folder: Path, lifeline_fd: int) -> None:
         self.folder = folder
-        self.controller = controller
         self.fleets: list[FleetProcess] = []
+        self.enrolment_s = 0.0
+        self.controller_alone_rss_mib = 0.0
+        self._lifeline_fd = lifeline_fd
+        self._log = (folder / "daemons.log").open("ab")
+        self.controller = self._start_controller("tcp://127.0.0.1:0")
 
     @property
     def data(self) -> Path:
         """The controller's data folder."""
         return self.folder / "controller"
 
+    @property
+    def processes(self) -> list["subprocess.Popen[Any]"]:
+        """All that run, the nodes first."""
+        return [*(fleet.process for fleet in self.fleets), self.controller]
+
+    # --- the controller -----------------------------------------------------------------------
+
+    def _start_controller(self, address: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "swarmctl", "controller", "--listen", address),
+                *("--data", str(self.data), "--log-level", "warning"),
+                *("--lifeline-fd", str(self._lifeline_fd)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=(self._lifeline_fd,),
+            start_new_session=True,
+        )
+
+    def kill_controller(self) -> None:
+        """End it without a warning, and start it again at once on the same folder and address."""
+        [address] = self._context().addresses
+        self.controller.kill()
+        self.controller.wait()
+        self.controller = self._start_controller(address)
+
+    def _context(self) -> Any:
+        path = self.data / "admin.context"
+        return parse_context(path.read_text(encoding="utf-8"), str(path))
+
     def connect(self) -> Client:
-        """A client, as the command line makes it; waits until the controller serves."""
+        """A client, as the command line makes it; waits until the controller serves.
+
+        Raises:
+            EnvironmentFault: the controller has ended.
+            NoController: it does not serve in time.
+        """
         deadline = time.monotonic() + _START_S
         while True:
             if self.controller.poll() is not None:
-                log = (self.folder / "controller.log").read_text(encoding="utf-8")
+                log = (self.folder / "daemons.log").read_text(encoding="utf-8")
                 raise EnvironmentFault(f"the controller ended: {log[-2000:]}")
             try:
-                return Client(from_file(self.data / "admin.context"))
-            except (NoController, PeerUnreachable, EnvironmentFault):
+                return Client(self._context())
+            except (FileNotFoundError, PeerError, KeyRefused) as error:
+                # A controller in the moment of its start may also refuse a key.
                 if time.monotonic() > deadline:
-                    raise
-            except Exception:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.05)
+                    raise NoController(f"it does not serve in {_START_S:g} s: {error}") from error
+            time.sleep(_LOOK_S)
+
+    # --- the nodes ----------------------------------------------------------------------------
+
+    def start_fleets(self, scenario: Scenario) -> None:
+        """Start the nodes, and wait until all have enrolled and are ready."""
+        began = time.monotonic()
+        for settings in self._shares(scenario):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.launch.fleet", settings.to_json()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+                env=os.environ | {"PYTHONPATH": str(_ROOT)},
+                start_new_session=True,
+            )
+            self.fleets.append(FleetProcess(settings, process))
+        for fleet in self.fleets:
+            fleet.answer("ready")
+        self.enrolment_s = time.monotonic() - began
+
+    def _shares(self, scenario: Scenario) -> Iterator[FleetSettings]:
+        """The nodes, shared out over the processes."""
+        machines = scenario.machines or (Machine(capacity=scenario.capacity),)
+        whole = FleetSettings(
+            join=str(self.data / "join.token"),
+            folder=str(self.folder / "nodes"),
+            first=0,
+            count=0,
+            seed=scenario.seed,
+            machines=tuple(asdict(one) for one in machines),
+            delay_s=scenario.delay_s,
+            failure_rate=scenario.failure_rate,
+        )
+        for number in range(scenario.processes):
+            first = scenario.nodes * number // scenario.processes
+            after = scenario.nodes * (number + 1) // scenario.processes
+            yield evolve(whole, first=first, count=after - first)
+
+    def tell_all(self, commands: list[str], verb: str) -> list[list[str]]:
+        """Send each fleet its command, and take all answers."""
+        for fleet, command in zip(self.fleets, commands, strict=True):
+            fleet.tell(command)
+        return [fleet.answer(verb) for fleet in self.fleets]
 
     def lists(self) -> list[Path]:
         """Have every fleet write what its nodes have; the files."""
-        paths = []
-        for number, fleet in enumerate(self.fleets):
-            path = self.folder / f"list-{number}.jsonl"
-            fleet.tell(f"list {path}")
-            paths.append(path)
-        for fleet in self.fleets:
-            fleet.answer("listed")
+        paths = [self.folder / f"list-{number}.jsonl" for number in range(len(self.fleets))]
+        self.tell_all([f"list {path}" for path in paths], "listed")
         return paths
+
+    def vanish(self, count: int) -> None:
+        """Let ``count`` nodes fall silent, evenly from the processes."""
+        shares = len(self.fleets)
+        counts = [count * (n + 1) // shares - count * n // shares for n in range(shares)]
+        self.tell_all([f"vanish {one}" for one in counts], "vanished")
+
+    def reconnect(self) -> float:
+        """Let all nodes lose their connections; seconds until the last is back."""
+        answers = self.tell_all(["reconnect"] * len(self.fleets), "reconnected")
+        return max(float(answer[0]) for answer in answers)
+
+    def stop_fleets(self) -> None:
+        """End the nodes' processes."""
+        for fleet in self.fleets:
+            _stop(fleet.process)
+        self.fleets.clear()
+
+    def close(self) -> None:
+        """End everything that runs."""
+        for process in self.processes:
+            _stop(process)
+        self._log.close()
 
 
 @contextmanager
 def bench_cluster(scenario: Scenario) -> Iterator[BenchCluster]:
     """A controller, and fleets that have all joined.
 
-    The folder is on a real disk (beside this checkout unless TMPDIR says otherwise), because the
-    store's fsync is part of what is measured.
+    The folder is where TMPDIR says; it should be on a real disk, because the store's fsync is
+    part of what is measured (the report names the file system).
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swarmctl-bench-")))
-        log = stack.enter_context((folder / "controller.log").open("wb"))
-        controller = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "swarmctl",
-                "controller",
-                "--listen",
-                "tcp://127.0.0.1:0",
-                "--data",
-                str(folder / "controller"),
-                "--log-level",
-                "warning",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-        stack.callback(_stop, controller)
-        cluster = BenchCluster(folder, controller)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swarmctl-bench-"))
+        lifeline_fd, our_end = os.pipe()
+        stack.callback(os.close, our_end)
+        stack.callback(os.close, lifeline_fd)
+        cluster = BenchCluster(Path(folder), lifeline_fd)
+        stack.callback(cluster.close)
         cluster.connect().close()
-        for settings in _shares(scenario, cluster):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "bench.launch.fleet", settings.to_json()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)},
-            )
-            stack.callback(_stop, process)
-            cluster.fleets.append(FleetProcess(settings, process))
-        for fleet in cluster.fleets:
-            fleet.answer("ready")
+        cluster.controller_alone_rss_mib = memory_mib(cluster.controller.pid)
+        cluster.start_fleets(scenario)
         yield cluster
 
 
-def _shares(scenario: Scenario, cluster: BenchCluster) -> Iterator[FleetSettings]:
-    """The nodes, shared out over the processes."""
-    whole = FleetSettings(
-        join=str(cluster.data / "join.token"),
-        folder=str(cluster.folder / "nodes"),
-        first=0,
-        count=0,
-        seed=scenario.seed,
-        capacity=dict(scenario.capacity),
-        delay_s=scenario.delay_s,
-        failure_rate=scenario.failure_rate,
-    )
-    for number in range(scenario.processes):
-        first = scenario.nodes * number // scenario.processes
-        after = scenario.nodes * (number + 1) // scenario.processes
-        yield evolve(whole, first=first, count=after - first)
+def memory_mib(pid: int, *, peak: bool = False) -> float:
+    """What a process holds in memory, or has held at most.
+
+    From the kernel's books of its own address space: what ``getrusage`` says of a child begins
+    with its parent's.
+    """
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(wanted):
+            return int(line.split()[1]) / 1024
+    raise InternalError(f"no {wanted} of process {pid}")
+
+
+def cpu_s(pid: int) -> float:
+    """The CPU time that a process has used so far, in user and system mode."""
+    words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _stop(process: "subprocess.Popen[Any]") -> None:

@@ -4,8 +4,10 @@ Each node is the production agent: its own key, its own CURVE connection, sessio
 executor.  Only what is below the driver is simulated, and the journal is in memory: in life those
 disks are other machines'.
 
-It speaks lines on standard output (``ready N``, then answers) and takes commands on standard
-input: ``list FILE`` writes what every node has, ``vanish N`` lets nodes fall silent, ``quit``.
+It speaks lines on standard output (``ready N SECONDS``, then answers) and takes commands on
+standard input: ``list FILE`` writes what every node has, ``vanish N`` lets nodes fall silent,
+``reconnect`` has all of them lose their connections and answers when all sessions are open again,
+``quit``.
 """
 
 import json
@@ -14,12 +16,14 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from time import time as wall_clock
+from time import monotonic
+from typing import Any, cast
 
 import structlog
 import trio
 from attrs import asdict, frozen
 
+from bench.launch.scenario import Machine, Scenario, node_labels, node_name
 from swarmctl import garbage
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Agent, Edges
@@ -34,6 +38,8 @@ from swarmctl.transport.zmq_link import open_link
 # Enrolments under way at once: the controller commits them in groups of this size.
 _ENROLLING_AT_ONCE = 200
 _KINDS = ("docker", "libvirt")
+# Between two looks at who is back.
+_LOOK_S = 0.02
 
 
 @frozen
@@ -48,10 +54,9 @@ class FleetSettings:
     first: int
     count: int
     seed: int = 0
-    capacity: dict[str, int] | None = None
+    machines: tuple[dict[str, Any], ...] = ()
     delay_s: float = 0.0
     failure_rate: float = 0.0
-    label_values: int = 20
 
     def to_json(self) -> str:
         """For the command line of the process."""
@@ -63,6 +68,9 @@ class Fleet:
 
     def __init__(self, settings: FleetSettings) -> None:
         self.settings = settings
+        self._shape = Scenario(machines=tuple(Machine(**one) for one in settings.machines))
+        self.machines: dict[str, Machine] = {}
+        self.links: dict[str, WatchedLink] = {}
         self.agents: dict[str, Agent] = {}
         self.scopes: dict[str, trio.CancelScope] = {}
         self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
@@ -71,7 +79,8 @@ class Fleet:
         self, number: int, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
     ) -> None:
         """One node, from enrolment on, until cancelled."""
-        name = f"node-{number:05d}"
+        name = node_name(number)
+        self.machines[name] = self._shape.machine_of(number)
         folder = Path(self.settings.folder) / name
         folder.mkdir(parents=True, exist_ok=True)
         config = self._config(number, folder)
@@ -96,18 +105,21 @@ class Fleet:
         identity = member.identity
         async with _link(identity.addresses, identity.server_key, member.keypair) as link:
             agent = Agent(config, member, drivers, MemoryJournal(), edges)
+            watched = self.links[identity.name] = WatchedLink(link)
             self.agents[identity.name] = agent
-            raise await agent.run(link, task_status)
+            raise await agent.run(cast("Link", watched), task_status)
 
     def _config(self, number: int, folder: Path) -> AgentConfig:
-        zone = number % self.settings.label_values
+        name = node_name(number)
+        machine = self.machines[name]
         return AgentConfig(
             data=folder,
-            name=f"node-{number:05d}",
-            labels={"zone": f"zone-{zone}", "rack": f"rack-{number % 50}"},
+            name=name,
+            labels=node_labels(number, machine),
             drivers=_KINDS,
-            capacity=self.settings.capacity or {},
-            sim_bulk=True,
+            capacity=machine.capacity,
+            # A call for many takes no time; delays are those of single launches.
+            sim_bulk=not self.settings.delay_s,
         )
 
     def _drivers(self, number: int, owner: Owner) -> dict[str, Driver]:
@@ -136,8 +148,56 @@ class Fleet:
                     for incarnation, one in driver.host.book(driver.owner).items()
                 ]
                 total += len(rows)
-                file.write(json.dumps({"node": name, "instances": rows}) + "\n")
+                row = self._row(name) | {"instances": rows}
+                file.write(json.dumps(row) + "\n")
         return total
+
+    def _row(self, name: str) -> dict[str, Any]:
+        """What is known of a node without asking anybody."""
+        machine = self.machines[name]
+        labels = node_labels(int(name.rpartition("-")[2]), machine)
+        return {"node": name, "capacity": machine.capacity, "labels": labels}
+
+    def vanish(self, count: int) -> None:
+        """Let nodes end without a word; what they had is gone with them."""
+        for name in list(self.agents)[:count]:
+            self.scopes.pop(name).cancel()
+            del self.agents[name]
+            del self.links[name]
+
+    async def reconnect(self) -> float:
+        """Cut every connection, and wait until every session is open again; how long it took."""
+        began = monotonic()
+        waiting = {name: link.adopted for name, link in self.links.items()}
+        for link in self.links.values():
+            link.use_next()
+        while waiting:
+            await trio.sleep(_LOOK_S)
+            for name in list(waiting):
+                if self.links[name].adopted > waiting[name] and self._is_open(name):
+                    del waiting[name]
+        return monotonic() - began
+
+    def _is_open(self, name: str) -> bool:
+        session = self.agents[name].session
+        return session is not None and session.machine.is_open
+
+
+class WatchedLink:
+    """A link that counts the connections that its session has begun to use."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.adopted = 0
+
+    async def wait_connected(self) -> int:
+        """As the link's own."""
+        number = await self._link.wait_connected()
+        self.adopted += 1
+        return number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
 
 
 def _link(
@@ -163,10 +223,10 @@ async def _serve_commands(fleet: Fleet, scope: trio.CancelScope) -> None:
             if verb == "list":
                 print(f"listed {fleet.write_lists(Path(argument))}", flush=True)
             elif verb == "vanish":
-                for name in list(fleet.scopes)[: int(argument)]:
-                    fleet.scopes[name].cancel()
-                    fleet.agents.pop(name)
+                fleet.vanish(int(argument))
                 print(f"vanished {argument}", flush=True)
+            elif verb == "reconnect":
+                print(f"reconnected {await fleet.reconnect():.3f}", flush=True)
             elif verb == "quit":
                 scope.cancel()
                 return
@@ -176,14 +236,14 @@ async def _serve_commands(fleet: Fleet, scope: trio.CancelScope) -> None:
 async def run_fleet(settings: FleetSettings) -> None:
     """Simulate the nodes until told to quit."""
     fleet = Fleet(settings)
-    began = wall_clock()
+    began = monotonic()
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_serve_commands, fleet, scope)
             async with trio.open_nursery() as starting:
                 for number in range(settings.first, settings.first + settings.count):
                     starting.start_soon(nursery.start, fleet.run_node, number)
-            print(f"ready {settings.count} {wall_clock() - began:.3f}", flush=True)
+            print(f"ready {settings.count} {monotonic() - began:.3f}", flush=True)
 
 
 def main() -> None:

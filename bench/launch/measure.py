@@ -1,17 +1,18 @@
 """One launch, measured: from the first byte submitted until the controller knows that all run.
 
-The clock starts before the specs are encoded and ends with the answer to ``service.wait``: what
-a user of the command line would see, without the interpreter's start.
+The clock starts before the specs are encoded, and ends with the controller's own count of what
+it knows to run: what a user of the command line would see, without the interpreter's start.
+Looking costs the controller something, so it is looked at rarely while the end is far and often
+when it is near.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
-from bench.launch.cluster import BenchCluster
-from bench.launch.scenario import Scenario
+from bench.launch.cluster import BenchCluster, cpu_s, memory_mib
 from swarmctl.client import Client
 from swarmctl.proto import limits
 from swarmctl.proto.errors import Busy, from_wire
@@ -19,94 +20,204 @@ from swarmctl.proto.messages import Failure, Reply, Request
 from swarmctl.spec import wire
 from swarmctl.spec.models import ServiceSpec
 
-Progress = Callable[[int, float], None]
+# Told how many run, and after how many seconds.
+Look = Callable[[int, float], None]
 
 # Services in one apply request: a stack of that size is a large one.
 _SERVICES_A_REQUEST: Final = 100
 # Requests sent ahead of their answers, in one-by-one mode; the server's bound a peer is higher.
 _PIPELINED: Final = limits.RPC_PER_PEER // 2
-_LOOK_S: Final = 0.05
+# Longer than it takes to give up a silent node, and than an instance waits to be tried again.
+_STALLED_S: Final = 20.0
+_LOOK_FIRST_S: Final = 0.002
+_LOOK_MIN_S: Final = 0.01
+_LOOK_MAX_S: Final = 0.25
+# A request that waits for a disk or a plan of a million.
+_REQUEST_S: Final = 60.0
 
 
-@frozen
+@define
 class Measurement:
     """What one launch took. Times are seconds since the start of the submission."""
 
-    submitted_s: float
-    running_s: float
-    running: int
-    curve: list[tuple[float, int]] = field(factory=list)
+    wanted: int
+    submitted_s: float = 0.0
+    curve: list[tuple[float, int]] = field(factory=lambda: [(0.0, 0)])
     request_latency_s: list[float] = field(factory=list, repr=False)
     refused_busy: int = 0
 
+    @property
+    def running_s(self) -> float:
+        """When the last look was."""
+        return self.curve[-1][0]
 
-def launch(scenario: Scenario, cluster: BenchCluster, progress: Progress) -> Measurement:
-    """Submit the scenario's services and wait until all run, or until its time is up."""
-    specs = scenario.specs()
-    with cluster.connect() as client, cluster.connect() as watcher:
-        began = time.monotonic()
-        if scenario.requests == "one-by-one":
-            latencies, busy = _one_by_one(client, specs)
-        else:
-            latencies, busy = _in_batches(client, specs), 0
-        submitted_s = time.monotonic() - began
-        curve = _watch(scenario, watcher, began, progress)
-    return Measurement(submitted_s, curve[-1][0], curve[-1][1], curve, latencies, busy)
+    @property
+    def running(self) -> int:
+        """How many ran at the last look."""
+        return self.curve[-1][1]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all run."""
+        return self.running >= self.wanted
 
 
-def _in_batches(client: Client, specs: list[ServiceSpec]) -> list[float]:
-    latencies = []
+def submit(client: Client, specs: Sequence[ServiceSpec], measured: Measurement) -> None:
+    """Apply ``specs`` in few requests, one after the other."""
     for start in range(0, len(specs), _SERVICES_A_REQUEST):
         part = [wire.encode_service(spec) for spec in specs[start : start + _SERVICES_A_REQUEST]]
         began = time.monotonic()
-        client.call("service.apply", {"services": part, "create_only": True}, timeout_s=60.0)
-        latencies.append(time.monotonic() - began)
-    return latencies
+        client.call("service.apply", {"services": part, "create_only": True}, timeout_s=_REQUEST_S)
+        measured.request_latency_s.append(time.monotonic() - began)
 
 
-def _one_by_one(client: Client, specs: list[ServiceSpec]) -> tuple[list[float], int]:
+def submit_each(client: Client, specs: Sequence[ServiceSpec], measured: Measurement) -> None:
     """A request a service, pipelined; every answer means that it is durable."""
     waiting: dict[int, tuple[float, ServiceSpec]] = {}
-    latencies: list[float] = []
-    busy = 0
     todo = list(reversed(specs))
+    # Beyond the numbers that the client gives to its own.
     number = 1_000_000
     while todo or waiting:
         while todo and len(waiting) < _PIPELINED:
             spec = todo.pop()
             number += 1
             params = {"services": [wire.encode_service(spec)], "create_only": True}
-            client.send(Request(number, "service.apply", params, 60_000))
+            client.send(Request(number, "service.apply", params, int(_REQUEST_S * 1000)))
             waiting[number] = (time.monotonic(), spec)
-        message = client.receive(60.0)
+        message = client.receive(_REQUEST_S)
         if isinstance(message, Reply):
             began, _ = waiting.pop(message.id)
-            latencies.append(time.monotonic() - began)
+            measured.request_latency_s.append(time.monotonic() - began)
         elif isinstance(message, Failure):
             _, spec = waiting.pop(message.id)
             if message.code != Busy.code:
                 raise from_wire(message.code, message.what, message.where, message.hint)
-            busy += 1
+            measured.refused_busy += 1
             todo.append(spec)
-    return latencies, busy
 
 
-def _watch(
-    scenario: Scenario, client: Client, began: float, progress: Progress
-) -> list[tuple[float, int]]:
-    """The launch curve: how many the controller knew to be running, and when."""
-    curve: list[tuple[float, int]] = []
+def watch(
+    client: Client,
+    measured: Measurement,
+    began: float,
+    look: Look,
+    *,
+    already: int = 0,
+    nodes_ready: int | None = None,
+    timeout_s: float,
+) -> None:
+    """Follow the launch curve until all run, or the time is up.
+
+    Args:
+        client: of its own: it asks again and again.
+        measured: gets the curve.
+        began: when the submission did.
+        look: told at each look.
+        already: instances that ran before, which are not counted.
+        nodes_ready: the end is also that exactly so many nodes are.
+        timeout_s: from ``began`` on; it also ends when nothing has changed for long.
+    """
+    changed_at = 0.0
     while True:
-        running = int(statistics(client)["states"].get("running", 0))
+        found = statistics(client)
+        running = int(found["states"].get("running", 0)) - already
         now = time.monotonic() - began
-        curve.append((now, running))
-        progress(running, now)
-        if running >= scenario.instances or now > scenario.timeout_s:
-            return curve
-        time.sleep(_LOOK_S)
+        measured.curve.append((now, running))
+        look(running, now)
+        if measured.complete and nodes_ready in (None, found["nodes_ready"]):
+            return
+        if running != measured.curve[-2][1]:
+            changed_at = now
+        if now > timeout_s or now - changed_at > _STALLED_S:
+            return
+        time.sleep(_until_next_look(measured))
+
+
+def _until_next_look(measured: Measurement) -> float:
+    """A quarter of the time that is left at the present rate."""
+    if not measured.running:
+        return min(_LOOK_MAX_S, max(_LOOK_FIRST_S, measured.running_s / 10))
+    left_s = measured.running_s * (measured.wanted - measured.running) / measured.running
+    return min(_LOOK_MAX_S, max(_LOOK_MIN_S, left_s / 4))
+
+
+# --- what it cost -----------------------------------------------------------------------------
+
+
+@frozen
+class Counters:
+    """The controller's counters at one moment."""
+
+    values: dict[str, Any]
+    cpu_s: float
+    rss_mib: float
+
+    @classmethod
+    def read(cls, cluster: BenchCluster, client: Client) -> "Counters":
+        """As they are now."""
+        pid = cluster.controller.pid
+        return cls(statistics(client), cpu_s(pid), memory_mib(pid))
+
+    def since(self, before: "Counters") -> dict[str, Any]:
+        """What was used from ``before`` until now."""
+        now, then = self.values, before.values
+        listener, earlier = now["listener"], then["listener"]
+        return {
+            "latency_ms": latency_between(then["launches"], now["launches"]),
+            "stages_s": {
+                name: seconds - then["stages_s"].get(name, 0.0)
+                for name, seconds in now["stages_s"].items()
+            },
+            "store_statistics": {
+                name: value - then["store"][name] for name, value in now["store"].items()
+            },
+            "controller_cpu_s": now["cpu_s"] - then["cpu_s"],
+            "controller_cpu_total_s": now["cpu_s"],
+            "messages": {
+                "in": listener["received"] - earlier["received"],
+                "out": listener["sent"] - earlier["sent"],
+            },
+            "bytes": {
+                "in": listener["received_bytes"] - earlier["received_bytes"],
+                "out": listener["sent_bytes"] - earlier["sent_bytes"],
+            },
+        }
+
+
+def latency_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Quantiles of what was counted between two views of one histogram, in milliseconds."""
+    counts = dict(map(tuple, after["buckets_ms"]))
+    for upper_ms, count in before["buckets_ms"]:
+        counts[upper_ms] -= count
+    buckets = [(upper_ms, count) for upper_ms, count in sorted(counts.items()) if count]
+    longest_ms = buckets[-1][0] if buckets else 0.0
+    if not before["count"]:
+        longest_ms = after["max_ms"]  # Exact, while the histogram knows buckets only.
+    return {
+        "p50": min(longest_ms, quantile(buckets, 0.5)),
+        "p99": min(longest_ms, quantile(buckets, 0.99)),
+        "max": longest_ms,
+        "buckets": buckets,
+    }
+
+
+def quantile(buckets: Sequence[tuple[float, int]], share: float) -> float:
+    """The value that ``share`` of all do not exceed; 0 when there are none."""
+    wanted = share * sum(count for _, count in buckets)
+    seen = 0
+    for value, count in buckets:
+        seen += count
+        if seen >= wanted:
+            return value
+    return 0.0
+
+
+def median_ms(seconds: Sequence[float], share: float = 0.5) -> float:
+    """The ``share`` quantile of single values, in milliseconds; 0 when there are none."""
+    return quantile([(one * 1000, 1) for one in sorted(seconds)], share)
 
 
 def statistics(client: Client) -> dict[str, Any]:
     """The controller's own counters."""
-    found: dict[str, Any] = client.call("cluster.statistics", timeout_s=60.0)
+    found: dict[str, Any] = client.call("cluster.statistics", timeout_s=_REQUEST_S)
     return found

@@ -45,6 +45,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "node": ("nodes", "Nodes: ls, inspect, cordon, label, rm"),
     "token": ("nodes", "Join tokens: create, ls, revoke"),
     "context": ("contexts", "Ways into clusters: ls, use, add, rm"),
+    "bench": ("bench", "Measure launches at scale, on simulated nodes"),
     "version": ("listing", "Versions of this command and of the controller"),
     "completion": ("completions", "Print a shell's completion script"),
 }

@@ -1,0 +1,148 @@
+"""One run of a scenario: the cluster, the clients, and what was found so far.
+
+Runners (:mod:`bench.launch.runs`) do their work through a :class:`Trial` and leave what they
+find in it as they go, so that a run that is interrupted still has a report.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import define, field
+
+from bench.launch.check import Check, check, read_lists, skew
+from bench.launch.cluster import BenchCluster
+from bench.launch.measure import (
+    Counters,
+    Measurement,
+    statistics,
+    submit,
+    submit_each,
+    watch,
+)
+from bench.launch.progress import Progress
+from bench.launch.scenario import Scenario
+from swarmctl.client import Client
+from swarmctl.proto.errors import DeadlineExceeded, EnvironmentFault
+from swarmctl.spec.models import ServiceSpec
+
+_READY_S = 60.0
+_LOOK_S = 0.02
+
+
+@define
+class Trial:
+    """See the module's docstring.
+
+    ``specs`` are the services that there should be, by name; ``found`` is what the runner has to
+    say beside the launch itself.
+    """
+
+    scenario: Scenario
+    cluster: BenchCluster
+    client: Client
+    progress: Progress
+    specs: dict[str, ServiceSpec] = field(factory=dict)
+    measured: Measurement | None = None
+    before: Counters | None = None
+    after: Counters | None = None
+    checked: Check | None = None
+    found: dict[str, Any] = field(factory=dict)
+    interrupted: bool = False
+
+    def launch(self, on_look: Callable[[int, float], None] | None = None, **until: Any) -> None:
+        """Submit the scenario's services and wait until all run: the figures of the report."""
+        specs = self.scenario.specs()
+        self.specs |= {spec.name: spec for spec in specs}
+        self.wait_ready(self.scenario.nodes)
+        self.measured = Measurement(self.scenario.instances)
+        self.before = Counters.read(self.cluster, self.client)
+
+        def look(running: int, seconds: float) -> None:
+            self.progress.running(running, seconds)
+            if on_look is not None:
+                on_look(running, seconds)
+
+        self.progress.phase("launching", self.scenario.instances)
+        one_by_one = self.scenario.requests == "one-by-one"
+        began = time.monotonic()
+        (submit_each if one_by_one else submit)(self.client, specs, self.measured)
+        self.measured.submitted_s = time.monotonic() - began
+        timeout_s = self.scenario.timeout_s
+        watch(self.client, self.measured, began, look, timeout_s=timeout_s, **until)
+        self.after = Counters.read(self.cluster, self.client)
+
+    def launch_more(
+        self, specs: Sequence[ServiceSpec], *, wanted: int | None = None
+    ) -> Measurement:
+        """Launch something beside what runs, and wait for it (or for ``wanted`` of it)."""
+        already = self.running()
+        replicas = sum(spec.replicas for spec in specs)
+        measured = Measurement(replicas if wanted is None else wanted)
+        self.specs |= {spec.name: spec for spec in specs}
+        self.progress.phase("launching more", measured.wanted)
+        began = time.monotonic()
+        submit(self.client, specs, measured)
+        measured.submitted_s = time.monotonic() - began
+        watch(
+            self.client,
+            measured,
+            began,
+            self.progress.running,
+            already=already,
+            timeout_s=self.scenario.timeout_s,
+        )
+        return measured
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Take services away; returns when that is durable."""
+        self.client.call("service.remove", {"names": list(names)}, timeout_s=60.0)
+        for name in names:
+            del self.specs[name]
+
+    def running(self) -> int:
+        """How many the controller knows to run."""
+        return int(statistics(self.client)["states"].get("running", 0))
+
+    def wait_ready(self, nodes: int) -> float:
+        """Wait until exactly ``nodes`` are ready; seconds that it took.
+
+        Raises:
+            EnvironmentFault: they are not in time.
+        """
+        began = time.monotonic()
+        while statistics(self.client)["nodes_ready"] != nodes:
+            if time.monotonic() - began > _READY_S:
+                found = statistics(self.client)["nodes_ready"]
+                raise EnvironmentFault(f"{found} of {nodes} nodes are ready after {_READY_S:g} s")
+            time.sleep(_LOOK_S)
+        return time.monotonic() - began
+
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> float:
+        """Wait for ``condition``; seconds that it took.
+
+        Raises:
+            DeadlineExceeded: it did not come about.
+        """
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > timeout_s:
+                raise DeadlineExceeded(f"{what}: not within {timeout_s:g} s")
+            time.sleep(_LOOK_S)
+        return time.monotonic() - began
+
+    def check(self) -> None:
+        """Let the independent checker compare both sides; nothing may be under way."""
+        self.progress.phase("checking", 0)
+        files = self.cluster.lists()
+        specs = list(self.specs.values())
+        self.checked = check(specs, self.client, files)
+        if any(spec.placement.spread for spec in specs):
+            self.found["spread_skew_max"] = skew(specs, read_lists(files))
+
+    def incarnations(self) -> dict[str, set[int]]:
+        """What runs on each node, by the nodes' own lists."""
+        return {
+            row["node"]: {one[1] for one in row["instances"] if one[4] == "running"}
+            for row in read_lists(self.cluster.lists())
+        }
