@@ -25,9 +25,9 @@ Bools = npt.NDArray[np.bool_]
 LOAD_SCALE: Final = 1 << 52
 # What makes a node loaded.  The others are scarce on some nodes only, and say little.
 LOAD_RESOURCES: Final = ("cpu_millis", "memory_bytes")
-# Each instance weighs as much as 1/4096 of a resource, whatever it reserves: instances without
-# reservations are spread by their number, and a copy more is always some load more.
-LOAD_PER_INSTANCE: Final = LOAD_SCALE >> 12
+# Each instance weighs as much as 1/256 of a resource, whatever it reserves: instances without
+# reservations are spread by their number, as if they took 16 MiB of a node of 4 GiB.
+LOAD_PER_INSTANCE: Final = LOAD_SCALE >> 8
 # Lists of constraints whose nodes are remembered; a cluster has few, a flood of them is bounded.
 _MASKS_MAX: Final = 256
 

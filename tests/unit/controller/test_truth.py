@@ -325,3 +325,14 @@ def test_a_lost_assignment_is_repaired_by_the_digest():
     harness.run()
 
     assert sorted(harness.running()) == [1, 2]
+
+
+def test_copies_of_a_service_would_rather_not_share_a_node():
+    """A node that fails should not take all of them, even when another one is emptier."""
+    harness = cluster("a", "b")
+    harness.apply(spec("busy", replicas=1, cpu_millis=1000))
+    harness.run()
+    harness.apply(spec(replicas=2, cpu_millis=0))
+    harness.run()
+
+    assert sorted(nodes[0] for nodes in harness.running().values()) == ["a", "b"]
