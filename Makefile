@@ -5,10 +5,14 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 # More options for the demo, e.g. DEMO="--data /tmp/demo --keep-lab".
 DEMO ?=
+# Options for the launch benchmarks, e.g. BENCH="--short" or BENCH="--only keynote".
+BENCH ?=
+# What make bench-compare compares with: a report, or a folder with some.
+BASE ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down purge test test-slow check quick bench docs binary image lock venv ready
+.PHONY: help demo down purge test test-slow check quick bench bench-compare docs binary image lock venv ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,11 +52,15 @@ quick: ## in seconds: lint of what changed, its unit tests without the property 
 	esac; done | sort -u | while read -r name; do [ ! -e $$name ] || echo $$name; done) && \
 	$(PYTEST) -q -m 'not slow and not hypothesis' -n 2 $${tests:-tests/unit/proto tests/unit/spec tests/unit/controller} tests/test_tidy.py
 
-bench: ready ## launch rates beside the raw SDK, and the scheduler's
+bench: ready ## launches at scale in ten minutes, into bench/results; then the other benchmarks
+	$(PY) -m bench.launch.suite $(BENCH)
 	$(PY) -m bench.launch_real
 	$(PY) -m bench.placement --small
 	$(PY) -m bench.commits
 	$(PY) -m bench.startup
+
+bench-compare: venv ## ratios of bench/results to an earlier result: make bench-compare BASE=FILE
+	@$(PY) -m bench.launch.compare $(BASE)
 
 docs: venv ## write the generated parts of docs/, and check every link
 	$(PY) -m docs.generate

@@ -242,11 +242,13 @@ def cpu_s(pid: int) -> float:
 
 
 def _stop(process: "subprocess.Popen[Any]") -> None:
-    if process.poll() is not None:
-        return
-    process.terminate()
+    if process.poll() is None:
+        process.terminate()
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

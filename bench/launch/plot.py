@@ -142,7 +142,8 @@ def _cost(axes: Any, reports: Sequence[Report], size: str) -> None:
         xscale="log",
         yscale="log",
     )
-    axes.legend(fontsize="small")
+    if axes.lines:
+        axes.legend(fontsize="small")
 
 
 def _rate(axes: Any, reports: Sequence[Report]) -> None:
