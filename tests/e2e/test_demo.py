@@ -11,6 +11,7 @@ import pytest
 
 from lab.demo.cluster import Demo
 from tests.e2e.cluster import LIBVIRT_URI, docker_client, free_port
+from tests.integration.lab_sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_S = 240
@@ -84,3 +85,26 @@ def test_make_down_leaves_nothing_even_of_dead_daemons(demo):
     assert list(demo.processes()) == []
     assert not demo.data.exists()
     assert list((demo.data.parent / "config").iterdir()) == []
+
+
+def test_make_down_leaves_the_machine_as_it_was(tmp_path):
+    """A machine without daemons: after demo and down its network, devices and processes are back.
+
+    The machine is a set of namespaces, so the daemons of everybody else are not stopped.
+    """
+    options = f"DEMO=--data {tmp_path}/demo"
+    with Sandbox(tmp_path) as machine:
+        machine.environment |= {"SWARMCTL_CONFIG": str(tmp_path / "config")}
+        before = machine.network(), processes(machine), machine.run("ls", "/dev").stdout
+        said = machine.run("make", "demo", options).stdout
+        assert "running: 10 containers, counted by Docker; 2 VMs, counted by libvirt" in said
+        machine.run("make", "down", options)
+        after = machine.network(), processes(machine), machine.run("ls", "/dev").stdout
+    assert after == before
+    assert not (tmp_path / "demo").exists()
+
+
+def processes(machine):
+    """The names of what runs in there, but for what asks."""
+    names = machine.run("ps", "-e", "-o", "comm=").stdout.split("\n")
+    return sorted(name for name in names if name not in ("ps", ""))

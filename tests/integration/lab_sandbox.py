@@ -44,6 +44,7 @@ mount -t devpts -o newinstance,ptmxmode=0666 pts $base/dev/pts
 ln -s pts/ptmx $base/dev/ptmx
 ln -s /proc/self/fd $base/dev/fd
 mknod $base/dev/kvm c 1 3
+umount --recursive --lazy /dev  # libvirt moves every mount listed below /dev: no hidden ones
 mount --rbind $base/dev /dev
 ip link set lo up
 mkfifo /run/never
