@@ -19,7 +19,7 @@ from swarmctl.proto.errors import (
     ProtocolError,
     WaitExpired,
 )
-from swarmctl.proto.states import FINAL, LIVE, InstanceState
+from swarmctl.proto.states import FINAL, LIVE, InstanceState, NodeState
 from swarmctl.scheduler import explain as explain_placement
 from swarmctl.spec import wire
 from swarmctl.transport.rpc import Call, Handler
@@ -360,7 +360,7 @@ def _is_gone(cluster: Cluster, target: Target) -> bool:
         return True
     # What is on a lost node goes when that node returns; nobody waits for that.
     return all(
-        cluster.state.nodes[one.node].peer is None
+        cluster.state.nodes[one.node].state is NodeState.LOST
         for one in cluster.state.all_instances()
         if one.key == key and one.removing
     )

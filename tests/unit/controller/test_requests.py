@@ -334,6 +334,23 @@ async def test_rm_of_an_instance_leaves_a_gap_until_it_is_started(autojump_clock
         assert rig.running() == [1, 2, 3]
 
 
+async def test_gone_waits_for_a_node_that_is_only_away_for_a_moment(autojump_clock, tmp_path):
+    """An agent that restarts still has the instances: they are not gone before it says so."""
+    async with a_rig(tmp_path, None, "a") as rig:
+        await rig.apply(spec())
+        rig.run()
+        node = rig.nodes["a"]
+        peer, node.peer = node.peer, b""
+        rig.cluster.sessions.peer_departed(peer)
+        await rig.ask("service.remove", names=["web"])
+        with pytest.raises(WaitExpired):
+            await rig.ask("service.wait", names=["web"], timeout_s=1.0, **{"for": "gone"})
+        rig.connect("a")
+        rig.run()
+
+        await rig.ask("service.wait", names=["web"], timeout_s=1.0, **{"for": "gone"})
+
+
 async def test_rm_of_a_service_on_a_lost_node_is_done_when_it_returns(autojump_clock, tmp_path):
     """It succeeds at once; nobody waits for the node."""
     async with a_rig(tmp_path, None, "a") as rig:
