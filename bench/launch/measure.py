@@ -32,6 +32,8 @@ _STALLED_S: Final = 20.0
 _LOOK_FIRST_S: Final = 0.002
 _LOOK_MIN_S: Final = 0.01
 _LOOK_MAX_S: Final = 0.25
+# While requests are sent, a look takes the sender about 1 ms.
+_LOOK_SUBMITTING_S: Final = 0.1
 # A request that waits for a disk or a plan of a million.
 _REQUEST_S: Final = 60.0
 
@@ -71,8 +73,17 @@ def submit(client: Client, specs: Sequence[ServiceSpec], measured: Measurement) 
         measured.request_latency_s.append(time.monotonic() - began)
 
 
-def submit_each(client: Client, specs: Sequence[ServiceSpec], measured: Measurement) -> None:
-    """A request a service, pipelined; every answer means that it is durable."""
+def submit_each(
+    client: Client,
+    specs: Sequence[ServiceSpec],
+    measured: Measurement,
+    look: Callable[[], object],
+) -> None:
+    """A request a service, pipelined; every answer means that it is durable.
+
+    ``look`` is called now and then: this takes as long as the launch itself.
+    """
+    looked = time.monotonic()
     waiting: dict[int, tuple[float, ServiceSpec]] = {}
     todo = list(reversed(specs))
     # Beyond the numbers that the client gives to its own.
@@ -87,7 +98,11 @@ def submit_each(client: Client, specs: Sequence[ServiceSpec], measured: Measurem
         message = client.receive(_REQUEST_S)
         if isinstance(message, Reply):
             began, _ = waiting.pop(message.id)
-            measured.request_latency_s.append(time.monotonic() - began)
+            now = time.monotonic()
+            measured.request_latency_s.append(now - began)
+            if now - looked > _LOOK_SUBMITTING_S:
+                looked = now
+                look()
         elif isinstance(message, Failure):
             _, spec = waiting.pop(message.id)
             if message.code != Busy.code:
@@ -119,11 +134,8 @@ def watch(
     """
     changed_at = 0.0
     while True:
-        found = statistics(client)
-        running = int(found["states"].get("running", 0)) - already
-        now = time.monotonic() - began
-        measured.curve.append((now, running))
-        look(running, now)
+        found = take_look(client, measured, began, look, already=already)
+        now, running = measured.curve[-1]
         if measured.complete and nodes_ready in (None, found["nodes_ready"]):
             return
         if running != measured.curve[-2][1]:
@@ -131,6 +143,17 @@ def watch(
         if now > timeout_s or now - changed_at > _STALLED_S:
             return
         time.sleep(_until_next_look(measured))
+
+
+def take_look(
+    client: Client, measured: Measurement, began: float, look: Look, *, already: int = 0
+) -> dict[str, Any]:
+    """One more point of the launch curve; the counters that it is from."""
+    found = statistics(client)
+    running = int(found["states"].get("running", 0)) - already
+    measured.curve.append((time.monotonic() - began, running))
+    look(running, measured.running_s)
+    return found
 
 
 def _until_next_look(measured: Measurement) -> float:

@@ -105,6 +105,7 @@ def _latencies(axes: Any, reports: Sequence[Report]) -> None:
         ylabel="% at most",
         xscale="log",
     )
+    _few_ticks(axes)
     axes.legend(fontsize="small")
 
 
@@ -142,8 +143,20 @@ def _cost(axes: Any, reports: Sequence[Report], size: str) -> None:
         xscale="log",
         yscale="log",
     )
+    _few_ticks(axes)
     if axes.lines:
         axes.legend(fontsize="small")
+
+
+def _few_ticks(axes: Any) -> None:
+    """Plain numbers on logarithmic axes, and not at every minor tick."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _rate(axes: Any, reports: Sequence[Report]) -> None:

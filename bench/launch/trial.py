@@ -6,6 +6,7 @@ find in it as they go, so that a run that is interrupted still has a report.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import define, field
@@ -18,6 +19,7 @@ from bench.launch.measure import (
     statistics,
     submit,
     submit_each,
+    take_look,
     watch,
 )
 from bench.launch.progress import Progress
@@ -65,11 +67,16 @@ class Trial:
 
         self.progress.phase("launching", self.scenario.instances)
         one_by_one = self.scenario.requests == "one-by-one"
-        began = time.monotonic()
-        (submit_each if one_by_one else submit)(self.client, specs, self.measured)
-        self.measured.submitted_s = time.monotonic() - began
-        timeout_s = self.scenario.timeout_s
-        watch(self.client, self.measured, began, look, timeout_s=timeout_s, **until)
+        with self.cluster.connect() as watcher:
+            began = time.monotonic()
+            if one_by_one:
+                sample = partial(take_look, watcher, self.measured, began, look)
+                submit_each(self.client, specs, self.measured, sample)
+            else:
+                submit(self.client, specs, self.measured)
+            self.measured.submitted_s = time.monotonic() - began
+            timeout_s = self.scenario.timeout_s
+            watch(watcher, self.measured, began, look, timeout_s=timeout_s, **until)
         self.after = Counters.read(self.cluster, self.client)
 
     def launch_more(

@@ -58,8 +58,10 @@ def _vanisher(trial: Trial) -> Any:
 
 def failures(trial: Trial) -> dict[str, Any]:
     """What became of the launches that failed and of those whose node is gone."""
-    retried = replaced = not_running = unexplained = 0
+    retried = replaced = not_running = left_behind = unexplained = 0
     reasons: list[str] = []
+    nodes = trial.client.call("node.list", timeout_s=60.0)
+    lost = {node["node"] for node in nodes if node["state"] == "lost"}
     for name in trial.specs:
         for view in trial.client.call("instance.list", {"names": [name], "all": True}):
             retried += view["restarts"] > 0 or view["attempt"] > 1
@@ -69,18 +71,19 @@ def failures(trial: Trial) -> dict[str, Any]:
             if view["state"] == "running":
                 continue
             not_running += 1
+            left_behind += view["node"] in lost
             if not view["reason"]:
                 unexplained += 1
             elif view["reason"] not in reasons:
                 reasons.append(view["reason"])
-    nodes = trial.client.call("node.list")
     assert trial.measured is not None, "it was launched"
     return {
         "nodes_vanished": trial.scenario.vanishing if "vanished_at" in trial.found else 0,
-        "nodes_known_lost": sum(node["state"] == "lost" for node in nodes),
+        "nodes_known_lost": len(lost),
         "launched_again": retried,
         "replaced_elsewhere": replaced,
         "not_running": not_running,
+        "not_running_on_lost_nodes": left_behind,
         "unexplained": unexplained,
         "recovered": not not_running and trial.measured.complete,
         "reasons": reasons[:_QUOTED_MAX],
