@@ -131,7 +131,7 @@ def read_token(argument: str) -> JoinToken:
         return parse_token(Path(argument).read_text(encoding="utf-8"), argument)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpec(
-            f"neither a join token nor a readable file: {error}",
+            f"neither a join token nor a readable file: {getattr(error, 'strerror', error)}",
             argument,
             "use the controller's join.token, or make one with: swarmctl token create",
         ) from error

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 LOCK_NAME: Final = "lock"
 FOLDER_MODE: Final = 0o700
+# For folders below which others have files of theirs: they pass through, and list nothing.
+PASSAGE_MODE: Final = 0o711
 # The lock file's text is a number and a word or two; anything longer is not ours.
 LOCK_TEXT_MAX_BYTES: Final = 256
 
@@ -101,12 +103,13 @@ class DataFolder:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: Path, purpose: str) -> Self:
-        """Make ``path`` (mode 0700) where it is missing, and lock it.
+    def open(cls, path: Path, purpose: str, mode: int = FOLDER_MODE) -> Self:
+        """Make ``path`` where it is missing, and lock it.
 
         Args:
             path: the folder; missing parents are made too.
             purpose: what the folder is for, as in "controller"; shown to whoever collides.
+            mode: of a folder that is made.
 
         Raises:
             Conflict: another process holds it; the error names its id.
@@ -114,9 +117,7 @@ class DataFolder:
         """
         path = path.absolute()
         lock = path / LOCK_NAME
-        _guarded(
-            path, "cannot be made", lambda: path.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
-        )
+        _guarded(path, "cannot be made", lambda: path.mkdir(mode, parents=True, exist_ok=True))
         descriptor = _guarded(
             lock, "cannot be opened", lambda: os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         )

@@ -70,9 +70,13 @@ def after_exit(template: Template, exit_code: int | None, why: str, failures: in
     return Verdict(wait_s, InstanceState.STARTING, reason)
 
 
-def after_launch_error(template: Template, error: SwarmError, failures: int) -> Verdict:
-    """What follows when a launch did not come to run."""
-    said = f"{error.what} ({error.hint})" if error.hint else error.what
+def after_launch_error(
+    template: Template, error: SwarmError, failures: int, instance: str = ""
+) -> Verdict:
+    """What follows when a launch of ``instance`` did not come to run."""
+    # The instance itself is named wherever its reason is shown; a file or a field is not.
+    about = f"{error.where}: " if error.where not in ("", instance) else ""
+    said = about + (f"{error.what} ({error.hint})" if error.hint else error.what)
     if error.temporary:
         wait_s = delay_s(failures + 1, UNAVAILABLE_RETRY_MAX_S)
         return Verdict(wait_s, InstanceState.PREPARING, f"{said}; next try in {seconds(wait_s)}")

@@ -103,8 +103,8 @@ class MissingDriver:
         raise DriverUnavailable(self.reason, self.name)
 
 
-def make_drivers(config: AgentConfig, owner: Owner) -> Mapping[str, Driver]:
-    """The drivers that ``config`` asks for, by name.
+def check_drivers(config: AgentConfig) -> None:
+    """See that ``config`` asks for drivers that there are.
 
     Raises:
         InvalidSpec: there is no driver of such a name.
@@ -114,6 +114,15 @@ def make_drivers(config: AgentConfig, owner: Owner) -> Mapping[str, Driver]:
             raise InvalidSpec(
                 f"there is no driver {name}", "--drivers", f"choose from {', '.join(DRIVERS)}"
             )
+
+
+def make_drivers(config: AgentConfig, owner: Owner) -> Mapping[str, Driver]:
+    """The drivers that ``config`` asks for, by name.
+
+    Raises:
+        InvalidSpec: there is no driver of such a name.
+    """
+    check_drivers(config)
     return {name: _make(name, config, owner) for name in dict.fromkeys(config.drivers)}
 
 

@@ -30,7 +30,7 @@ from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.session import Session, process_name
 from swarmctl.agent.supervisor import Supervisor
-from swarmctl.folder import DataFolder
+from swarmctl.folder import PASSAGE_MODE, DataFolder
 from swarmctl.proto.errors import Busy, StorageFault, SwarmError
 from swarmctl.proto.messages import NodeFacts
 from swarmctl.transport.api import Link
@@ -326,7 +326,8 @@ async def run_agent(
         InvalidSpec: something in ``config`` is wrong, or the node is not enrolled.
     """
     edges = edges or real_edges()
-    with DataFolder.open(config.data, "agent"):
+    # QEMU runs as a user of its own, and reaches its VM's disks below this folder.
+    with DataFolder.open(config.data, "agent", PASSAGE_MODE):
         membership = await enrol.membership(
             config.data,
             name=config.name,

@@ -256,11 +256,11 @@ class Supervisor:
             self.actions.relists.add(instance.driver)
         if error.temporary:
             instance.refusals += 1
-            verdict = backoff.after_launch_error(template, error, instance.refusals)
+            verdict = backoff.after_launch_error(template, error, instance.refusals, instance.name)
             instance.waits_for_driver = True
         else:
             instance.failures += 1
-            verdict = backoff.after_launch_error(template, error, instance.failures)
+            verdict = backoff.after_launch_error(template, error, instance.failures, instance.name)
         self._carry_out(instance, verdict, keep_state=error.temporary)
         self.step(instance)
 

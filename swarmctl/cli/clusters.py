@@ -86,7 +86,7 @@ def from_file(path: Path) -> Context:
         return parse_context(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpec(
-            f"the context file cannot be read: {error}",
+            f"the context file cannot be read: {getattr(error, 'strerror', error)}",
             str(path),
             "use the admin.context that the controller wrote into its data folder",
         ) from error

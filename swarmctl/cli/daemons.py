@@ -216,11 +216,14 @@ def agent(
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
         import trio
 
-        from swarmctl.agent.config import AgentConfig
+        from swarmctl.agent.config import AgentConfig, check_drivers
         from swarmctl.agent.daemon import run_agent
 
+        config = AgentConfig(**parts)
+        check_drivers(config)  # Before a join token is spent on it.
+
         async def run(*, task_status: "trio.TaskStatus[None]") -> None:
-            await run_agent(AgentConfig(**parts), task_status=task_status)
+            await run_agent(config, task_status=task_status)
 
         async with trio.open_nursery() as nursery:
             await nursery.start(run)

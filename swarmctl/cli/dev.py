@@ -25,7 +25,7 @@ import click
 from attrs import define, evolve, frozen
 
 from swarmctl.cli.process import Serve, own_command
-from swarmctl.folder import LOCK_NAME, DataFolder
+from swarmctl.folder import LOCK_NAME, PASSAGE_MODE, DataFolder
 from swarmctl.proto.errors import (
     Conflict,
     DeadlineExceeded,
@@ -123,7 +123,7 @@ async def _supervise_both(
 
 def _own(folder: Path) -> DataFolder:
     try:
-        return DataFolder.open(folder, "dev")
+        return DataFolder.open(folder, "dev", PASSAGE_MODE)
     except Conflict as error:
         raise Conflict(
             f"swarmctl dev runs already ({error.what.partition(' by ')[2].removesuffix(' (dev)')})",
@@ -310,6 +310,7 @@ async def _stop(process: "trio.Process") -> None:
 
 def _wait_node(options: DevOptions) -> dict[str, Any]:
     """Wait until the node takes instances; what to show then."""
+    from swarmctl.agent import enrol
     from swarmctl.cli import clusters
     from swarmctl.client import Client
 
@@ -318,13 +319,16 @@ def _wait_node(options: DevOptions) -> dict[str, Any]:
     with Client(context) as client:
         while True:
             nodes = client.call("node.list")
-            name = options.name or next((one["node"] for one in nodes), "")
+            # Other agents may have joined: the node meant is that of the agent started here.
+            own = enrol.load(options.data / "agent")
+            name = own.name if own is not None else options.name
             states = {one["node"]: one["state"] for one in nodes}
             if states.get(name) in ("ready", "sick", "cordoned"):
                 break
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
-                    f"the node {name} is {states.get(name, 'unknown')} after {NODE_READY_S:g} s",
+                    f"node {name or '(no name yet)'} is {states.get(name, 'unknown')} after "
+                    f"{NODE_READY_S:g} s",
                     hint=f"see {options.data / 'agent.log'}",
                 )
             time.sleep(_LOOK_S)
@@ -399,6 +403,7 @@ def open_log(path: Path) -> IO[bytes]:
     """A log to append to; one that has grown large is put aside first."""
     if path.exists() and path.stat().st_size > _LOG_MAX_BYTES:
         path.replace(path.with_suffix(".log.1"))
+    path.touch(mode=0o600)
     return path.open("ab")
 
 

@@ -16,7 +16,7 @@ import click
 from attrs import define
 
 from swarmctl import __version__
-from swarmctl.proto.errors import InternalError, SwarmError
+from swarmctl.proto.errors import EnvironmentFault, InternalError, SwarmError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -195,6 +195,12 @@ def _report(error: BaseException, debug: bool) -> int:
         return EXIT_INTERRUPTED
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, PermissionError) and error.filename:
+        error = EnvironmentFault(
+            "this user may not read or write it",
+            str(error.filename),
+            "run it as the user who owns it, or give this user access",
+        )
     if not isinstance(error, SwarmError):
         error = InternalError(
             f"{type(error).__name__}: {error}",

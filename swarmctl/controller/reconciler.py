@@ -158,7 +158,10 @@ class Reconciler:
             service = wanting[rejected.service]
             text = str(rejected.rejection)
             service.unplaced = dict.fromkeys(rejected.slots, text)
-            service.history.append((now, f"{len(rejected.slots)} not placed: {text}"))
+            happened = f"{len(rejected.slots)} not placed: {text}"
+            # It is tried again and again: what stays as it was is no news.
+            if not service.history or service.history[-1][1] != happened:
+                service.history.append((now, happened))
 
     def _assign(self, service: Service, slot: int, node: str, now: float) -> None:
         state = self._state

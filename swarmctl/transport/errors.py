@@ -50,6 +50,7 @@ class HandshakeFailed(PeerError):
     """Something answers at the address, but not as the controller whose key we hold."""
 
     code = "handshake"
+    exit_code = 3  # As with nobody there: no controller of ours is in reach.
 
 
 class KeyRefused(Refused):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swarmctl.folder import DataFolder, atomic_write
+from swarmctl.folder import PASSAGE_MODE, DataFolder, atomic_write
 from swarmctl.proto.errors import Conflict, StorageFault
 from tests.unit.store.disks import as_nobody, fill, remount, small_disk
 
@@ -37,6 +37,13 @@ def test_a_folder_is_made_private(tmp_path):
         assert folder.path == tmp_path / "a" / "b"
         assert folder.path.stat().st_mode & 0o777 == 0o700
         assert (folder.path / "lock").read_text() == f"{os.getpid()} agent\n"
+        assert (folder.path / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_may_be_passed_through_but_not_listed(tmp_path):
+    """QEMU's own user reaches its disks below an agent's folder."""
+    with DataFolder.open(tmp_path / "data", "agent", PASSAGE_MODE) as folder:
+        assert folder.path.stat().st_mode & 0o777 == 0o711
         assert (folder.path / "lock").stat().st_mode & 0o777 == 0o600
 
 

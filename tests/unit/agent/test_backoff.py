@@ -42,6 +42,17 @@ def test_end_follows_the_policy(spec, exit_code, again, state):
     assert verdict.state == state
 
 
+def test_a_failed_launch_says_which_file_but_not_again_which_instance():
+    """A path is told; the instance stands beside the reason anyway."""
+    missing = NotFound("disk image: no such file on this node", "/images/x.qcow2", "give the path")
+    refused = NotFound("image x is not there", "web.1")
+
+    assert after_launch_error(made(NEVER), missing, 0, "web.1").reason == (
+        "/images/x.qcow2: disk image: no such file on this node (give the path)"
+    )
+    assert after_launch_error(made(NEVER), refused, 0, "web.1").reason == "image x is not there"
+
+
 def test_attempts_are_bounded():
     """on-failure:3 restarts three times, and says that it gave up."""
     spec = made(ON_FAILURE, maximum=3)

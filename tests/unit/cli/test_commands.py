@@ -1,5 +1,6 @@
 """The client's commands against a real controller that has no nodes: everything stays pending."""
 
+import errno
 import json
 import threading
 from pathlib import Path
@@ -378,6 +379,20 @@ def test_a_context_does_not_replace_another_clusters(controller, swarmctl, tmp_p
     ended = swarmctl("context", "add", str(tmp_path / "other.context"), "--name", "lab")
     assert ended.code == 1
     assert "exists already" in ended.err
+
+
+def test_contexts_of_another_user_are_no_defect(swarmctl, config, monkeypatch):
+    """A folder that may not be read is named, with what to do."""
+
+    def refused(path: Path, **_options: str) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    ended = swarmctl("ps")
+
+    assert ended.code == 1
+    assert f"{config / 'current'}: this user may not read" in ended.err
+    assert "defect" not in ended.err
 
 
 @pytest.mark.parametrize("text", ["not json", "{}", '{"name": 1}', "\x00"])

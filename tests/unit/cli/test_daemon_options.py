@@ -70,6 +70,15 @@ def test_a_daemon_with_wrong_options_does_not_start(swarmctl, arguments: list[st
     assert said in ended.err
 
 
+def test_an_unknown_driver_is_refused_before_a_token_is_spent(tmp_path: Path, swarmctl):
+    """Nothing is enrolled and no folder is made for an agent that cannot start."""
+    ended = swarmctl("agent", "--data", str(tmp_path / "a"), "--drivers", "dockr")
+
+    assert ended.code == 2
+    assert "there is no driver dockr" in ended.err
+    assert not (tmp_path / "a").exists()
+
+
 def test_an_agent_that_is_not_enrolled_asks_for_a_token(tmp_path: Path, swarmctl):
     """It says what is missing and what to do."""
     ended = swarmctl("agent", "--data", str(tmp_path / "a"), "--drivers", "sim")
