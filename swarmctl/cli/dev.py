@@ -108,10 +108,11 @@ async def _supervise_both(
                 served = await nursery.start(daemons.keep, "controller", daemons.controller())
                 # A port that was chosen for us is kept over restarts.
                 daemons.options = evolve(options, listen=served["addresses"][0])
-                context = clusters.from_file(options.data / "controller" / "admin.context")
-                clusters.register(context, use=True)
                 await nursery.start(daemons.keep, "agent", daemons.agent())
                 summary = await trio.to_thread.run_sync(_wait_node, options, abandon_on_cancel=True)
+                # Only now: a start that fails leaves the context of another cluster as it was.
+                context = clusters.from_file(options.data / "controller" / "admin.context")
+                clusters.register(context, use=True)
                 if not options.log_files:
                     show_summary(summary)
                     print("Ctrl-C stops it; instances run on.", file=sys.stderr)

@@ -164,3 +164,18 @@ def test_secrets_do_not_reach_the_log():
         "secret_key": "(hidden)",
         "node": "n1",
     }
+
+
+def test_a_dev_that_fails_leaves_the_context_as_it_was(tmp_path: Path, swarmctl, config: Path):
+    """The cluster that commands go to is still the one from before."""
+    config.mkdir()
+    (config / "current").write_text("lab\n")
+    ended = swarmctl(
+        *("dev", "--detach", "--data", str(tmp_path / "d"), "--drivers", "dockr"),
+        *("--listen", "tcp://127.0.0.1:0"),
+    )
+
+    assert ended.code == 2
+    assert "there is no driver dockr" in ended.err
+    assert sorted(path.name for path in config.iterdir()) == ["current"]
+    assert (config / "current").read_text() == "lab\n"
