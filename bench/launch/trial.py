@@ -32,6 +32,10 @@ _READY_S = 60.0
 _LOOK_S = 0.02
 
 
+def _unseen(running: int, seconds: float) -> None:
+    """For what is too small to be shown."""
+
+
 @define
 class Trial:
     """See the module's docstring.
@@ -87,7 +91,8 @@ class Trial:
         replicas = sum(spec.replicas for spec in specs)
         measured = Measurement(replicas if wanted is None else wanted)
         self.specs |= {spec.name: spec for spec in specs}
-        self.progress.phase("launching more", measured.wanted)
+        if measured.wanted > 1:
+            self.progress.phase("launching more", measured.wanted)
         began = time.monotonic()
         submit(self.client, specs, measured)
         measured.submitted_s = time.monotonic() - began
@@ -95,7 +100,7 @@ class Trial:
             self.client,
             measured,
             began,
-            self.progress.running,
+            self.progress.running if measured.wanted > 1 else _unseen,
             already=already,
             timeout_s=self.scenario.timeout_s,
         )
