@@ -271,9 +271,7 @@ class Cluster:
 
     def _judge_again(self, key: ServiceKey) -> None:
         """A service of this name is known now: quarantined instances may belong to it."""
-        for instance in [
-            one for one in self.state.all_instances() if one.quarantined and one.key == key
-        ]:
+        for instance in self.quarantined(key):
             report = InstanceReport(
                 instance.incarnation,
                 int(instance.state),
@@ -346,9 +344,7 @@ class Cluster:
     def quarantined(self, key: ServiceKey, slot: int | None = None) -> list[Instance]:
         """Instances of a service that nobody here knows."""
         return [
-            one
-            for one in self.state.all_instances()
-            if one.quarantined and one.key == key and slot in (None, one.slot)
+            one for one in self.state.quarantine.get(key, {}).values() if slot in (None, one.slot)
         ]
 
     @asynccontextmanager

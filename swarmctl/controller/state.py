@@ -176,6 +176,7 @@ class ClusterState:
     """All of it, and the few indexes that keep it joined.
 
     ``leaving`` counts the instances of a service that nodes were told to take away;
+    ``quarantine`` holds those of services that nobody here knows, by incarnation;
     ``capacity_changed`` says that what found no node may find one now; ``tally`` counts the
     holders of slots by state.
     """
@@ -190,6 +191,7 @@ class ClusterState:
     dirty_services: set[ServiceKey] = field(factory=set)
     dirty_nodes: set[str] = field(factory=set)
     leaving: Counter[ServiceKey] = field(factory=Counter)
+    quarantine: dict[ServiceKey, dict[int, Instance]] = field(factory=dict)
     capacity_changed: bool = False
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
 
@@ -221,7 +223,9 @@ class ClusterState:
         node.inventory_digest = digest.replace(node.inventory_digest, 0, instance.inventory_digest)
         if instance.removing:
             self.leaving[instance.key] += 1
-        elif not instance.quarantined:
+        elif instance.quarantined:
+            self.quarantine.setdefault(instance.key, {})[instance.incarnation] = instance
+        else:
             self._hold(instance)
 
     def _hold(self, instance: Instance) -> None:
@@ -239,9 +243,17 @@ class ClusterState:
 
     def admit(self, instance: Instance) -> None:
         """A quarantined instance belongs to a service after all."""
-        instance.quarantined = False
+        self._leave_quarantine(instance)
         self._mark(instance, 0)
         self._hold(instance)
+
+    def _leave_quarantine(self, instance: Instance) -> None:
+        if instance.quarantined:
+            instance.quarantined = False
+            found = self.quarantine[instance.key]
+            del found[instance.incarnation]
+            if not found:
+                del self.quarantine[instance.key]
 
     def forget(self, instance: Instance) -> None:
         """The node has it no more."""
@@ -256,6 +268,7 @@ class ClusterState:
             node.assignment_digest, instance.assignment_digest, 0
         )
         node.inventory_digest = digest.replace(node.inventory_digest, instance.inventory_digest, 0)
+        self._leave_quarantine(instance)
         self.release_slot(instance)
 
     def release_slot(self, instance: Instance) -> None:
@@ -273,7 +286,7 @@ class ClusterState:
             return
         before = instance.assignment_digest
         instance.removing = True
-        instance.quarantined = False
+        self._leave_quarantine(instance)
         self.leaving[instance.key] += 1
         self._mark(instance, before)
         self.release_slot(instance)

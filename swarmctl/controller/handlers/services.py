@@ -111,10 +111,10 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
 
 def _members(cluster: Cluster, stack: str) -> list[ServiceKey]:
     """The services of a stack; none of the stack without a name."""
+    if not stack:
+        return []
     return [
-        key
-        for key, service in cluster.state.services.items()
-        if stack and service.record.spec.stack == stack
+        key for key, service in cluster.state.services.items() if service.record.spec.stack == stack
     ]
 
 

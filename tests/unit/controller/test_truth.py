@@ -336,3 +336,27 @@ def test_copies_of_a_service_would_rather_not_share_a_node():
     harness.run()
 
     assert sorted(nodes[0] for nodes in harness.running().values()) == ["a", "b"]
+
+
+def test_a_quarantined_instance_that_ends_by_itself_leaves_no_trace():
+    """Its node has it no more: the books are as if it had never been, and digests agree."""
+    harness = cluster("a")
+    harness.apply(spec(replicas=2))
+    harness.run()
+    harness.records.clear()
+    harness.start(term=2)
+    harness.connect("a")
+    harness.run()
+    assert len(harness.state.quarantine[KEY]) == 2
+
+    harness.nodes["a"].instances.clear()
+    harness.nodes["a"].assigned.clear()
+    harness.connect("a")
+    harness.run()
+
+    known, beat = harness.state.nodes["a"], harness.nodes["a"].heartbeat()
+    assert harness.state.quarantine == {}
+    assert (known.assignment_digest, known.inventory_digest) == (
+        beat.assignment_digest,
+        beat.inventory_digest,
+    )
