@@ -236,8 +236,9 @@ async def _wait(cluster: Cluster, call: Call) -> Any:
         if reached:
             return counts
         if trio.current_time() >= deadline:
+            shortage = _shortage(cluster, targets) if condition == "running" else ""
             raise WaitExpired(
-                f"not {condition} after {timeout_s:g} s: {_summary(counts)}",
+                f"not {condition} after {timeout_s:g} s: {_summary(counts)}{shortage}",
                 ", ".join(names),
                 f"it goes on; see: swarmctl explain {names[0]}",
             )
@@ -255,6 +256,18 @@ def _summary(counts: dict[str, dict[str, int]]) -> str:
             totals[state] = totals.get(state, 0) + count
     wanted = totals.pop("wanted", 0)
     return ", ".join(f"{count} {state}" for state, count in totals.items()) + f" of {wanted}"
+
+
+def _shortage(cluster: Cluster, targets: list[Target]) -> str:
+    """Why the first slot that nobody can take is nowhere, to be said after a summary."""
+    for target in targets:
+        service = cluster.state.services.get(target.key)
+        if service is None:
+            continue
+        for slot, why in service.unplaced.items():
+            if target.slot in (None, slot):
+                return f"; {target.key[1]}.{slot} cannot be placed: {why}"
+    return ""
 
 
 def _progress(cluster: Cluster, target: Target) -> dict[str, int]:
@@ -286,10 +299,11 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
     job = service.record.spec.template.job
     good = {InstanceState.SUCCEEDED} if job else {InstanceState.RUNNING}
     ready = True
+    final = bool(service.unplaced) and _is_final(cluster, service)
     for slot in _slots(service, target):
         if service.record.wish(slot) is not SlotWish.RUNNING or slot in service.record.completed:
             continue
-        if slot in service.unplaced and _is_final(cluster, service):
+        if final and slot in service.unplaced:
             raise NothingFits(
                 f"{target.key[1]}.{slot} cannot be placed: {service.unplaced[slot]}",
                 hint="it stays pending, and is placed when something fits",
@@ -319,7 +333,22 @@ def _is_final(cluster: Cluster, service: Service) -> bool:
     """Whether "nothing fits" may be said aloud: nobody is about to leave, to end or to report."""
     job = service.record.spec.template.job
     ends = job and any(service.tally[state] for state in LIVE)
-    return cluster.reconciler.settled and not cluster.state.leaving and not ends
+    return cluster.reconciler.settled and not ends and not _is_leaving(cluster)
+
+
+def _is_leaving(cluster: Cluster, key: ServiceKey | None = None) -> bool:
+    """Whether an instance (of ``key``) is on its way out.
+
+    What is on a lost node goes when that node returns; nobody waits for that.
+    """
+    leaving = cluster.state.leaving
+    if not (leaving if key is None else leaving.get(key)):
+        return False
+    return any(
+        cluster.state.nodes[one.node].state is not NodeState.LOST
+        for one in cluster.state.all_instances()
+        if one.removing and key in (None, one.key)
+    )
 
 
 def _is_current(service: Service, holder: Instance) -> bool:
@@ -353,17 +382,8 @@ def _is_gone(cluster: Cluster, target: Target) -> bool:
     key: ServiceKey = target.key
     service = cluster.state.services.get(key)
     if target.slot is not None and service is not None:
-        return target.slot not in service.holders and not cluster.state.leaving.get(key)
-    if service is not None:
-        return False
-    if not cluster.state.leaving.get(key):
-        return True
-    # What is on a lost node goes when that node returns; nobody waits for that.
-    return all(
-        cluster.state.nodes[one.node].state is NodeState.LOST
-        for one in cluster.state.all_instances()
-        if one.key == key and one.removing
-    )
+        return target.slot not in service.holders and not _is_leaving(cluster, key)
+    return service is None and not _is_leaving(cluster, key)
 
 
 _CONDITIONS = {"running": _is_running, "stopped": _is_stopped, "gone": _is_gone}

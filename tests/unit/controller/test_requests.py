@@ -410,12 +410,39 @@ async def test_wait_runs_out_of_time(autojump_clock, tmp_path):
         assert 7 <= trio.current_time() - began < 8
 
 
+async def test_wait_that_runs_out_of_time_says_what_fits_nowhere(autojump_clock, tmp_path):
+    """While something leaves, room may come: but who gave little time is told what is lacking."""
+    async with a_rig(tmp_path, None, "a") as rig:
+        await rig.apply(spec(cpu_millis=5000))
+        rig.step()
+        rig.cluster.reconciler.settled = False
+        with pytest.raises(WaitExpired, match=r"1 pending of 1; web\.1 cannot be placed: .*lack"):
+            await rig.ask("service.wait", names=["web"], timeout_s=2)
+
+
 async def test_wait_says_at_once_that_nothing_fits(autojump_clock, tmp_path):
     """With the scheduler's reason."""
     async with a_rig(tmp_path, None, "a") as rig:
         await rig.apply(spec(cpu_millis=5000))
         rig.step()
         with pytest.raises(NothingFits, match="lack"):
+            await rig.ask("service.wait", names=["web"])
+
+
+async def test_what_is_on_a_lost_node_keeps_nobody_from_saying_that_nothing_fits(
+    autojump_clock, tmp_path
+):
+    """It leaves when that node returns, which may be never."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        await rig.apply(spec(replicas=2))
+        rig.run()
+        rig.disconnect("a")
+        await rig.ask("service.remove", names=["web"])
+        rig.run()
+        assert rig.cluster.state.leaving
+        await rig.apply(spec(cpu_millis=5000))
+        rig.step()
+        with trio.fail_after(5), pytest.raises(NothingFits, match="lack"):
             await rig.ask("service.wait", names=["web"])
 
 

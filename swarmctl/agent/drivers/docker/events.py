@@ -26,13 +26,11 @@ _SIGNALS: Final = {2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "
 
 
 def exit_reason(code: int, *, out_of_memory: bool) -> str:
-    """Why a container ended, in words; empty when it ended well."""
+    """Why a container ended, in words; empty when the code says all there is to say."""
     if out_of_memory:
         return "killed: it used more memory than its limit"
     signal = _SIGNALS.get(code - 128)
-    if signal:
-        return f"ended by {signal}"
-    return f"exit code {code}" if code else ""
+    return f"ended by {signal}" if signal else ""
 
 
 @define
