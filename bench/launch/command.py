@@ -1,6 +1,7 @@
 """What ``swarmctl bench launch`` does once its options are read."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def bench_launch(
         from bench.launch import plot
 
         plot.check_available()
+    # Told to end, it ends what it has started, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with shown() as progress:
         found = run(chosen_scenario, progress)
     print(report.text(found))

@@ -98,7 +98,8 @@ def test_what_a_node_has_behind_its_agents_back_is_found(launched):
     assert launched.checked.missing == 5
 
 
-def test_ctrl_c_shows_what_there_is_and_leaves_nothing_behind():
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_early_end_shows_what_there_is_and_leaves_nothing_behind(ending):
     """The report so far, an exit code that says so, and no process that runs on."""
     process = bench("--scenario", "idle", "--nodes", "5", "--processes", "1", "--seconds", "600")
     assert process.stderr is not None
@@ -107,7 +108,7 @@ def test_ctrl_c_shows_what_there_is_and_leaves_nothing_behind():
             break
     children = children_of(process.pid)
     assert len(children) == 2
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     said, _ = process.communicate(timeout=DEADLINE_S)
 
     assert process.returncode == 130
