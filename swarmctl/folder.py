@@ -39,7 +39,7 @@ _HINTS: Final = {
 }
 
 
-def storage_fault(error: OSError, path: Path, doing: str) -> StorageFault:
+def storage_fault(error: OSError, path: Path | str, doing: str) -> StorageFault:
     """The :class:`StorageFault` that says what an ``OSError`` on ``path`` means.
 
     Args:

@@ -4,6 +4,7 @@ Start-up is felt (DESIGN 5), so a command's module is imported only when that co
 nothing here imports trio, rich or a driver.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -16,7 +17,7 @@ import click
 from attrs import define
 
 from swarmctl import __version__
-from swarmctl.proto.errors import EnvironmentFault, InternalError, SwarmError
+from swarmctl.proto.errors import InternalError, SwarmError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -188,6 +189,10 @@ def sole_error(error: BaseException) -> BaseException:
     return error
 
 
+# A file or a pipe that the machine refuses is not our defect.
+_MACHINE_FAULTS: Final = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
 def _report(error: BaseException, debug: bool) -> int:
     """Print an error the way every error is printed: what, where, what to do."""
     if isinstance(error, KeyboardInterrupt):
@@ -195,12 +200,10 @@ def _report(error: BaseException, debug: bool) -> int:
         return EXIT_INTERRUPTED
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, PermissionError) and error.filename:
-        error = EnvironmentFault(
-            "this user may not read or write it",
-            str(error.filename),
-            "run it as the user who owns it, or give this user access",
-        )
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+        from swarmctl.folder import storage_fault
+
+        error = storage_fault(error, error.filename or "output", "cannot be read or written")
     if not isinstance(error, SwarmError):
         error = InternalError(
             f"{type(error).__name__}: {error}",

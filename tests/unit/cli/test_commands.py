@@ -391,7 +391,7 @@ def test_contexts_of_another_user_are_no_defect(swarmctl, config, monkeypatch):
     ended = swarmctl("ps")
 
     assert ended.code == 1
-    assert f"{config / 'current'}: this user may not read" in ended.err
+    assert f"{config / 'current'}: cannot be read or written: permission denied" in ended.err
     assert "defect" not in ended.err
 
 
