@@ -124,6 +124,7 @@ class Instance:
             self.generation if self.applied == GENERATION_UNKNOWN else self.applied,
             self.template,
             self.driver,
+            self.phase == Phase.WAITING,
         )
 
     def to_journal(self) -> bytes:

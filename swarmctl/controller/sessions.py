@@ -412,8 +412,10 @@ class Sessions:
         self._fleet.node_changed(node)
 
     def _lose(self, instance: Instance, silent_s: float) -> None:
-        if instance.quarantined or instance.removing or instance.state not in LIVE:
+        if instance.quarantined or instance.removing:
             return
+        if instance.state not in LIVE and not instance.retrying:
+            return  # It has ended for good: there is nothing to run elsewhere.
         report = InstanceReport(
             instance.incarnation,
             InstanceState.LOST,

@@ -59,6 +59,7 @@ class Instance:
     addresses: tuple[str, ...] = ()
     exit_code: int | None = None
     reason: str = ""
+    retrying: bool = False
     placed_at: float = 0.0
     reported: bool = False
     applied: int = 0
@@ -92,6 +93,7 @@ class Instance:
         self.addresses = report.addresses
         self.exit_code = report.exit_code
         self.reason = report.reason
+        self.retrying = report.retrying
         self.applied = report.generation
         self.reported = True
 

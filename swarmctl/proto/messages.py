@@ -52,7 +52,8 @@ class InstanceReport:
     """What a node observes of one instance.
 
     ``state`` is an :class:`~swarmctl.proto.states.InstanceState`; ``since`` is when it was
-    entered (epoch seconds); ``reason`` says why, for people.
+    entered (epoch seconds); ``reason`` says why, for people.  ``retrying`` says of one that has
+    failed that the node will try again by itself.
     """
 
     incarnation: int
@@ -70,6 +71,7 @@ class InstanceReport:
     generation: int = 0
     template: bytes = b""
     driver: str = ""
+    retrying: bool = False
 
 
 @frozen

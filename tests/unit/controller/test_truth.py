@@ -3,10 +3,10 @@
 from attrs import evolve
 
 from swarmctl.controller.records import SlotOverride, SlotWish, Tombstone
-from swarmctl.proto.messages import Assign, Refuse
+from swarmctl.proto.messages import Assign, Refuse, Report
 from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import Placement
-from tests.unit.controller.harness import FakeNode, Harness, cluster, spec
+from tests.unit.controller.harness import LOST_AFTER_S, FakeNode, Harness, cluster, spec
 
 KEY = ("default", "web")
 
@@ -360,3 +360,21 @@ def test_a_quarantined_instance_that_ends_by_itself_leaves_no_trace():
         beat.assignment_digest,
         beat.inventory_digest,
     )
+
+
+def test_a_failed_instance_that_its_lost_node_would_have_tried_again_is_lost_with_it():
+    """What still wants to run is placed elsewhere; what has failed for good stays as it is."""
+    harness = cluster("a", "b")
+    harness.apply(spec(replicas=2))
+    harness.run()
+    for name in ("a", "b"):
+        node = harness.nodes[name]
+        [one] = node.instances.values()
+        failed = evolve(one, state=InstanceState.FAILED, retrying=name == "a")
+        harness.sessions.on_message(node.peer, f"node:{name}", Report(99, (failed,)))
+        harness.disconnect(name)
+    harness.now += LOST_AFTER_S
+    harness.sessions.check_lost(LOST_AFTER_S)
+
+    states = {one.node: one.state for one in harness.state.services[KEY].holders.values()}
+    assert states == {"a": InstanceState.LOST, "b": InstanceState.FAILED}
