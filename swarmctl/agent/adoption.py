@@ -113,6 +113,7 @@ def _admit_stranger(supervisor: Supervisor, driver: str, found: Found) -> None:
         since=found.started_at,
         runtime_id=found.runtime_id,
         addresses=found.addresses,
+        ports=found.port_labels,
         started_at=found.started_at,
     )
     supervisor.instances[found.incarnation] = instance
@@ -141,8 +142,10 @@ def _match(supervisor: Supervisor, instance: Instance, found: Found) -> None:
     if instance.orphaned:
         _match_orphan(supervisor, instance, found)
         return
-    moved = instance.addresses != found.addresses or instance.runtime_id != found.runtime_id
+    before = (instance.addresses, instance.ports, instance.runtime_id)
+    moved = before != (found.addresses, found.port_labels, found.runtime_id)
     instance.addresses, instance.runtime_id = found.addresses, found.runtime_id
+    instance.ports = found.port_labels
     if found.phase in (Seen.RUNNING, Seen.STOPPING):
         if instance.phase != Phase.RUNNING:
             _found_running(supervisor, instance, found)

@@ -67,6 +67,7 @@ class Instance:
     exit_code: int | None = None
     runtime_id: str = ""
     addresses: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
     attempt: int = 1
     restarts: int = 0
 
@@ -125,6 +126,7 @@ class Instance:
             self.template,
             self.driver,
             self.phase == Phase.WAITING,
+            self.ports,
         )
 
     def to_journal(self) -> bytes:

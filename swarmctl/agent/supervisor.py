@@ -216,7 +216,7 @@ class Supervisor:
         if instance is None:
             return
         instance.runtime_id = found.runtime_id
-        instance.addresses = found.addresses
+        instance.addresses, instance.ports = found.addresses, found.port_labels
         instance.started_at = found.started_at
         instance.refusals = 0
         instance.waits_for_driver = False

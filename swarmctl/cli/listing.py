@@ -28,7 +28,9 @@ INSTANCE_COLUMNS: Final = (
     column("DESIRED", "desired", wide=True),
     column("RESTARTS", "restarts"),
     age_column("SINCE", "since"),
-    Column("ADDRESSES", lambda row: ", ".join(row["addresses"]), may_cut=True),
+    Column(
+        "ADDRESSES", lambda row: ", ".join([*row["addresses"], *row.get("ports", ())]), may_cut=True
+    ),
     Column("RUNTIME ID", _runtime_id, wide=True),
     column("DRIVER", "driver", wide=True),
     column("INCARNATION", "incarnation", wide=True),

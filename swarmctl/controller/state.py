@@ -57,6 +57,7 @@ class Instance:
     since: float = 0.0
     runtime_id: str = ""
     addresses: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
     exit_code: int | None = None
     reason: str = ""
     retrying: bool = False
@@ -91,6 +92,7 @@ class Instance:
         self.since = report.since
         self.runtime_id = report.runtime_id
         self.addresses = report.addresses
+        self.ports = report.ports
         self.exit_code = report.exit_code
         self.reason = report.reason
         self.retrying = report.retrying

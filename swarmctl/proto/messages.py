@@ -53,7 +53,8 @@ class InstanceReport:
 
     ``state`` is an :class:`~swarmctl.proto.states.InstanceState`; ``since`` is when it was
     entered (epoch seconds); ``reason`` says why, for people.  ``retrying`` says of one that has
-    failed that the node will try again by itself.
+    failed that the node will try again by itself; ``ports`` are the published ones, such as
+    ``*:32768->80/tcp``.
     """
 
     incarnation: int
@@ -72,6 +73,7 @@ class InstanceReport:
     template: bytes = b""
     driver: str = ""
     retrying: bool = False
+    ports: tuple[str, ...] = ()
 
 
 @frozen

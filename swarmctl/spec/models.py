@@ -59,6 +59,12 @@ class PortMapping:
     protocol: str = "tcp"
     host_ip: str = ""
 
+    @property
+    def label(self) -> str:
+        """As people read a published port: ``*:8080->80/tcp``, ``*`` for all addresses."""
+        host = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip or "*"
+        return f"{host}:{self.host_port}->{self.container_port}/{self.protocol}"
+
 
 @frozen
 class Mount:

@@ -101,6 +101,11 @@ class Found:
     tenant: str = "default"
     ports: tuple[PortMapping, ...] = ()
 
+    @property
+    def port_labels(self) -> tuple[str, ...]:
+        """The published ports for people."""
+        return tuple(port.label for port in self.ports if port.host_port)
+
 
 class EventKind(Enum):
     """What a driver tells without being asked."""
