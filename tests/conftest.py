@@ -1,6 +1,8 @@
 """Rules for every test: on CI nothing is skipped, and no test leaves its log to the next."""
 
 import os
+import signal
+import threading
 
 import pytest
 import structlog
@@ -10,6 +12,10 @@ ON_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "alone: measures time, so no other test runs beside it")
+    if threading.current_thread() is threading.main_thread():
+        # A script that starts us in the background has SIGINT ignored, and so would all the
+        # programs that tests start and interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _reason(report) -> str:
