@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from swarmctl.agent.drivers.api import EventKind, Launch, Owner, Phase
 from swarmctl.agent.drivers.docker.config import container_body, identity, identity_of
+from swarmctl.agent.drivers.docker.driver import STALE_START
 from swarmctl.agent.drivers.docker.events import Translator
 from swarmctl.agent.drivers.docker.faults import TEXT_MAX_CHARS, translate, translate_pull
 from swarmctl.agent.drivers.docker.images import split_image
@@ -259,3 +260,19 @@ def test_unavailable_is_temporary():
     """An agent may try again what failed because dockerd was busy."""
     assert isinstance(translate(503, "busy", "web.3", "start it"), DriverUnavailable)
     assert translate(503, "busy", "web.3", "start it").temporary
+
+
+@pytest.mark.parametrize(
+    ("text", "stale"),
+    [
+        ('failed to create task: task "1f" already exists: unknown', True),
+        ("container with given ID already exists", True),
+        ("OCI runtime create failed: container's cgroup id already in use", True),
+        ("failed to start shim: mkdir /run/containerd/task/moby/1f2e: file exists", True),
+        ("listen tcp 0.0.0.0:80: bind: address already in use", False),
+        ("mkdir /srv/data: file exists", False),
+    ],
+)
+def test_what_a_killed_dockerd_left_half_started_is_recognised(text, stale):
+    """Such a container is made anew; others keep their error."""
+    assert bool(STALE_START.search(text)) is stale

@@ -80,7 +80,7 @@ SETTLE_PAUSE_S: Final = 0.05
 # What dockerd says of a container that it was starting when it was killed: containerd or runc have
 # begun with that id, dockerd does not know, and none of them ends it. (A port is another matter:
 # that is an *address* already in use.)
-STALE_START: Final = re.compile(r"already exists|\bid already in use")
+STALE_START: Final = re.compile(r"already exists|\bid already in use|/moby/\w+: file exists")
 
 
 class DockerDriver:
