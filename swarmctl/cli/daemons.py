@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from swarmctl.cli.process import default_data, run_daemon
-from swarmctl.proto.errors import EnvironmentFault, InvalidSpec
+from swarmctl.proto.errors import EnvironmentFault, InvalidSpec, sole_error
 
 if TYPE_CHECKING:
     import trio
@@ -125,8 +125,6 @@ def _say_the_ways_in(folder: Path) -> None:
 
 
 def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
-    from swarmctl.cli.main import sole_error
-
     error = sole_error(group)
     assert isinstance(error, EnvironmentFault), "the group holds nothing else"
     return type(error)(

@@ -17,7 +17,7 @@ import click
 from attrs import define
 
 from swarmctl import __version__
-from swarmctl.proto.errors import InternalError, SwarmError
+from swarmctl.proto.errors import InternalError, SwarmError, sole_error
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -179,14 +179,6 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
         return _report(error, settings.debug)
     return result if isinstance(result, int) else 0
-
-
-def sole_error(error: BaseException) -> BaseException:
-    """The error inside groups of one; of several the first that is ours."""
-    while isinstance(error, BaseExceptionGroup):
-        ours, _ = error.split(SwarmError)
-        error = (ours or error).exceptions[0]
-    return error
 
 
 # A file or a pipe that the machine refuses is not our defect.

@@ -21,8 +21,7 @@ from attrs import define
 
 from swarmctl import garbage
 from swarmctl.cli import logs
-from swarmctl.cli.main import sole_error
-from swarmctl.proto.errors import SwarmError
+from swarmctl.proto.errors import SwarmError, sole_error
 
 _log = structlog.get_logger(__name__)
 
