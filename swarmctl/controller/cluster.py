@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 import trio
-from attrs import define, field
+from attrs import Factory, define, field
 
 from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
@@ -53,7 +53,7 @@ class Cluster:
     """See the module's docstring.
 
     ``send`` hands a message to a peer and raises at once when it is not there;
-    ``forget_user`` ends the connections of a user.
+    ``forget_user`` ends the connections of a user; ``wall`` gives epoch seconds, for people.
     """
 
     store: Store
@@ -64,7 +64,8 @@ class Cluster:
     forget_user: Callable[[str], int]
     folder: Path
     addresses: tuple[str, ...] = ()
-    started_at: float = field(factory=wall_clock)
+    wall: Callable[[], float] = wall_clock
+    started_at: float = field(default=Factory(lambda self: self.wall(), takes_self=True))
     fleet: Fleet = field(factory=Fleet)
     caller: RpcCaller = field(factory=RpcCaller)
     tokens: dict[str, TokenRecord] = field(factory=dict)
@@ -81,7 +82,7 @@ class Cluster:
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self.reconciler = Reconciler(self.state, self.fleet, self.meters, wall_clock)
+        self.reconciler = Reconciler(self.state, self.fleet, self.meters, self.wall)
         self.sessions = Sessions(
             self.state,
             self.fleet,
@@ -89,7 +90,7 @@ class Cluster:
             self.meters,
             wake=self.wake,
             now=trio.current_time,
-            wall=wall_clock,
+            wall=self.wall,
         )
 
     # --- waking and watching -----------------------------------------------------------------
@@ -299,7 +300,7 @@ class Cluster:
         at_once = limits.TRANSACTION_OPS_MAX // 3
         for start in range(0, len(keys), at_once):
             tombstones = [
-                Tombstone(*key, newest, wall_clock()) for key in keys[start : start + at_once]
+                Tombstone(*key, newest, self.wall()) for key in keys[start : start + at_once]
             ]
             await self._bury(tombstones)
 
@@ -308,7 +309,7 @@ class Cluster:
         loose = self.quarantined(key)
         if loose:
             newest = max(one.incarnation for one in loose)
-            await self._bury([Tombstone(*key, newest, wall_clock())])
+            await self._bury([Tombstone(*key, newest, self.wall())])
 
     async def _bury(self, tombstones: Sequence[Tombstone]) -> None:
         buried = {(one.tenant, one.service): one for one in tombstones}
@@ -410,7 +411,7 @@ class Cluster:
         The caller holds its lock.
         """
         key = node.record.public_key
-        revoked = RevokedKey(node.name, key, wall_clock())
+        revoked = RevokedKey(node.name, key, self.wall())
         ops: list[Op] = [
             Delete(records.NODE + node.name),
             Put(records.revoked_key(key), records.encode(revoked)),

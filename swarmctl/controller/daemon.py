@@ -8,12 +8,12 @@ and raises the term when it has to.  A disk that refuses holds up the last one a
 It serves only after its term is committed (DESIGN 8.1).
 """
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 from time import time as wall_clock
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import trio
@@ -56,7 +56,8 @@ _STORE_RETRY_S: Final = 1.0
 # Messages handled before other tasks get their turn: about 5 ms of work.
 _MESSAGES_A_TURN: Final = 200
 
-OpenListener = Callable[[KeyPair, Authorize], Any]
+OpenListener = Callable[[Sequence[str], KeyPair, Authorize], AbstractAsyncContextManager[Listener]]
+OpenStore = Callable[[Path, str], Awaitable[Store]]
 
 
 @frozen
@@ -76,9 +77,23 @@ class ControllerConfig:
     store_file: Path | None = None
 
 
+async def _open_sqlite(path: Path, cluster_id: str) -> Store:
+    return await SqliteStore.open(path, new_cluster_id=lambda: cluster_id)
+
+
+@frozen
+class Edges:
+    """Where the daemon touches the world; simulations put their own in place."""
+
+    open_listener: OpenListener = open_listener
+    open_store: OpenStore = _open_sqlite
+    wall: Callable[[], float] = wall_clock
+
+
 async def run_controller(
     config: ControllerConfig,
     *,
+    edges: Edges | None = None,
     task_status: "trio.TaskStatus[Cluster]" = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; reports the cluster once it serves.
@@ -89,26 +104,31 @@ async def run_controller(
         EnvironmentFault: an address cannot be listened on.
         StaleTerm: another controller has taken over.
     """
+    edges = edges or Edges()
     async with AsyncExitStack() as stack:
         stack.enter_context(DataFolder.open(config.data, "controller"))
         identity = identities.load_or_make(config.data)
         access = Access()
-        store = await stack.enter_async_context(_open_store(config, identity.cluster_id))
+        store = await stack.enter_async_context(_open_store(config, edges, identity.cluster_id))
         # Who listens has to know the keys: agents whose key is refused think that it was revoked.
         await _let_in(access, store)
         # Listening comes before the term: a controller whose port is taken changes nothing.
         keypair = KeyPair(identity.public_key, identity.secret_key)
         listener = await stack.enter_async_context(
-            open_listener(list(config.listen), keypair, access.authorise)
+            edges.open_listener(list(config.listen), keypair, access.authorise)
         )
-        controller = await Controller.start(config, identity, access, listener, store)
+        controller = await Controller.start(
+            config, identity, access, listener, store, wall=edges.wall
+        )
         await controller.run(task_status=task_status)
 
 
 @asynccontextmanager
-async def _open_store(config: ControllerConfig, cluster_id: str) -> AsyncGenerator[Store, None]:
+async def _open_store(
+    config: ControllerConfig, edges: Edges, cluster_id: str
+) -> AsyncGenerator[Store, None]:
     path = config.store_file or config.data / _STORE_FILE
-    store = await SqliteStore.open(path, new_cluster_id=lambda: cluster_id)
+    store = await edges.open_store(path, cluster_id)
     try:
         if store.cluster_id != cluster_id:
             raise Conflict(
@@ -152,6 +172,8 @@ class Controller:
         access: Access,
         listener: Listener,
         store: Store,
+        *,
+        wall: Callable[[], float] = wall_clock,
     ) -> "Controller":
         """Take a term, load the store, and write the ways in."""
         term = await store.take_term()
@@ -168,6 +190,7 @@ class Controller:
             forget_user=listener.forget_user,
             folder=config.data,
             addresses=config.advertise or listener.endpoints,
+            wall=wall,
         )
         await cluster.load()
         await _write_ways_in(config, cluster)
@@ -416,7 +439,7 @@ async def _write_ways_in(config: ControllerConfig, cluster: Cluster) -> None:
         config.data, identity, cluster.addresses, config.context_name
     )
     if cluster.access.authorise(context.public_key) is None:
-        admin = AdminRecord("admin", context.public_key, wall_clock())
+        admin = AdminRecord("admin", context.public_key, cluster.wall())
         await cluster.store.commit([Put(records.ADMIN + admin.id, records.encode(admin))])
         # One whose file was taken away is not let in any more.
         cluster.access.revoke_user(user_id(ADMIN, admin.id))
@@ -428,6 +451,6 @@ async def _write_ways_in(config: ControllerConfig, cluster: Cluster) -> None:
         token = identities.make_token(identity, cluster.addresses)
     if token.id not in cluster.tokens:
         # New, or the store was emptied: the file is the operator's word that it holds.
-        record = TokenRecord(token.id, token.public_key, wall_clock(), one_time=False)
+        record = TokenRecord(token.id, token.public_key, cluster.wall(), one_time=False)
         await cluster.save_token(record)
     identities.write_join_token(config.data, evolve(token, addresses=cluster.addresses))

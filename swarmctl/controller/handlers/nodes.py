@@ -1,6 +1,5 @@
 """Requests about nodes and join tokens, and enrolment."""
 
-from time import time as wall_clock
 from typing import Any
 
 from attrs import evolve
@@ -144,7 +143,7 @@ def _token_view(token: TokenRecord) -> dict[str, Any]:
 
 async def _create_token(cluster: Cluster, *, one_time: bool) -> Any:
     token = identity.make_token(cluster.identity, cluster.addresses)
-    record = TokenRecord(token.id, token.public_key, wall_clock(), one_time)
+    record = TokenRecord(token.id, token.public_key, cluster.wall(), one_time)
     await cluster.save_token(record)
     return _token_view(record) | {"token": token.to_text()}
 
@@ -221,7 +220,7 @@ async def _pin(cluster: Cluster, token_id: str, request: Enrol) -> None:
             hint="enrol it again with an empty data folder",
         )
     extra: list[Op] = [Delete(records.TOKEN + token.id)] if token.one_time else []
-    record = NodeRecord(request.node, request.public_key, wall_clock(), token.id)
+    record = NodeRecord(request.node, request.public_key, cluster.wall(), token.id)
     await cluster.save_nodes([record], *extra)
     if token.one_time:
         # Its key stays in for this run, so that a lost answer can be asked for again.

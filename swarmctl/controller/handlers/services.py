@@ -5,7 +5,6 @@ watched with ``service.wait``.
 """
 
 from collections.abc import Callable
-from time import time as wall_clock
 from typing import Any
 
 from attrs import evolve
@@ -148,7 +147,7 @@ def _applied(
 ) -> tuple[ServiceRecord | None, dict[str, Any]]:
     """The record after ``spec`` is applied (None when nothing changes), and what to answer."""
     existing = cluster.state.services.get((spec.tenant, spec.name))
-    now = wall_clock()
+    now = cluster.wall()
     if existing is None:
         return _created(cluster, spec, now), _result(spec, "created", None)
     if create_only:
@@ -210,7 +209,7 @@ async def _rollback(cluster: Cluster, key: ServiceKey) -> Any:
             before,
             spec=before.previous,
             previous=before.spec,
-            updated_at=wall_clock(),
+            updated_at=cluster.wall(),
             revision=before.revision + 1,
         )
         await cluster.save_services([_without_overrides_beyond(record)])
@@ -237,7 +236,7 @@ async def _scale(cluster: Cluster, call: Call) -> Any:
             spec = before.spec.with_replicas(wanted[key[1]])
             _check(spec)
             changed.append(
-                _without_overrides_beyond(evolve(before, spec=spec, updated_at=wall_clock()))
+                _without_overrides_beyond(evolve(before, spec=spec, updated_at=cluster.wall()))
             )
         await cluster.save_services(changed)
     return {"services": [key[1] for key in keys]}
@@ -258,26 +257,27 @@ async def _change_targets(cluster: Cluster, call: Call, change: Change) -> Any:
         for target in known:
             record = records.get(target.key) or cluster.service(target.key).record
             records[target.key] = change(record, target.slot)
-        await cluster.save_services(list(records.values()))
+        now = cluster.wall()
+        await cluster.save_services([evolve(one, updated_at=now) for one in records.values()])
     return {"targets": [target.name for target in targets]}
 
 
 def _stopped(record: ServiceRecord, slot: int | None) -> ServiceRecord:
     if slot is None:
-        return _all_following(evolve(record, stopped=True, updated_at=wall_clock()))
+        return _all_following(evolve(record, stopped=True))
     return _wishing(record, slot, SlotWish.STOPPED)
 
 
 def _started(record: ServiceRecord, slot: int | None) -> ServiceRecord:
     if slot is None:
-        return _all_following(evolve(record, stopped=False, updated_at=wall_clock()))
+        return _all_following(evolve(record, stopped=False))
     # Started again, a slot of a stopped service is the exception; else it follows the service.
     return _wishing(record, slot, SlotWish.RUNNING if record.stopped else None)
 
 
 def _restarted(record: ServiceRecord, slot: int | None) -> ServiceRecord:
     if slot is None:
-        return evolve(record, generation=record.generation + 1, updated_at=wall_clock())
+        return evolve(record, generation=record.generation + 1)
     override = record.overrides.get(slot, SlotOverride())
     return record.with_override(slot, evolve(override, generation=override.generation + 1))
 
@@ -291,8 +291,7 @@ def _all_following(record: ServiceRecord) -> ServiceRecord:
 
 def _wishing(record: ServiceRecord, slot: int, wish: SlotWish | None) -> ServiceRecord:
     override = record.overrides.get(slot, SlotOverride())
-    changed = record.with_override(slot, evolve(override, wish=wish))
-    return evolve(changed, updated_at=wall_clock())
+    return record.with_override(slot, evolve(override, wish=wish))
 
 
 # --- remove ----------------------------------------------------------------------------------
@@ -311,7 +310,8 @@ async def _remove(cluster: Cluster, call: Call) -> Any:
             assert target.slot is not None
             records[target.key] = _wishing(record, target.slot, SlotWish.REMOVED)
         if records:
-            await cluster.save_services(list(records.values()))
+            now = cluster.wall()
+            await cluster.save_services([evolve(one, updated_at=now) for one in records.values()])
         if whole:
             await cluster.delete_services([target.key for target in whole])
         for target in unknown:
