@@ -56,6 +56,8 @@ class Edges:
     open_journal: Callable[[Path], AbstractAsyncContextManager[Journal]]
     random: random.Random
     wall: Callable[[], float] = time.time
+    look: Callable[[Path], facts.Machine] = facts.look
+    process_name: Callable[[], str] = process_name
 
 
 def real_edges() -> Edges:
@@ -288,11 +290,12 @@ class Agent:
         now = trio.current_time()
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
-        machine = facts.look(self._config.data)
+        machine = self._edges.look(self._config.data)
         self._pressure = facts.pressure(machine, self._config.data)
         for name, one in self._health.items():
             self._note_health(name, one)
-        after = facts.node_facts(self._settings, machine, self._health, process_name())
+        process = self._edges.process_name()
+        after = facts.node_facts(self._settings, machine, self._health, process)
         if after != self._facts:
             self._facts = after
             if self.session is not None:

@@ -250,6 +250,14 @@ class MemoryJournal(_Writes):
         while any(each is write for each in self._queue):
             self._take(self._queue.popleft())
 
+    def crash(self, keep: int = 0) -> int:
+        """Lose power: what waits is lost, but for the first ``keep``; how many were lost."""
+        for write in [self._queue.popleft() for _ in range(min(keep, len(self._queue)))]:
+            self._take(write)
+        lost = len(self._queue)
+        self._queue.clear()
+        return lost
+
     def _take(self, write: _Write) -> None:
         self._records.update(write.puts)
         for incarnation in write.deletes:
