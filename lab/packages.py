@@ -70,6 +70,7 @@ NEEDS = (
         ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
         "VMs with UEFI",
     ),
+    Need("etcd", "etcd-server", ("etcd",), "the store of several controllers"),
     Need("guest", "qemu-utils", ("qemu-img",), "the test guest's disk"),
     Need("build", "gcc", ("gcc",), "builds libvirt-python"),
     Need("build", "libc6-dev", ("/usr/include/stdio.h",), "builds libvirt-python"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab import docker, guest, kvm, libvirt, packages, testbox
+from lab import docker, etcd, guest, kvm, libvirt, packages, testbox
 from lab.config import (
     GUEST_CMDLINE,
     GUEST_MEMORY_MIB,
@@ -28,6 +28,7 @@ def collect(paths: Paths) -> dict[str, Any]:
     parts = {
         "docker": _docker(paths, state),
         "libvirt": _libvirt(state),
+        "etcd": _etcd(),
         "image": _image(paths),
         "guest": _guest(paths),
         "build": _build(),
@@ -70,6 +71,11 @@ def _libvirt(state: State) -> dict[str, Any]:
         "pid": process.pid if process and state.owns("libvirtd") else None,
         "uri": LIBVIRT_URI,
     }
+
+
+def _etcd() -> dict[str, Any]:
+    version = etcd.version()
+    return {"up": version is not None, "ours": False, "version": version, "program": etcd.program()}
 
 
 def _image(paths: Paths) -> dict[str, Any]:
@@ -116,6 +122,7 @@ def _state(name: str, part: dict[str, Any]) -> str:
     up, down = {
         "docker": ("running", "down"),
         "libvirt": ("running", "down"),
+        "etcd": ("installed", "missing"),
         "image": ("present", "absent"),
         "guest": ("built", "absent"),
         "build": ("installed", "missing"),
@@ -124,7 +131,7 @@ def _state(name: str, part: dict[str, Any]) -> str:
 
 
 def _whose(name: str, part: dict[str, Any]) -> str:
-    if name == "build" or not part["up"]:
+    if name in ("build", "etcd") or not part["up"]:
         return "-"
     return "lab" if part["ours"] else "not ours"
 
@@ -134,6 +141,8 @@ def _where(name: str, part: dict[str, Any], status: dict[str, Any]) -> str:
         return f"unix://{part['socket']}"
     if name == "libvirt":
         return str(part["uri"])
+    if name == "etcd":
+        return str(part["program"] or "-")
     if name == "image":
         return str(part["tag"])
     if name == "guest":

@@ -33,6 +33,11 @@ def test_only_what_the_chosen_parts_need_is_planned():
     assert names(["docker"], lambda _: False) == ["docker.io", "iptables"]
 
 
+def test_etcd_brings_its_server_alone():
+    """`--only etcd` installs the program, and nothing that would talk to it."""
+    assert names(["etcd"], lambda _: False) == ["etcd-server"]
+
+
 def test_docker_from_elsewhere_is_kept():
     """Where a dockerd is there, Debian's package would fight with its own."""
     assert "docker.io" not in names(["docker"], lambda thing: thing == "dockerd")
