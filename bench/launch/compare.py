@@ -76,7 +76,7 @@ def load(path: Path) -> dict[Key, Report]:
         except (OSError, ValueError) as error:
             raise InvalidSpec(f"no report can be read: {error}", str(file)) from error
         for one in content if isinstance(content, list) else [content]:
-            if isinstance(one, dict) and "instances_per_s" in one and "scenario" in one:
+            if isinstance(one, dict) and "launch_curve" in one and "scenario" in one:
                 found[(one["scenario"]["name"], one["nodes"], one["instances"])] = one
     if not found:
         raise InvalidSpec("there is no launch report in it", str(path))

@@ -14,7 +14,7 @@ import click
 
 from bench.launch import plot, report
 from bench.launch.command import code_of, write
-from bench.launch.compare import RESULTS
+from bench.launch.compare import RESULTS, load
 from bench.launch.progress import Progress, shown
 from bench.launch.running import chosen, run
 from swarmctl.proto.errors import SwarmError
@@ -52,6 +52,10 @@ _WHOLE_SIZES: Final = (
     *((nodes, 10_000) for nodes in (100, 300, 1_000, 3_000, 10_000)),
     *((1_000, instances) for instances in (1_000, 3_000, 30_000, 100_000)),
 )
+# Minutes each: up to where the scenarios of a million and two end.
+_LONG_SIZES: Final = tuple(
+    (5_000, instances) for instances in (1_000, 10_000, 100_000, 300_000, 1_000_000, 2_000_000)
+)
 _SHORT_SIZES: Final = (*((nodes, 1_000) for nodes in (10, 30, 100)), (100, 300), (100, 2_000))
 
 
@@ -59,11 +63,14 @@ _SHORT_SIZES: Final = (*((nodes, 1_000) for nodes in (10, 30, 100)), (100, 300),
 @click.option("--short", is_flag=True, help="A minute or two, in small sizes.")
 @click.option("--only", multiple=True, metavar="NAME", help="Of the scenarios only these.")
 @click.option("--no-sizes", is_flag=True, help="Without the curves against size.")
+@click.option("--long", is_flag=True, help="Only the curves, up to two million instances.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="The folder.")
-def main(*, short: bool, only: tuple[str, ...], no_sizes: bool, output: Path) -> None:
+def main(*, short: bool, only: tuple[str, ...], no_sizes: bool, long: bool, output: Path) -> None:
     """Run the scenarios, write a JSON file for each, sizes.json, and launch.svg."""
     steps = [step for step in (_SHORT if short else _WHOLE) if not only or step[0] in only]
     sizes = () if no_sizes or only else (_SHORT_SIZES if short else _WHOLE_SIZES)
+    if long:
+        steps, sizes = [], (*_WHOLE_SIZES, *_LONG_SIZES)
     began = time.monotonic()
     reports: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -79,7 +86,7 @@ def main(*, short: bool, only: tuple[str, ...], no_sizes: bool, output: Path) ->
         grown = [_sized(nodes, instances, progress) for nodes, instances in sizes]
     if grown:
         write(grown, output / "sizes.json")
-    _draw(reports, grown, output / "launch.svg")
+    _draw(reports or _earlier(output), grown, output / "launch.svg")
     print(f"{len(reports)} scenarios in {time.monotonic() - began:.0f} s, in {output}")
     if failed:
         print(f"not as they should be: {', '.join(failed)}", file=sys.stderr)
@@ -96,6 +103,11 @@ def _measured(name: str, overrides: dict[str, Any], progress: Progress) -> dict[
     if found["interrupted"]:
         raise KeyboardInterrupt
     return found
+
+
+def _earlier(output: Path) -> list[dict[str, Any]]:
+    """The scenarios' reports of an earlier run, for the picture."""
+    return [one for one in load(output).values() if one["scenario"]["name"] != "custom"]
 
 
 def _sized(nodes: int, instances: int, progress: Progress) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""The table of targets: what is read from a report, and what is called met."""
+
+from typing import Any
+
+import pytest
+
+from bench import anchors
+from bench.launch import scenario
+
+
+def _report(**changes: Any) -> dict[str, Any]:
+    plain = {
+        "scenario": {"name": "one_by_one"},
+        "seconds_to_submitted": 0.5,
+        "requests": 15_000,
+        "instances_per_s": 10_000.0,
+        "found": {"one_change": {"request_durable_p50_ms": 1.0}},
+    }
+    return plain | changes
+
+
+def _line(rounds: list[dict[str, Any]], figure: str) -> str:
+    return next(line for line in anchors.table(rounds) if figure in line)
+
+
+def test_figures_of_a_report_are_those_of_its_scenario_s_targets() -> None:
+    """The rate of acknowledged requests is made from the report's counts."""
+    found = anchors.figures(_report())
+    assert found == {
+        "one_by_one: requests durable/s": 30_000.0,
+        "one_by_one: running/s": 10_000.0,
+        "one_by_one: one alone, ms": 1.0,
+    }
+
+
+def test_figure_that_a_run_did_not_get_to_is_a_miss() -> None:
+    """One round without it outweighs two good ones: there is no median of what did not happen."""
+    good, broken = anchors.figures(_report()), anchors.figures(_report(found={}))
+    line = _line([good, good, broken], "one alone")
+    assert "not reached" in line
+    assert "**missed**" in line
+
+
+@pytest.mark.parametrize(("rate", "mark"), [(15_000.0, "| met |"), (14_999.0, "**missed**")])
+def test_median_decides_whether_a_target_is_met(rate: float, mark: str) -> None:
+    """Between a bad and a good round the middle one counts, and the limit itself is met."""
+    rounds = [anchors.figures(_report(instances_per_s=one)) for one in (1.0, rate, 99_999.0)]
+    assert mark in _line(rounds, "running/s")
+
+
+def test_every_scenario_with_a_target_exists() -> None:
+    """A renamed scenario would otherwise lose its line of the table."""
+    for target in anchors.TARGETS:
+        assert scenario.load(target.scenario).name == target.scenario
