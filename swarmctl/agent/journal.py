@@ -26,7 +26,7 @@ import trio
 from swarmctl.database import Migration, Schema, execute_rows, reading
 from swarmctl.groupcommit import GroupCommitter, Statistics
 from swarmctl.proto.errors import InternalError, StorageFault
-from swarmctl.proto.limits import VALUE_MAX_BYTES
+from swarmctl.proto.limits import RECORD_MAX_BYTES
 
 SCHEMA: Final = Schema(
     title="agent's journal",
@@ -64,9 +64,9 @@ class _Write:
             InternalError: a value that is not bytes or too large, a number that is none.
         """
         for name, value in (*self.puts.items(), *self.facts.items()):
-            if type(value) is not bytes or len(value) > VALUE_MAX_BYTES:
+            if type(value) is not bytes or len(value) > RECORD_MAX_BYTES:
                 raise InternalError(
-                    f"a journal's value is bytes, {VALUE_MAX_BYTES} at the most", where=str(name)
+                    f"a journal's value is bytes, {RECORD_MAX_BYTES} at the most", where=str(name)
                 )
         for incarnation in (*self.puts, *self.deletes):
             if not 0 < incarnation <= _INCARNATION_MAX:

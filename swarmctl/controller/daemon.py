@@ -27,6 +27,7 @@ from swarmctl.controller.handlers import instances, nodes, services, statistics,
 from swarmctl.controller.records import AdminRecord, NodeRecord, ServiceRecord, TokenRecord
 from swarmctl.controller.state import ClusterState, ServiceKey
 from swarmctl.controller.store.api import Put, Store
+from swarmctl.controller.store.chunks import ChunkedStore
 from swarmctl.controller.store.sqlite import SqliteStore
 from swarmctl.folder import DataFolder
 from swarmctl.proto import codec, limits
@@ -128,7 +129,7 @@ async def _open_store(
     config: ControllerConfig, edges: Edges, cluster_id: str
 ) -> AsyncGenerator[Store, None]:
     path = config.store_file or config.data / _STORE_FILE
-    store = await edges.open_store(path, cluster_id)
+    store = ChunkedStore(await edges.open_store(path, cluster_id))
     try:
         if store.cluster_id != cluster_id:
             raise Conflict(

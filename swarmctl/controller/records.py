@@ -193,9 +193,9 @@ def encode(record: Any) -> bytes:
     if isinstance(record, ServiceRecord) and record.completed:
         plain["completed"] = _to_ranges(record.completed)
     packed: bytes = msgpack.packb(plain)
-    if len(packed) > limits.VALUE_MAX_BYTES:
+    if len(packed) > limits.RECORD_MAX_BYTES:
         raise InvalidSpec(
-            f"the record would take {len(packed)} bytes; the limit is {limits.VALUE_MAX_BYTES}",
+            f"the record would take {len(packed)} bytes; the limit is {limits.RECORD_MAX_BYTES}",
             hint="move large texts (user data, environment) into an image or a volume",
         )
     return packed

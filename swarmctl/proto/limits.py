@@ -70,6 +70,10 @@ KEY_MAX_BYTES: Final = 512
 # Store contract: DESIGN 8.8.
 VALUE_MAX_BYTES: Final = 512 * 1024
 TRANSACTION_OPS_MAX: Final = 100
+# One record, in pieces of that: half of the largest message, in which it comes and is passed on.
+RECORD_MAX_BYTES: Final = 4 * 1024 * 1024
+# The keys and values of one transaction: etcd takes requests of 1.5 MiB.
+TRANSACTION_BYTES_MAX: Final = 1024 * 1024
 # Replicas of one service: a typing error of three more zeros is not a plan.
 REPLICAS_MAX: Final = 5_000_000
 # Events kept in memory for `explain`, an instance and a service.

@@ -12,7 +12,12 @@ import outcome
 
 from swarmctl.controller.store.api import Entry, Op, Put
 from swarmctl.proto.errors import Conflict, InternalError, InvalidSpec, StaleTerm
-from swarmctl.proto.limits import KEY_MAX_BYTES, TRANSACTION_OPS_MAX, VALUE_MAX_BYTES
+from swarmctl.proto.limits import (
+    KEY_MAX_BYTES,
+    TRANSACTION_BYTES_MAX,
+    TRANSACTION_OPS_MAX,
+    VALUE_MAX_BYTES,
+)
 
 
 def validate(ops: Sequence[Op]) -> int:
@@ -40,6 +45,8 @@ def validate(ops: Sequence[Op]) -> int:
         if isinstance(op, Put):
             _validate_value(op)
             size_bytes += len(op.value)
+    if size_bytes > TRANSACTION_BYTES_MAX:
+        raise InternalError(f"a commit of {size_bytes} bytes; {TRANSACTION_BYTES_MAX} are the most")
     return size_bytes
 
 

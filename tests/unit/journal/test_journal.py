@@ -13,7 +13,7 @@ import trio.lowlevel
 from swarmctl.agent.journal import MemoryJournal, open_journal
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import InternalError, StorageFault
-from swarmctl.proto.limits import VALUE_MAX_BYTES
+from swarmctl.proto.limits import RECORD_MAX_BYTES
 from tests.unit.store.disks import fill, small_disk
 
 HIGHEST = incarnations.make(incarnations.TERM_MAX, incarnations.SEQUENCE_MAX)
@@ -96,7 +96,7 @@ class Contract:
         [
             ({0: b""}, ()),
             ({1 << 63: b""}, ()),
-            ({1: b"x" * (VALUE_MAX_BYTES + 1)}, ()),
+            ({1: b"x" * (RECORD_MAX_BYTES + 1)}, ()),
             ({1: "text"}, ()),
             ({1: b""}, (1,)),
             ({}, (-1,)),

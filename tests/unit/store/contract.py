@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swarmctl.controller.store.api import Delete, Entry, Put, Store
+from swarmctl.controller.store.chunks import MARK, PIECES, ChunkedStore
 from swarmctl.proto.errors import (
     Busy,
     Conflict,
@@ -27,6 +28,7 @@ from swarmctl.proto.errors import (
 from swarmctl.proto.limits import (
     COMMIT_QUEUE_MAX,
     KEY_MAX_BYTES,
+    RECORD_MAX_BYTES,
     TRANSACTION_OPS_MAX,
     VALUE_MAX_BYTES,
 )
@@ -40,6 +42,28 @@ class Harness(ABC):
     @abstractmethod
     async def open(self, cluster_id: str = "ab" * 16) -> Store:
         """Open a store; ``cluster_id`` is what it makes if it needs a new one."""
+
+
+class ChunkedHarness(Harness):
+    """Stores that cut large values into pieces, over those of another harness."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    async def open(self, cluster_id="ab" * 16):
+        return ChunkedStore(await self.inner.open(cluster_id))
+
+    async def pieces(self):
+        """The keys of all pieces on the disk."""
+        async with aclosing(await self.inner.open()) as store:
+            return list(await store.read(PIECES))
+
+    async def lose_a_piece(self):
+        """Delete one behind the store's back."""
+        (piece, *_) = await self.pieces()
+        async with aclosing(await self.inner.open()) as store:
+            await store.take_term()
+            await store.commit([Delete(piece)])
 
 
 @attrs.define
@@ -68,6 +92,8 @@ COMMITS = st.lists(st.lists(OPS, max_size=4, unique_by=lambda op: op.key), min_s
 
 class StoreContract:
     """What every store does."""
+
+    value_max = VALUE_MAX_BYTES
 
     @pytest.fixture
     async def store(self, harness):
@@ -270,7 +296,6 @@ class StoreContract:
     @pytest.mark.parametrize(
         ("ops", "error"),
         [
-            ([Put("a", b"x" * (VALUE_MAX_BYTES + 1))], InvalidSpec),
             ([Put(f"k/{n}", b"") for n in range(TRANSACTION_OPS_MAX + 1)], InternalError),
             ([Put("a", b""), Delete("a")], InternalError),
             ([Put("", b"")], InternalError),
@@ -279,12 +304,20 @@ class StoreContract:
             ([Put("x" * (KEY_MAX_BYTES + 1), b"")], InternalError),
             ([Put("a", "text")], InternalError),
         ],
-        ids=["value", "ops", "twice", "empty", "newline", "surrogate", "long", "text"],
+        ids=["ops", "twice", "empty", "newline", "surrogate", "long", "text"],
     )
     async def test_what_no_backend_can_keep_is_refused(self, store, ops, error):
         """The bounds are checked before anything is queued."""
         with pytest.raises(error):
             await store.commit(ops)
+        assert await store.read() == {}
+
+    async def test_a_value_beyond_the_bound_is_refused(self, store):
+        """It is the user's to make smaller; nothing was done."""
+        with pytest.raises(InvalidSpec) as caught:
+            await store.commit([Put("b", b""), Put("a", b"x" * (self.value_max + 1))])
+        assert caught.value.where == "a"
+        assert caught.value.hint
         assert await store.read() == {}
 
     async def test_values_are_not_shown(self):
@@ -433,3 +466,87 @@ class StoreContract:
         for use in (lambda: store.commit([]), store.read, store.take_term):
             with pytest.raises(StorageFault, match="closed"):
                 await use()
+
+
+def large(seed, size_bytes=3 * VALUE_MAX_BYTES + 17):
+    """A value in several pieces, each of which is another."""
+    return random.Random(seed).randbytes(size_bytes)
+
+
+class LargeContract(StoreContract):
+    """What every store does that cuts large values into pieces, and all of the rest."""
+
+    value_max = RECORD_MAX_BYTES
+
+    async def test_a_large_value_comes_back_whole(self, harness, store):
+        """As large as a record may be, now and after a reopening; its pieces are not shown."""
+        values = {"a": large(1, RECORD_MAX_BYTES), "b": large(2), "c": b"small"}
+        await store.commit([Put(key, value) for key, value in values.items()])
+
+        assert await store.read() == values
+        assert await store.read("b") == {"b": values["b"]}
+        async with aclosing(await harness.open()) as again:
+            assert await again.read() == values
+
+    async def test_many_values_that_are_too_much_together_are_one_commit(self, harness, store):
+        """A hundred of the largest that need no pieces: all of them, or none."""
+        values = {f"k/{n:03}": bytes([n]) * 100_000 for n in range(TRANSACTION_OPS_MAX)}
+        await store.commit([Put(key, value) for key, value in values.items()])
+        assert await store.read() == values
+        with pytest.raises(Conflict):
+            await store.commit(
+                [Put("k/000", b"", expect=0), *(Put(key, b"y" * 100_000) for key in [*values][1:])]
+            )
+        assert await store.read() == values
+        async with aclosing(await harness.open()) as again:
+            await again.take_term()
+            assert await again.read() == values
+
+    async def test_a_value_that_looks_like_a_head_is_a_value(self, store):
+        """Whatever bytes a caller stores, it gets back those."""
+        await store.commit([Put("a", MARK), Put("b", MARK + b"\x94"), Put("c", MARK[:-1])])
+        assert await store.read() == {"a": MARK, "b": MARK + b"\x94", "c": MARK[:-1]}
+
+    async def test_what_is_replaced_leaves_nothing(self, harness, store):
+        """Large by large, large by small, and deleted: no piece is left over."""
+        for _ in range(3):
+            for seed in range(3):
+                await store.commit([Put("a", large(seed)), Put("b", large(seed + 1))])
+            await store.commit([Put("a", b"small"), Delete("b")])
+            assert await store.read() == {"a": b"small"}
+        assert await harness.pieces() == []
+
+    async def test_what_a_crash_left_is_swept(self, harness, store):
+        """Pieces without a head go when the next controller takes its term; others stay."""
+        await store.commit([Put("a", large(1))])
+        kept = await harness.pieces()
+        with pytest.raises(Conflict):
+            await store.commit([Put("a", large(2), expect=99)])
+        assert len(await harness.pieces()) > len(kept)
+        async with aclosing(await harness.open()) as again:
+            await again.take_term()
+            assert await again.read() == {"a": large(1)}
+        assert await harness.pieces() == kept
+
+    async def test_large_and_small_keep_their_order(self, store):
+        """Of many who write one key, large or small, the one that called last wins."""
+        order = []
+
+        async def write(number):
+            value = large(number) if number % 5 == 0 else b"%d" % number
+            order.append(value)
+            await store.commit([Put("a", value)])
+
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for number in range(11):
+                    nursery.start_soon(write, number)
+            assert (await store.read("a"))["a"] == order[-1]
+
+    async def test_a_damaged_large_value_is_named(self, harness, store):
+        """A piece that is missing is damage, and not a shorter value."""
+        await store.commit([Put("a", large(1))])
+        await harness.lose_a_piece()
+        with pytest.raises(StorageFault, match="pieces") as caught:
+            await store.read()
+        assert caught.value.where == "a"

@@ -9,7 +9,7 @@ import trio.testing
 from swarmctl.controller.store.api import Put
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
 from swarmctl.proto.errors import StorageFault
-from tests.unit.store.contract import Harness, StoreContract
+from tests.unit.store.contract import ChunkedHarness, Harness, LargeContract, StoreContract
 
 
 class MemoryHarness(Harness):
@@ -80,3 +80,9 @@ class TestMemoryStore(StoreContract):
                 for number in range(100):
                     nursery.start_soon(store.commit, [Put(f"k/{number}", b"")])
             assert autojump_clock.current_time() - started_s == pytest.approx(0.01)
+
+
+class TestLargeMemoryStore(LargeContract):
+    @pytest.fixture
+    def harness(self):
+        return ChunkedHarness(MemoryHarness())

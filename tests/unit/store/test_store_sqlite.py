@@ -3,7 +3,7 @@
 import pytest
 
 from swarmctl.controller.store.sqlite import SqliteStore
-from tests.unit.store.contract import Harness, StoreContract
+from tests.unit.store.contract import ChunkedHarness, Harness, LargeContract, StoreContract
 
 
 class SqliteHarness(Harness):
@@ -18,3 +18,9 @@ class TestSqliteStore(StoreContract):
     @pytest.fixture
     def harness(self, tmp_path):
         return SqliteHarness(tmp_path)
+
+
+class TestLargeSqliteStore(LargeContract):
+    @pytest.fixture
+    def harness(self, tmp_path):
+        return ChunkedHarness(SqliteHarness(tmp_path))
