@@ -36,7 +36,9 @@ def run(trial: Trial) -> None:
         trial.found["failures"] = failures(trial)
     trial.check()
     assert trial.measured is not None, "it was launched"
-    if trial.measured.complete and not failing:
+    if not trial.measured.complete:
+        trial.found["not_running"] = not_running(trial)
+    elif not failing:
         trial.found["one_change"] = one_change(trial)
 
 
@@ -88,6 +90,19 @@ def failures(trial: Trial) -> dict[str, Any]:
         "recovered": not not_running and trial.measured.complete,
         "reasons": reasons[:_QUOTED_MAX],
     }
+
+
+def not_running(trial: Trial) -> dict[str, Any]:
+    """What the controller says of those that do not run: how many a state, and why."""
+    states: dict[str, int] = {}
+    reasons: list[str] = []
+    for name in trial.specs:
+        for view in trial.client.call("instance.list", {"names": [name]}):
+            if view["state"] != "running":
+                states[view["state"]] = states.get(view["state"], 0) + 1
+                if view["reason"] not in reasons:
+                    reasons.append(view["reason"])
+    return {"states": states, "reasons": reasons[:_QUOTED_MAX]}
 
 
 # --- one change -----------------------------------------------------------------------------------
