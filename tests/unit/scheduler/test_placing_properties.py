@@ -228,8 +228,7 @@ def test_the_index_follows_all_changes_between_and_within_plans(cuts, snapshot, 
         if cuts == "one cut":
             patch.setattr(index, "_CUTS_MAX", 1)
             patch.setattr(index, "_POWERS", 0)
-            patch.setattr(index, "_FEW", -1)
-        patch.setattr(index, "_HEAP_MISSES_MAX", data.draw(st.sampled_from([0, 1, 32])))
+        patch.setattr(index, "_MISSES_MAX", data.draw(st.sampled_from([0, 1, 32])))
         patch.setattr(index, "_CHANGED_MAX", 1)
         for _round in range(data.draw(st.integers(1, 5))):
             wanted = data.draw(st.lists(plain_requests, min_size=1, max_size=4))
