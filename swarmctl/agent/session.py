@@ -251,13 +251,17 @@ class Session:
                 self._scope.cancel()
                 return
             self._heard_at = trio.current_time()
+            news = False
             for payload in batch:
                 try:
-                    self._on_message(codec.decode(payload))
+                    message = codec.decode(payload)
+                    news = news or not isinstance(message, HeartbeatAck | ReportAck)
+                    self._on_message(message)
                 except ProtocolError as error:
                     # One bad message harms itself only (DESIGN 7).
                     _log.warning("bad message", error=str(error))
-            self._wake_agent()
+            if news:
+                self._wake_agent()
 
     async def _keep_alive(self) -> None:
         while True:

@@ -37,13 +37,18 @@ CONNECT_TIMEOUT_S: Final = 3.0
 # CURVE and the key's check. 10,000 agents that join at once need 7 s on two cores; a shorter
 # bound would make them all give up and come again, for ever.
 HANDSHAKE_TIMEOUT_S: Final = 20.0
-# ZeroMQ's own pings find a connection whose other end vanished without a FIN. The session's
-# heartbeats are quicker; these free the connection's memory.
-PING_INTERVAL_S: Final = 5.0
+# A connection whose other end vanished without a FIN is ended after this, by the kernel: it sends
+# probes where nothing moves, and waits no longer for what is not acknowledged. The session's
+# heartbeats are quicker; this frees the connection's memory. ZeroMQ's own pings would do it too,
+# but between 10,000 agents and a controller they cost more than the heartbeats.
 PING_TIMEOUT_S: Final = 15.0
+PROBE_AFTER_S: Final = 5.0
+PROBE_EVERY_S: Final = 3.0
 # The same for the plain client: it waits for one answer.
 CLIENT_CONNECT_TIMEOUT_S: Final = 1.0
 CLIENT_HANDSHAKE_TIMEOUT_S: Final = 5.0
+# It also pings: it has no heartbeats, and the kernel of a controller that hangs still answers.
+CLIENT_PING_S: Final = 5.0
 # libzmq must not reconnect behind our back: see zmq_link.
 LIBZMQ_RECONNECT_S: Final = 3_600.0
 

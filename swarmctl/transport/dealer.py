@@ -4,6 +4,8 @@
 reconnecting is as good as off (see :mod:`~swarmctl.transport.zmq_link`).
 """
 
+from typing import Final
+
 import zmq
 
 from swarmctl.transport import bounds as limits
@@ -11,6 +13,14 @@ from swarmctl.transport.bounds import Bounds
 from swarmctl.transport.context import ZmqSocket
 from swarmctl.transport.errors import InvalidEndpoint
 from swarmctl.transport.keys import KeyPair
+
+# Finds out that the other machine is gone; for both ends (see bounds.PING_TIMEOUT_S).
+PROBES: Final = (
+    (zmq.TCP_KEEPALIVE, 1),
+    (zmq.TCP_KEEPALIVE_IDLE, int(limits.PROBE_AFTER_S)),
+    (zmq.TCP_KEEPALIVE_INTVL, int(limits.PROBE_EVERY_S)),
+    (zmq.TCP_MAXRT, int(limits.PING_TIMEOUT_S * 1000)),
+)
 
 
 def configure_dealer(
@@ -25,8 +35,7 @@ def configure_dealer(
         (zmq.MAXMSGSIZE, bounds.payload_bytes + limits.FRAME_SLACK_BYTES),
         (zmq.RECONNECT_IVL, int(limits.LIBZMQ_RECONNECT_S * 1000)),
         (zmq.HANDSHAKE_IVL, int(handshake_s * 1000)),
-        (zmq.HEARTBEAT_IVL, int(limits.PING_INTERVAL_S * 1000)),
-        (zmq.HEARTBEAT_TIMEOUT, int(limits.PING_TIMEOUT_S * 1000)),
+        *PROBES,
     ):
         socket.set(option, value)
     socket.set(zmq.CURVE_SERVERKEY, server_public_key.encode("ascii"))

@@ -169,15 +169,20 @@ class SupervisedLink:
 
     async def receive_batch(self) -> list[bytes]:
         """See :meth:`swarmctl.transport.api.Link.receive_batch`."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        others_had_their_turn = False
         while True:
             batch = self._take_leftover() or self._adopted_connection().receive_nowait(
                 self._bounds.batch_max
             )
             if batch:
                 self._received += len(batch)
+                if not others_had_their_turn:
+                    # Shielded: what is taken is handed out.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 return batch
             await self._adopted_connection().wait_readable()
+            others_had_their_turn = True
 
     def _take_leftover(self) -> list[bytes]:
         batch = self._leftover[: self._bounds.batch_max]

@@ -202,6 +202,8 @@ class _MemoryConnection:
 
     def close(self) -> None:
         self._wire.end()
+        # It may have ended before, and its waiter may have looked at it since.
+        self._wire.queues[Direction.TO_LINK].wake()
 
 
 class MemoryListener(ListenerBase):

@@ -52,6 +52,8 @@ class SyncClient:
         configure_dealer(
             self._socket, server_public_key, keypair, bounds, limits.HANDSHAKE_TIMEOUT_S
         )
+        self._socket.set(zmq.HEARTBEAT_IVL, int(limits.CLIENT_PING_S * 1000))
+        self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(limits.PING_TIMEOUT_S * 1000))
         self._monitor = Monitor(self._socket, LINK_EVENTS)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)

@@ -35,6 +35,7 @@ from swarmctl.transport import bounds as limits
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
 from swarmctl.transport.bounds import Bounds
 from swarmctl.transport.context import ZmqSocket, new_context
+from swarmctl.transport.dealer import PROBES
 from swarmctl.transport.endpoint import check_endpoint
 from swarmctl.transport.errors import (
     AddressInUse,
@@ -50,6 +51,7 @@ from swarmctl.transport.zap import DOMAIN, Authenticator
 # What libzmq's ROUTER makes itself: a zero byte and a 32-bit counter.
 _ROUTING_ID_BYTES = 5
 # Computed once: combining pyzmq's flags costs as much as sending.
+_NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 _EVENTS = int(
@@ -109,10 +111,11 @@ class ZmqListener(ListenerBase):
     def _drain(self) -> list[Arrival]:
         batch: list[Arrival] = []
         size = 0
+        receive = self._socket.recv
         # Dropped messages count too, so that a flood of bad ones does not hold the loop.
         for _ in range(self._bounds.batch_max):
             try:
-                routing_id = self._socket.recv(zmq.NOBLOCK, copy=False)
+                routing_id = receive(_NOBLOCK)
             except zmq.Again:
                 break
             arrival = self._read_message(routing_id)
@@ -124,24 +127,25 @@ class ZmqListener(ListenerBase):
         self._count("received", len(batch), size)
         return batch
 
-    def _read_message(self, sender: zmq.Frame) -> Arrival | None:
-        # A message is whole in the queue before its first frame can be read: none of these waits.
-        if not sender.more:
-            return self._drop("dropped_frames")
-        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+    def _read_message(self, routing_id: bytes) -> Arrival | None:
+        # A message is whole in the queue before its first frame, which the ROUTER puts before
+        # it, can be read: none of these waits.
+        frame = self._socket.recv(_NOBLOCK, copy=False)
         if frame.more:
             while frame.more:
-                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+                frame = self._socket.recv(_NOBLOCK, copy=False)
             return self._drop("dropped_frames")
-        routing_id: bytes = sender.bytes
         if len(routing_id) != _ROUTING_ID_BYTES or routing_id[0] != 0:
             return self._drop("dropped_routing_id")
         payload: bytes = frame.bytes
         if len(payload) > self._bounds.payload_bytes:
             return self._drop("dropped_oversize")
-        public_key = str(frame.get("User-Id"))
-        descriptor = int(frame.get(zmq.SRCFD))
-        return self._admit(PeerId(routing_id), public_key, descriptor, payload)
+        public_key = frame.get("User-Id")
+        peer = self._connections.peers.get(PeerId(routing_id))
+        if peer is None or peer.public_key != public_key or peer.user_id is None:
+            descriptor = int(frame.get(zmq.SRCFD))
+            return self._admit(PeerId(routing_id), str(public_key), descriptor, payload)
+        return Arrival(PeerId(routing_id), peer.user_id, payload)
 
     def _drop(self, counter: str) -> Arrival | None:
         self._counts[counter] += 1
@@ -154,7 +158,7 @@ class ZmqListener(ListenerBase):
         self._check_send(peer, payload)
         try:
             self._socket.send(peer, _NOBLOCK_AND_MORE)
-            self._socket.send(payload, zmq.NOBLOCK)
+            self._socket.send(payload, _NOBLOCK)
         except zmq.Again:
             raise self._backpressure(peer) from None
         except zmq.ZMQError as error:
@@ -234,9 +238,8 @@ def _configure(socket: ZmqSocket, keypair: KeyPair, bounds: Bounds) -> None:
         (zmq.MAXMSGSIZE, bounds.payload_bytes + limits.FRAME_SLACK_BYTES),
         (zmq.BACKLOG, limits.ACCEPT_BACKLOG),
         (zmq.HANDSHAKE_IVL, int(limits.HANDSHAKE_TIMEOUT_S * 1000)),
-        (zmq.HEARTBEAT_IVL, int(limits.PING_INTERVAL_S * 1000)),
-        (zmq.HEARTBEAT_TIMEOUT, int(limits.PING_TIMEOUT_S * 1000)),
         (zmq.CURVE_SERVER, 1),
+        *PROBES,
     ):
         socket.set(option, value)
     socket.set(zmq.CURVE_SECRETKEY, keypair.secret.encode("ascii"))
