@@ -10,6 +10,8 @@ from swarmctl.spec.models import (
     CloudInit,
     ContainerSpec,
     DiskSpec,
+    HealthCheck,
+    HealthKind,
     Mount,
     Placement,
     PortMapping,
@@ -65,6 +67,18 @@ restart_policies = st.builds(
     max_attempts=st.integers(0, 1000),
     window_s=seconds,
 )
+health_checks = st.builds(
+    HealthCheck,
+    kind=st.sampled_from(HealthKind),
+    command=tuples_of(texts),
+    port=st.integers(0, 65535),
+    path=texts,
+    interval_s=seconds,
+    timeout_s=seconds,
+    retries=st.integers(1, 1000),
+    start_period_s=seconds,
+    start_interval_s=seconds,
+)
 containers = st.builds(
     ContainerSpec,
     image=texts,
@@ -109,6 +123,7 @@ def _templates(draw):
         labels=draw(text_maps),
         job=draw(st.booleans()),
         limits=draw(resources),
+        health=draw(st.none() | health_checks),
     )
 
 

@@ -51,7 +51,9 @@ def restore(
     used = {instance.template for instance in supervisor.instances.values()}
     for digest, (key, encoded) in templates.items():
         if digest in used:
-            supervisor.templates[digest] = _readable(encoded)
+            template = supervisor.templates[digest] = _readable(encoded)
+            checked = template is not None and template.checked is not None
+            supervisor.health.in_use |= checked
         else:
             supervisor.actions.deletes.add(key)
     for instance in supervisor.instances.values():
@@ -183,7 +185,9 @@ def _found_running(supervisor: Supervisor, instance: Instance, found: Found) -> 
     instance.exit_code = None
     instance.due = 0.0
     instance.waits_for_driver = False
-    supervisor.show(instance, InstanceState.RUNNING, "")
+    # One that was well when the agent ended is not taken for one that has just begun.
+    well = instance.restored and not settled and instance.state == InstanceState.RUNNING
+    supervisor.runs(instance, was_well=well)
     if instance.restored and found.started_at:
         instance.since = found.started_at
     supervisor.step(instance)

@@ -80,11 +80,12 @@ def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
     if supervisor.templates.get(digest) is not None:
         return
     try:
-        supervisor.templates[digest] = wire.decode_template(encoded)
+        template = supervisor.templates[digest] = wire.decode_template(encoded)
     except ProtocolError:
         # Of a newer release: its instances are rejected one by one, with that reason.
         supervisor.templates[digest] = None
         return
+    supervisor.health.in_use |= template.checked is not None
     supervisor.template_key += 1
     assert supervisor.template_key < TEMPLATE_KEYS_END, "a cluster has no 2**40 templates"
     supervisor.actions.puts[supervisor.template_key] = digest + encoded
@@ -150,6 +151,8 @@ def _change(
         if instance.applied == GENERATION_UNKNOWN:
             instance.applied = generation
     supervisor.reassign(instance)
+    if became_known and instance.phase == Phase.RUNNING:
+        supervisor.runs(instance, was_well=True)
     supervisor.mark(instance, urgent=became_known)
     supervisor.put(instance)
     supervisor.step(instance)

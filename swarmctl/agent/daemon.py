@@ -22,6 +22,7 @@ from attrs import frozen
 
 from swarmctl.agent import adoption, enrol, facts
 from swarmctl.agent.actions import Actions
+from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
@@ -162,6 +163,7 @@ class Agent:
                 self.drivers, self.supervisor, nursery, self.wake, bulk=self._config.sim_bulk
             )
             nursery.start_soon(self._supervise)
+            nursery.start_soon(Checker(self.supervisor, self.drivers, self.wake).run)
             for driver in self.drivers.values():
                 nursery.start_soon(self._watch, driver)
             await self._look()

@@ -11,6 +11,7 @@ import msgpack
 from attrs import define
 
 from swarmctl.agent.drivers.api import DriverEvent
+from swarmctl.agent.health import Watch
 from swarmctl.agent.transitions import Goal, Phase
 from swarmctl.proto.errors import StorageFault
 from swarmctl.proto.messages import InstanceReport
@@ -48,6 +49,7 @@ class Instance:
     begin (the agent's clock).
     ``serial`` is the supervisor's count at the last observation, against lists that are older.
     ``orphaned`` marks a create that outlived its caller: it is taken away when ``due``.
+    ``health`` is the watch on its present attempt, or the last one; None without a health check.
     """
 
     incarnation: int
@@ -87,6 +89,7 @@ class Instance:
     serial: int = 0
     assigned_digest: int = 0
     reported_digest: int = 0
+    health: Watch | None = None
 
     @property
     def name(self) -> str:
@@ -105,6 +108,19 @@ class Instance:
         if self.applied != self.generation and self.applied != GENERATION_UNKNOWN:
             return Goal.RESTART
         return Goal.RUN
+
+    @property
+    def failed_watch(self) -> Watch | None:
+        """The watch that had it stopped because it was unhealthy, unless it was to stop anyway."""
+        watch = self.health
+        return watch if watch is not None and watch.condemned and self.goal == Goal.RUN else None
+
+    @property
+    def health_label(self) -> str:
+        """Its health as people read it; empty where nothing is checked."""
+        if self.health is None or self.phase not in (Phase.RUNNING, Phase.STOPPING):
+            return ""
+        return self.health.health.value
 
     def report(self) -> InstanceReport:
         """What the controller is told of it."""
@@ -127,6 +143,7 @@ class Instance:
             self.driver,
             self.phase == Phase.WAITING,
             self.ports,
+            self.health_label,
         )
 
     def to_journal(self) -> bytes:

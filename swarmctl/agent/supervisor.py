@@ -24,6 +24,7 @@ from swarmctl.agent import backoff
 from swarmctl.agent.actions import Actions, Stop
 from swarmctl.agent.drivers.api import DriverEvent, EventKind, Found, Launch
 from swarmctl.agent.drivers.api import Phase as Seen
+from swarmctl.agent.health import Watchlist
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import AFTER, STEPS, Goal, Happened, Phase, Step
 from swarmctl.proto import digest, limits
@@ -80,6 +81,7 @@ class Supervisor:
         self.serial = 0
         self.actions = Actions()
         self.unwritten: dict[int, Instance] = {}
+        self.health = Watchlist()
         self._removed: dict[int, None] = {}
         self._timers: list[tuple[float, int]] = []
 
@@ -232,8 +234,16 @@ class Supervisor:
             # The end of the attempt before, or of this one: only the daemon knows.
             self.actions.relists.add(instance.driver)
         instance.phase = AFTER[Phase.LAUNCHING, Happened.LAUNCHED]
-        self.show(instance, _S.RUNNING, "")
+        self.runs(instance)
         self.step(instance)
+
+    def runs(self, instance: Instance, *, was_well: bool = False) -> None:
+        """It runs; where its health is checked, it is said to once that was good."""
+        health, templates = self.health, self.templates
+        if health.in_use and health.attach(instance, templates, self.now) and not was_well:
+            self.show(instance, _S.STARTING, "waiting for the first good health check")
+        else:
+            self.show(instance, _S.RUNNING, "")
 
     def _ended_in_launch(
         self, instance: Instance, exit_code: int | None, at: float, why: str
@@ -277,6 +287,10 @@ class Supervisor:
         self.now = now
         instance = self._operated(incarnation, Phase.STOPPING)
         if instance is not None:
+            if (watch := instance.failed_watch) is not None:
+                instance.started_at = watch.well_since(self.wall_offset_s)
+                self.exited(instance, None, 0.0, watch.condemned)
+                return
             instance.phase = AFTER[Phase.STOPPING, Happened.STOP_DONE]
             instance.failures = 0
             self.show(instance, _S.STOPPED, instance.reason)

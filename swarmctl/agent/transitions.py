@@ -104,6 +104,7 @@ AFTER: Final[dict[tuple[Phase, Happened], Phase]] = {
     (_P.LAUNCHING, _H.ENDED_IN_LAUNCH): _P.EXITED,
     (_P.LAUNCHING, _H.LAUNCH_CANCELLED): _P.NEW,
     (_P.STOPPING, _H.STOP_DONE): _P.STOPPED,
+    (_P.STOPPING, _H.EXITED): _P.EXITED,  # stopped because it was unhealthy
     # Whether it still runs is not known: stop is repeatable, so it is tried again.
     (_P.STOPPING, _H.STOP_FAILED): _P.RUNNING,
     (_P.REMOVING, _H.REMOVE_FAILED): _P.EXITED,

@@ -20,11 +20,17 @@ def _runtime_id(row: Row) -> str:
     return value if "-" in value else value[:_ID_CHARS]
 
 
+def _state(row: Row) -> str:
+    """The state, with the health beside it where that is checked: ``running (healthy)``."""
+    health = row.get("health")
+    return f"{row['state']} ({health})" if health and health != row["state"] else row["state"]
+
+
 INSTANCE_COLUMNS: Final = (
     column("INSTANCE", "instance"),
     column("KIND", "kind"),
     column("NODE", "node"),
-    column("STATE", "state", is_state=True),
+    Column("STATE", _state, is_state=True),
     column("DESIRED", "desired", wide=True),
     column("RESTARTS", "restarts"),
     age_column("SINCE", "since"),

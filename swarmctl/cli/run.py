@@ -54,6 +54,13 @@ _FILE_MAX_BYTES: Final = 1024 * 1024
     "--restart", default="", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped."
 )
 @click.option("--stop-timeout", default="", metavar="TIME", help="Grace before it is killed.")
+@click.option("--health-cmd", default="", metavar="COMMAND", help="Tells whether each is well.")
+@click.option("--health-interval", default="", metavar="TIME", help="Between two checks (30s).")
+@click.option("--health-timeout", default="", metavar="TIME", help="A check may take (30s).")
+@click.option("--health-retries", type=int, help="Failures in a row that count (3).")
+@click.option("--health-start-period", default="", metavar="TIME", help="Failures count after it.")
+@click.option("--health-start-interval", default="", metavar="TIME", help="Checks in it (5s).")
+@click.option("--no-healthcheck", is_flag=True, help="Not even the image's own check.")
 @click.option("-t", "--tty", is_flag=True, help="Give each a terminal.")
 @click.option("--constraint", "constraints", multiple=True, metavar="EXPR", help="Where it may be.")
 @click.option("--driver", default="", hidden=True)

@@ -70,11 +70,15 @@ def render(
     lines = [_line(heading, widths)]
     for line in cells:
         styles = [
-            _COLOURS.get(cell) if one.is_state else None
-            for one, cell in zip(shown, line, strict=True)
+            _colour(cell) if one.is_state else None for one, cell in zip(shown, line, strict=True)
         ]
         lines.append(_line(line, widths, styles if colour else None))
     return "\n".join(lines)
+
+
+def _colour(state: str) -> str | None:
+    """That of a state; ``running (unhealthy)`` is as wrong as one that failed."""
+    return "red" if state.endswith("(unhealthy)") else _COLOURS.get(state.partition(" ")[0])
 
 
 def _cut(columns: Sequence[Column], cells: list[list[str]], widths: list[int], width: int) -> None:

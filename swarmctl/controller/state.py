@@ -64,6 +64,7 @@ class Instance:
     placed_at: float = 0.0
     reported: bool = False
     applied: int = 0
+    health: str = ""
 
     @property
     def name(self) -> str:
@@ -97,6 +98,7 @@ class Instance:
         self.reason = report.reason
         self.retrying = report.retrying
         self.applied = report.generation
+        self.health = report.health
         self.reported = True
 
 

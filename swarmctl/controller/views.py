@@ -35,6 +35,7 @@ def instance_view(instance: Instance) -> View:
         "incarnation": incarnations.label(instance.incarnation),
         "since": instance.since,
         "exit_code": instance.exit_code,
+        "health": instance.health,
         "reason": _quarantine_reason(instance) if quarantined else instance.reason,
     }
 
@@ -72,6 +73,7 @@ def pending_views(service: Service) -> Iterator[View]:
             "incarnation": "",
             "since": service.record.updated_at,
             "exit_code": None,
+            "health": "",
             "reason": service.unplaced.get(slot, "waiting for the nodes to report"),
         }
 

@@ -91,6 +91,37 @@ class RestartPolicy:
     window_s: float = 0.0
 
 
+class HealthKind(Enum):
+    """How an instance is asked whether it is well."""
+
+    NONE = "none"
+    COMMAND = "command"
+    TCP = "tcp"
+    HTTP = "http"
+    GUEST_AGENT = "guest-agent"
+
+
+@frozen
+class HealthCheck:
+    """How, and how often, an instance is asked whether it is well.
+
+    ``command`` is run inside a container, ``port`` (and ``path``, for HTTP) is asked at the
+    instance's address.  ``retries`` failures in a row make it unhealthy; those of the first
+    ``start_period_s`` do not count, and in it checks are ``start_interval_s`` apart.
+    ``NONE`` is no check, and none of the image's own either.
+    """
+
+    kind: HealthKind = HealthKind.NONE
+    command: tuple[str, ...] = ()
+    port: int = 0
+    path: str = ""
+    interval_s: float = 30.0
+    timeout_s: float = 30.0
+    retries: int = 3
+    start_period_s: float = 0.0
+    start_interval_s: float = 5.0
+
+
 @frozen
 class ContainerSpec:
     """A container, in the words of the Compose Specification."""
@@ -158,6 +189,14 @@ class Template:
     labels: dict[str, str] = field(factory=dict)
     job: bool = False
     limits: Resources = field(factory=Resources)
+    health: HealthCheck | None = None
+
+    @property
+    def checked(self) -> HealthCheck | None:
+        """The health check that is made; None when there is none."""
+        if self.health is None or self.health.kind is HealthKind.NONE:
+            return None
+        return self.health
 
     @property
     def kind(self) -> Kind:

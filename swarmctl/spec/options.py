@@ -5,7 +5,7 @@ a stack file. An error names the option that it is about.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import evolve, frozen
 
@@ -13,11 +13,13 @@ from swarmctl.proto.errors import InvalidSpec
 from swarmctl.proto.limits import REPLICAS_MAX, STOP_GRACE_S
 from swarmctl.spec import mounts, ports, processes
 from swarmctl.spec.environments import parse_assignment
+from swarmctl.spec.health import RETRIES_MAX, parse_period, shell_check
 from swarmctl.spec.machines import check_ssh_key, check_user_data, check_vm, with_defaults
 from swarmctl.spec.models import (
     CloudInit,
     ContainerSpec,
     DiskSpec,
+    HealthCheck,
     Mount,
     Placement,
     PortMapping,
@@ -47,6 +49,7 @@ _CONTAINER_OPTIONS: Final = {
     "workdir": "--workdir",
     "entrypoint": "--entrypoint",
     "tty": "--tty",
+    "health_cmd": "--health-cmd",
 }
 _VM_OPTIONS: Final = {
     "disk": "--disk",
@@ -101,6 +104,13 @@ class RunOptions:
     user_data: str = ""
     ssh_keys: Sequence[str] = ()
     folder: str = ""
+    health_cmd: str = ""
+    health_interval: str = ""
+    health_timeout: str = ""
+    health_retries: int | None = None
+    health_start_period: str = ""
+    health_start_interval: str = ""
+    no_healthcheck: bool = False
 
 
 def build_service(options: RunOptions, environment: Mapping[str, str]) -> ServiceSpec:
@@ -133,6 +143,7 @@ def build_service(options: RunOptions, environment: Mapping[str, str]) -> Servic
         job=options.job,
         # docker's --cpus and --memory are limits; here they are reserved as well.
         limits=Resources() if options.vm else evolve(resources, named={}),
+        health=_build_health(options),
     )
     return ServiceSpec(
         name=_build_name(options),
@@ -240,6 +251,39 @@ def _build_restart(options: RunOptions) -> RestartPolicy:
     if options.job:
         _located("--restart", policy, check_job_restart)
     return policy
+
+
+def _build_health(options: RunOptions) -> HealthCheck | None:
+    periods = (
+        ("interval_s", options.health_interval, parse_period),
+        ("timeout_s", options.health_timeout, parse_period),
+        ("start_period_s", options.health_start_period, parse_duration),
+        ("start_interval_s", options.health_start_interval, parse_period),
+    )
+    changes: dict[str, Any] = {}
+    for attribute, text, parse in periods:
+        if text:
+            option = "--health-" + attribute.removesuffix("_s").replace("_", "-")
+            changes[attribute] = _located(option, text, parse)
+    if options.health_retries is not None:
+        if not 0 <= options.health_retries <= RETRIES_MAX:
+            raise InvalidSpec(f"not between 0 and {RETRIES_MAX}", where="--health-retries")
+        changes["retries"] = options.health_retries or HealthCheck().retries
+    if options.no_healthcheck:
+        if options.health_cmd or changes:
+            raise InvalidSpec(
+                "there is to be no check", where="--no-healthcheck", hint="leave one of them out"
+            )
+        return HealthCheck()
+    if options.health_cmd:
+        return evolve(_located("--health-cmd", options.health_cmd, shell_check), **changes)
+    if changes:
+        raise InvalidSpec(
+            "these options tell how to make a check, and there is none",
+            where="--health-cmd",
+            hint="add --health-cmd COMMAND",
+        )
+    return None
 
 
 def _build_vm(options: RunOptions) -> VmSpec:

@@ -6,6 +6,7 @@ from swarmctl.proto.errors import InvalidSpec
 from swarmctl.proto.limits import STOP_GRACE_S
 from swarmctl.spec.containers import Surroundings, read_container
 from swarmctl.spec.deploys import read_deploy
+from swarmctl.spec.health import read_health
 from swarmctl.spec.machines import read_vm, with_defaults
 from swarmctl.spec.models import Resources, ServiceSpec, Template
 from swarmctl.spec.names import check_service_name, did_you_mean
@@ -38,6 +39,7 @@ _KNOWN: Final = (
     "labels",
     "restart",
     "stop_grace_period",
+    "healthcheck",
     *_CONTAINER_ONLY,
     "scale",
     "cpus",
@@ -74,6 +76,9 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
                 fields[key].warn("ignored, a VM has none", "configure the guest with vm.cloud_init")
     grace = fields.get("stop_grace_period")
     reserved = deploy.demand.reserved
+    health = read_health(fields["healthcheck"], is_vm=is_vm) if "healthcheck" in fields else None
+    if network == "none" and health is not None and health.port:
+        raise fields["healthcheck"].fail("without a network it cannot be asked", 'use "test"')
     template = Template(
         container=None if is_vm else read_container(fields, network, surroundings),
         vm=read_vm(fields["vm"], network, surroundings.resolve) if is_vm else None,
@@ -83,6 +88,7 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
         labels=_read_labels(fields["labels"]) if "labels" in fields else {},
         job=deploy.job,
         limits=Resources() if is_vm else deploy.demand.limits,
+        health=health,
     )
     return ServiceSpec(
         name=name,

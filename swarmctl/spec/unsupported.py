@@ -44,7 +44,6 @@ SERVICE: Final = {
         "external_links",
         "extra_hosts",
         "group_add",
-        "healthcheck",
         "init",
         "ipc",
         "isolation",

@@ -236,6 +236,27 @@ class Terminal(Protocol):
 
 
 @runtime_checkable
+class KillsCommand(Protocol):
+    """A terminal whose command can be ended by force, for callers that do not wait longer."""
+
+    async def kill(self) -> None:
+        """End the command; nothing happens when it has ended."""
+
+
+@runtime_checkable
+class GuestAgent(Protocol):
+    """A driver whose instances may run an agent of their own that it can ask."""
+
+    async def ping_guest(self, incarnation: int) -> None:
+        """Returns when the guest's agent answers.
+
+        Raises:
+            LaunchFailed: it does not, or there is none.
+            DriverUnavailable: the daemon does not answer.
+        """
+
+
+@runtime_checkable
 class Exec(Protocol):
     """A driver that runs commands inside its instances."""
 

@@ -92,6 +92,8 @@ def container_body(owner: Owner, launch: Launch) -> dict[str, Any]:
         "StopSignal": spec.stop_signal or None,
         "ExposedPorts": {_port_key(p.container_port, p.protocol): {} for p in spec.ports} or None,
         "NetworkingConfig": _networking(spec, launch),
+        # The agent makes the checks; the image's own are not made as well.
+        "Healthcheck": {"Test": ["NONE"]} if template.health is not None else None,
     }
     return body | {name: value for name, value in optional.items() if value is not None}
 

@@ -4,8 +4,12 @@ Without a terminal Docker multiplexes stdout and stderr in frames (one byte of s
 nothing, four of length); with one there is a single raw stream.
 """
 
+import contextlib
+import os
+import signal
 from collections import deque
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import trio
 from attrs import define, field
@@ -139,6 +143,19 @@ class ExecTerminal:
             return self._code
         return None
 
+    async def kill(self) -> None:
+        """End the command by force: Docker has no way, but its process is one of this machine's.
+
+        A dockerd of another machine, or beyond our view of processes, leaves it running.
+        """
+        with contextlib.suppress(Missing, Taken):
+            await self._calls.run(
+                lambda client: _kill(client.exec_inspect(self._exec_id)),
+                where=self._where,
+                doing="end a command in it",
+                deadline_s=EXEC_CALL_S,
+            )
+
     async def _running(self) -> bool:
         """Whether it still runs; when not, its exit code is kept."""
         try:
@@ -155,3 +172,16 @@ class ExecTerminal:
             return True
         self._code = int(code)
         return False
+
+
+def _kill(info: dict[str, Any]) -> None:
+    """Kill the process of an exec, if it is there and surely that one."""
+    pid, container_id = info.get("Pid"), info.get("ContainerID")
+    if not info.get("Running") or not pid or not container_id:
+        return
+    try:
+        # The number could be another process's by now, or of another machine.
+        if container_id in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
+            os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended

@@ -17,6 +17,7 @@ from attrs import field, frozen
 
 from swarmctl.agent.drivers.api import Launch, Owner, resource_name
 from swarmctl.agent.drivers.libvirt import identity
+from swarmctl.spec.models import HealthKind
 
 NAMESPACE: Final = "urn:swarmctl:instance:1"
 _TAG: Final = f"{{{NAMESPACE}}}instance"
@@ -110,6 +111,9 @@ def build(owner: Owner, launch: Launch, machine: Machine) -> str:
     for name, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
         _text(domain, f"on_{name}", action)
     _devices(domain, uuid, machine)
+    check = launch.template.checked
+    if check is not None and check.kind is HealthKind.GUEST_AGENT:
+        _guest_agent(domain)
     if machine.run_as:
         # No relabelling: files that are not ours keep their owner, and a start is shorter.
         label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
@@ -182,6 +186,14 @@ def _devices(domain: ET.Element, uuid: str, machine: Machine) -> None:
     ET.SubElement(devices, "panic", model="isa")
     ET.SubElement(devices, "memballoon", model="none")
     ET.SubElement(devices, "audio", id="1", type="none")
+
+
+def _guest_agent(domain: ET.Element) -> None:
+    """The port on which an agent in the guest is spoken to; libvirt chooses the host's end."""
+    devices = domain.find("devices")
+    assert devices is not None, "made before"
+    channel = ET.SubElement(devices, "channel", type="unix")
+    ET.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
 
 
 def _disk(devices: ET.Element, disk: Disk, target: str) -> None:

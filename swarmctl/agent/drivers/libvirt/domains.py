@@ -63,6 +63,14 @@ def destroy(conn: Any, uuid: str) -> None:
             raise
 
 
+def ping_guest(conn: Any, uuid: str, timeout_s: int) -> None:
+    """Returns when the QEMU guest agent in it answers; libvirt's error says why it does not."""
+    import libvirt_qemu
+
+    domain = conn.lookupByUUIDString(uuid)
+    libvirt_qemu.qemuAgentCommand(domain, '{"execute": "guest-ping"}', timeout_s, 0)
+
+
 def undefine(conn: Any, uuid: str) -> None:
     """Forget it, with its firmware variables, saved state and snapshots."""
     libvirt = load()

@@ -56,6 +56,9 @@ DEFAULT_URI: Final = "qemu:///system"
 PROBE_TIMEOUT_S: Final = 3.0
 # Lists, probes and consoles at once; libvirtd serves five calls of a connection.
 QUERIES: Final = 4
+# An agent that lives answers at once; those that do not must not keep other questions waiting.
+GUEST_PING_S: Final = 2
+GUEST_PINGS: Final = 2
 # A guest that is still booting ignores its power button, so it is pressed again.
 POWER_BUTTON_EVERY_S: Final = 3.0
 
@@ -93,6 +96,7 @@ class LibvirtDriver:
         self._queries.listen(self._inventory.note)
         # Handles of domains defined and not yet started: each saves a lookup, any may be lost.
         self._defined: dict[int, Any] = {}
+        self._pings = trio.CapacityLimiter(GUEST_PINGS)
 
     async def aclose(self) -> None:
         """Let go of libvirtd. Instances run on."""
@@ -214,6 +218,14 @@ class LibvirtDriver:
         await self._launches.call(everything, where)
         self._inventory.forget(uuid)
         self._defined.pop(incarnation, None)
+
+    async def ping_guest(self, incarnation: int) -> None:
+        """Ask the guest's own agent; see :class:`swarmctl.agent.drivers.api.GuestAgent`."""
+        uuid, where = self._uuid(incarnation), incarnations.label(incarnation)
+        async with self._pings:
+            await self._queries.call(
+                lambda conn: domains.ping_guest(conn, uuid, GUEST_PING_S), where
+            )
 
     # --- what there is --------------------------------------------------------------------
 
