@@ -22,7 +22,6 @@ from attrs import frozen
 
 from swarmctl.agent import adoption, enrol, facts
 from swarmctl.agent.actions import Actions
-from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
@@ -163,7 +162,6 @@ class Agent:
                 self.drivers, self.supervisor, nursery, self.wake, bulk=self._config.sim_bulk
             )
             nursery.start_soon(self._supervise)
-            nursery.start_soon(Checker(self.supervisor, self.drivers, self.wake).run)
             for driver in self.drivers.values():
                 nursery.start_soon(self._watch, driver)
             await self._look()
@@ -180,6 +178,7 @@ class Agent:
                 ),
                 wake=self.wake,
                 rejoin=lambda: enrol.rejoin(self._membership, self._edges.open_link),
+                learn=self._learn,
                 random_=self._edges.random,
             )
             with trio.move_on_after(FIRST_LIST_S):
@@ -188,6 +187,10 @@ class Agent:
             refusal = await self.session.run()
             nursery.cancel_scope.cancel()
         return refusal
+
+    def _learn(self, addresses: tuple[str, ...]) -> None:
+        """The controllers' addresses, for this and the next start."""
+        self._membership = enrol.learn(self._config.data, self._membership, addresses)
 
     async def _supervise(self) -> None:
         supervisor = self.supervisor

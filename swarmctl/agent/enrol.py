@@ -19,13 +19,21 @@ from typing import Any, Final
 
 import structlog
 import trio
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 import swarmctl
 from swarmctl import folder
 from swarmctl.credentials import JoinToken, read_token
 from swarmctl.proto import codec, limits
-from swarmctl.proto.errors import Conflict, InvalidSpec, ProtocolError, Refused, from_wire
+from swarmctl.proto.errors import (
+    Busy,
+    Conflict,
+    InvalidSpec,
+    NotLeader,
+    ProtocolError,
+    Refused,
+    from_wire,
+)
 from swarmctl.proto.messages import PROTOCOL_VERSION, Enrol, Enrolled, Message, Refuse
 from swarmctl.transport import keys
 from swarmctl.transport.api import Link
@@ -159,6 +167,20 @@ async def rejoin(member: Membership, open_link: OpenLink) -> None:
         _log.info("enrolled again", node=identity.name)
 
 
+def learn(data: Path, member: Membership, addresses: tuple[str, ...]) -> Membership:
+    """Remember where the controllers are now, durably if that is news.
+
+    Raises:
+        StorageFault: the folder cannot be written; it is as it was.
+    """
+    if addresses == member.identity.addresses:
+        return member
+    identity = evolve(member.identity, addresses=addresses)
+    _save(data, identity)
+    _log.info("controllers are at", addresses=list(addresses))
+    return evolve(member, identity=identity)
+
+
 def _check_same(identity: NodeIdentity, name: str, token: JoinToken | None, data: Path) -> None:
     if name and name != identity.name:
         raise Conflict(
@@ -208,32 +230,39 @@ async def _enrol(
     request = Enrol(PROTOCOL_VERSION, swarmctl.__version__, name, public_key)
     async with open_link(addresses, token.server_key, keypair) as link:
         while True:
-            await _connected(link)
+            await _connected(link, len(addresses))
             try:
                 link.send(codec.encode(request))
                 with trio.move_on_after(limits.HANDSHAKE_S):
                     return await _answer(link)
                 _log.warning("no answer to the enrolment", endpoint=link.endpoint)
                 link.use_next()
+            except (NotLeader, Busy) as error:
+                _log.info("enrolment elsewhere or later", why=str(error))
+                link.use_next()
             except LinkLost as error:
                 _log.warning("enrolment interrupted", why=str(error))
             await trio.sleep(limits.RECONNECT_MIN_S)
 
 
-async def _connected(link: Link) -> None:
-    """Wait for a connection.
+async def _connected(link: Link, addresses: int) -> None:
+    """Wait for a connection to one of so many addresses.
 
     Raises:
-        Refused: the token's key is refused.
+        Refused: the token's key is refused, by every controller that answers.
         HandshakeFailed: what answers is not the token's controller.
     """
     refusal: list[KeyRefused | HandshakeFailed] = []
+    # One that follows may not know yet what the one that leads does.
+    refused = 0
 
     async def watch() -> None:
+        nonlocal refused
         while True:
             failure = await link.wait_failure()
             _log.info("no controller", endpoint=failure.where, why=failure.what)
-            if isinstance(failure, KeyRefused | HandshakeFailed):
+            refused += isinstance(failure, KeyRefused | HandshakeFailed)
+            if isinstance(failure, KeyRefused | HandshakeFailed) and refused >= addresses:
                 refusal.append(failure)
                 nursery.cancel_scope.cancel()
                 return

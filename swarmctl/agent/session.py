@@ -30,6 +30,7 @@ from swarmctl.proto.errors import (
 from swarmctl.proto.messages import (
     PROTOCOL_VERSION,
     Assign,
+    Controllers,
     FactsChanged,
     Heartbeat,
     HeartbeatAck,
@@ -74,6 +75,7 @@ class Session:
         handlers: the requests that it serves.
         wake: called when the supervisor was told something.
         rejoin: enrol again; raises SwarmError when that is refused.
+        learn: remember where the controllers are.
         random_: for jitter.
     """
 
@@ -89,6 +91,7 @@ class Session:
         handlers: dict[str, Handler],
         wake: Callable[[], None],
         rejoin: Callable[[], Awaitable[None]],
+        learn: Callable[[tuple[str, ...]], None] = lambda _addresses: None,
         random_: random.Random,
     ) -> None:
         self.boot = f"{random_.getrandbits(64):016x}"
@@ -102,6 +105,7 @@ class Session:
         self._handlers = handlers
         self._wake_agent = wake
         self._rejoin = rejoin
+        self._learn = learn
         self._random = random_
         self._final: SwarmError | None = None
         self._changed = trio.Event()
@@ -326,9 +330,23 @@ class Session:
             case Refuse():
                 self._on_refuse(message)
             case _:
-                assert self._rpc is not None, "a message before the connection"
-                if not self._rpc.on_message(CONTROLLER, "controller", message, self._send_answer):
-                    _log.warning("unexpected message", kind=type(message).__name__)
+                self._on_other(message)
+
+    def _on_other(self, message: Message) -> None:
+        assert self._rpc is not None, "a message before the connection"
+        if isinstance(message, Controllers):
+            self._on_controllers(message)
+        elif not self._rpc.on_message(CONTROLLER, "controller", message, self._send_answer):
+            _log.warning("unexpected message", kind=type(message).__name__)
+
+    def _on_controllers(self, message: Controllers) -> None:
+        """Where we are connected to works, whatever the controllers think that it is called."""
+        addresses = tuple(dict.fromkeys((*message.addresses, self._link.endpoint)))
+        try:
+            self._link.use_addresses(addresses)
+            self._learn(addresses)
+        except SwarmError as error:
+            _log.warning("controllers' addresses not kept", error=str(error))
 
     def _on_welcome(self, welcome: Welcome) -> None:
         supervisor = self._supervisor

@@ -21,6 +21,7 @@ from swarmctl.proto.errors import ProtocolError, SwarmError
 from swarmctl.proto.messages import (
     PROTOCOL_OLDEST,
     PROTOCOL_VERSION,
+    Controllers,
     FactsChanged,
     Heartbeat,
     HeartbeatAck,
@@ -97,6 +98,8 @@ class Sessions:
         self._wall = wall
         self._by_peer: dict[bytes, Node] = {}
         self._divergence: dict[str, _Divergence] = {}
+        # Told to the agents, where there are several controllers.
+        self.addresses: tuple[str, ...] = ()
         # The highest term an agent has seen from others, when ours is not above: it is raised.
         self.term_seen = 0
         # Slots of jobs that have succeeded, with the report to acknowledge once committed.
@@ -184,6 +187,8 @@ class Sessions:
                 limits.NODE_LOST_S,
             ),
         )
+        if self.addresses:
+            self._answer(peer, Controllers(self.addresses))
         _log.info("node reported", node=node.name, first=first, instances=len(hello.inventory))
         self._wake()
 

@@ -115,6 +115,12 @@ class VersionMismatch(ProtocolError):
     code = "version"
 
 
+class NotLeader(PeerUnreachable):
+    """This controller does not lead; another one does, or will in a moment."""
+
+    code = "not-leader"
+
+
 class StaleTerm(PeerError):
     """Another controller has taken a higher term (DESIGN 8.1): whoever gets this must stop."""
 

@@ -54,8 +54,7 @@ class InstanceReport:
     ``state`` is an :class:`~swarmctl.proto.states.InstanceState`; ``since`` is when it was
     entered (epoch seconds); ``reason`` says why, for people.  ``retrying`` says of one that has
     failed that the node will try again by itself; ``ports`` are the published ones, such as
-    ``*:32768->80/tcp``; ``health`` is ``starting``, ``healthy`` or ``unhealthy``, empty where
-    nothing is checked.
+    ``*:32768->80/tcp``.
     """
 
     incarnation: int
@@ -75,24 +74,6 @@ class InstanceReport:
     driver: str = ""
     retrying: bool = False
     ports: tuple[str, ...] = ()
-    health: str = ""
-
-
-@frozen
-class ReportedGroup:
-    """Instances of one node of which all is the same but their names, and nothing special.
-
-    As :class:`InstanceReport`, for those that the controller has assigned in this session, so
-    that it knows their service, slot and template; that have no exit code, reason, addresses or
-    ports; and whose node has nothing to try again.  ``entries`` are (incarnation, runtime id).
-    """
-
-    state: int
-    attempt: int
-    restarts: int
-    since: float
-    generation: int
-    entries: tuple[tuple[int, str], ...]
 
 
 @frozen
@@ -247,6 +228,14 @@ class FactsChanged(Message):
 
     TAG: ClassVar[int] = 10
     facts: NodeFacts
+
+
+@frozen
+class Controllers(Message):
+    """Where the cluster's controllers are, the one that leads first. For agents to remember."""
+
+    TAG: ClassVar[int] = 13
+    addresses: tuple[str, ...]
 
 
 @frozen

@@ -13,7 +13,7 @@ Promises of both:
 - One task at a time receives; a second one gets :class:`trio.BusyResourceError`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NewType, Protocol
 
 import attrs
@@ -194,6 +194,13 @@ class Link(Protocol):
 
     def use_next(self) -> None:
         """Give up the present address for the next one, as when it is not the leader's."""
+
+    def use_addresses(self, endpoints: Sequence[str]) -> None:
+        """From now on these are the controllers' addresses; a live connection stays.
+
+        Raises:
+            InvalidEndpoint: one is malformed, or there is none; it is as it was.
+        """
 
     def statistics(self) -> LinkStatistics:
         """The counters at this moment."""

@@ -206,6 +206,14 @@ class SupervisedLink:
         self._position += 1
         self._hang_up.cancel()
 
+    def use_addresses(self, endpoints: Sequence[str]) -> None:
+        """See :meth:`swarmctl.transport.api.Link.use_addresses`."""
+        if not endpoints:
+            raise InvalidEndpoint("a link needs at least one address")
+        now = self.endpoint
+        self._endpoints = tuple(endpoints)
+        self._position = self._endpoints.index(now) if now in self._endpoints else 0
+
     async def run(self) -> None:
         """Keep a connection until cancelled."""
         fruitless = 0
