@@ -22,6 +22,7 @@ from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
 from swarmctl.controller.identity import ClusterIdentity
 from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.locks import RecordLocks
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.reconciler import Reconciler
@@ -74,7 +75,7 @@ class Cluster:
     reconciler: Reconciler = field(init=False)
     sessions: Sessions = field(init=False)
     deposed: StaleTerm | None = None
-    _locks: dict[str, trio.Lock] = field(factory=dict)
+    locks: RecordLocks = field(factory=RecordLocks)
     _commits: set[trio.CancelScope] = field(factory=set)
     _stopping: bool = False
     _templates_max: int = limits.TEMPLATES_SPARE
@@ -170,20 +171,8 @@ class Cluster:
     @asynccontextmanager
     async def holding(self, names: Iterable[str]) -> AsyncGenerator[None, None]:
         """Hold the locks of records, by their keys in the store, in one order for everyone."""
-        taken: list[tuple[str, trio.Lock]] = []
-        try:
-            for name in sorted(set(names)):
-                # Looked up only now: a lock that nobody holds is thrown away below, and two who
-                # had taken it out of the table at different times would hold two.
-                lock = self._locks.setdefault(name, trio.Lock())
-                await lock.acquire()
-                taken.append((name, lock))
+        async with self.locks.holding(names):
             yield
-        finally:
-            for name, lock in taken:
-                lock.release()
-                if not lock.statistics().locked:  # A waiter would have it by now.
-                    del self._locks[name]
 
     async def commit(self, ops: Sequence[Op], follow: Callable[[], None]) -> None:
         """Make ``ops`` durable, and then let memory ``follow``, whoever stops waiting meanwhile.
@@ -245,9 +234,26 @@ class Cluster:
             part = slice(start, start + limits.TRANSACTION_OPS_MAX)
             await self.commit(encoded[part], partial(self._follow_all, changed[part]))
 
+    async def save_each(self, changed: Sequence[tuple[Service, Put]]) -> None:
+        """Commit services of separate requests together, in one transaction, then follow.
+
+        As :meth:`save_services`, for what was encoded already: each with its record's operation,
+        at most ``TRANSACTION_OPS_MAX`` of them.
+        """
+
+        def follow() -> None:
+            for service, _ in changed:
+                self._follow(service.record, service)
+            self._after_following()
+
+        await self.commit([put for _, put in changed], follow)
+
     def _follow_all(self, changed: Sequence[ServiceRecord]) -> None:
         for record in changed:
             self._follow(record)
+        self._after_following()
+
+    def _after_following(self) -> None:
         self._forget_templates()
         self.wake()
 
@@ -255,13 +261,15 @@ class Cluster:
         """Let go of templates that nothing uses, once there are many."""
         if len(self.state.templates) > self._templates_max:
             self.state.forget_templates()
-            self._templates_max = len(self.state.templates) + limits.TEMPLATES_SPARE
+            # As many again: looking at everything must not come more often the more there is.
+            used = len(self.state.templates)
+            self._templates_max = used + max(used, limits.TEMPLATES_SPARE)
 
-    def _follow(self, record: ServiceRecord) -> None:
+    def _follow(self, record: ServiceRecord, made: Service | None = None) -> None:
         key = (record.spec.tenant, record.spec.name)
         service = self.state.services.get(key)
         if service is None:
-            service = self.state.services[key] = Service(record)
+            service = self.state.services[key] = made or Service(record)
             service.rolling = False
             self.state.templates[service.template] = service.encoded_template
             self._judge_again(key)
@@ -344,6 +352,8 @@ class Cluster:
 
     def quarantined(self, key: ServiceKey, slot: int | None = None) -> list[Instance]:
         """Instances of a service that nobody here knows."""
+        if key not in self.state.quarantine:
+            return []
         return [
             one for one in self.state.quarantine.get(key, {}).values() if slot in (None, one.slot)
         ]

@@ -23,7 +23,7 @@ from swarmctl.controller import identity as identities
 from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.handlers import instances, nodes, services, statistics, streams
+from swarmctl.controller.handlers import applying, instances, nodes, services, statistics, streams
 from swarmctl.controller.records import AdminRecord, NodeRecord, ServiceRecord, TokenRecord
 from swarmctl.controller.state import ClusterState, ServiceKey
 from swarmctl.controller.store.api import Put, Store
@@ -45,6 +45,7 @@ from swarmctl.proto.errors import (
 )
 from swarmctl.proto.messages import Enrol, Heartbeat, Message, Refuse, Report, ReportAck
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
+from swarmctl.transport.bulk import BulkServer
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.rpc import Handler, RpcServer
 from swarmctl.transport.zmq_listener import open_listener
@@ -59,6 +60,9 @@ _MESSAGES_A_TURN: Final = 200
 # After heartbeats the sockets are left alone for so long, so that many are read at one waking: to
 # wake costs as much as to answer three. A request waits by as much at the most.
 _REST_S: Final = 0.002
+
+# How long what is committed may wait for its plan while more requests are under way.
+_GATHER_S: Final = 0.1
 
 OpenListener = Callable[[Sequence[str], KeyPair, Authorize], AbstractAsyncContextManager[Listener]]
 OpenStore = Callable[[Path, str], Awaitable[Store]]
@@ -212,9 +216,10 @@ class Controller:
         """
         try:
             async with trio.open_nursery() as nursery:
-                server = RpcServer(admins_only(_handlers(self.cluster, self._listener)), nursery)
+                others = RpcServer(admins_only(_handlers(self.cluster, self._listener)), nursery)
+                server = BulkServer(others, applying.bulk(self.cluster), nursery)
                 nursery.start_soon(self._receive, server, nursery)
-                nursery.start_soon(self._reconcile)
+                nursery.start_soon(self._reconcile, server)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._commit)
                 nursery.start_soon(self._stop_at_the_end)
@@ -233,7 +238,7 @@ class Controller:
 
     # --- receiving ---------------------------------------------------------------------------
 
-    async def _receive(self, server: RpcServer, nursery: trio.Nursery) -> None:
+    async def _receive(self, server: BulkServer, nursery: trio.Nursery) -> None:
         while True:
             arrivals = await self._listener.receive_batch()
             for number, arrival in enumerate(arrivals, 1):
@@ -248,7 +253,7 @@ class Controller:
             if arrivals and self._last_was_heartbeat:
                 await trio.sleep(_REST_S)
 
-    def _take(self, server: RpcServer, nursery: trio.Nursery, arrival: Arrival) -> None:
+    def _take(self, server: BulkServer, nursery: trio.Nursery, arrival: Arrival) -> None:
         """Take a message in, whatever it is: a bad one harms its sender only."""
         try:
             self._handle(server, nursery, arrival)
@@ -260,7 +265,7 @@ class Controller:
             self._try_send(arrival.peer, Refuse(InternalError.code, text))
             self._end_connection(arrival.peer)
 
-    def _handle(self, server: RpcServer, nursery: trio.Nursery, arrival: Arrival) -> None:
+    def _handle(self, server: BulkServer, nursery: trio.Nursery, arrival: Arrival) -> None:
         cluster = self.cluster
         began = perf_counter()
         message = codec.decode(arrival.payload)
@@ -281,7 +286,8 @@ class Controller:
         def answer(reply: Message) -> None:
             cluster.send(arrival.peer, reply)
 
-        if not server.on_message(arrival.peer, arrival.user_id, message, answer):
+        size_bytes = len(arrival.payload)
+        if not server.on_message(arrival.peer, arrival.user_id, message, answer, size_bytes):
             raise ProtocolError(f"a {type(message).__name__} is not for a controller")
 
     def _refuse_malformed(self, arrival: Arrival, error: ProtocolError) -> None:
@@ -323,10 +329,14 @@ class Controller:
 
     # --- reconciling -------------------------------------------------------------------------
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self, server: BulkServer) -> None:
         cluster = self.cluster
         while True:
             await cluster.wait_woken()
+            # While requests stream in, cycles are few and large: one plan takes all that has
+            # gathered, and a node is told once of several instances.
+            with trio.move_on_after(_GATHER_S):
+                await server.wait_idle()
             if cluster.deposed is not None:
                 raise cluster.deposed
             if cluster.sessions.completions or self._term_is_low:

@@ -34,7 +34,7 @@ def request_for(service: Service, slots: Sequence[int]) -> Request:
     return Request(
         service=scheduler_key(service.key),
         slots=slots,
-        resources=amounts_of(service.encoded_template),
+        resources=service.amounts,
         driver=spec.driver_name,
         constraints=parse_constraints(placement.constraints),
         spread=placement.spread,

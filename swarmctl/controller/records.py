@@ -23,7 +23,7 @@ from attrs import evolve, field, frozen
 from swarmctl.proto import limits
 from swarmctl.proto.errors import InvalidSpec, StorageFault
 from swarmctl.spec.models import ServiceSpec
-from swarmctl.spec.wire import converter
+from swarmctl.spec.wire import canonical, converter
 
 SERVICE: Final = "service/"
 TOMBSTONE: Final = "tombstone/"
@@ -192,6 +192,20 @@ def encode(record: Any) -> bytes:
     plain = converter().unstructure(record)
     if isinstance(record, ServiceRecord) and record.completed:
         plain["completed"] = _to_ranges(record.completed)
+    return _bounded(plain)
+
+
+def encode_new(record: ServiceRecord) -> tuple[bytes, bytes]:
+    """``record`` (of a job without completions) as :func:`encode` has it, and its template's bytes.
+
+    Both from one look at the record, as the hot path needs both.
+    """
+    assert not record.completed, "a new record"
+    plain = converter().unstructure(record)
+    return _bounded(plain), canonical(plain["spec"]["template"])
+
+
+def _bounded(plain: Any) -> bytes:
     packed: bytes = msgpack.packb(plain)
     if len(packed) > limits.RECORD_MAX_BYTES:
         raise InvalidSpec(

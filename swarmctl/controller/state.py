@@ -9,7 +9,7 @@ few times.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import define, field
 
@@ -117,6 +117,7 @@ class Service:
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
     template: bytes = b""
     encoded_template: bytes = b""
+    amounts: Mapping[str, int] = field(factory=dict)
     holders: dict[int, Instance] = field(factory=dict)
     unplaced: dict[int, str] = field(factory=dict)
     history: deque[tuple[float, str]] = field(
@@ -129,9 +130,11 @@ class Service:
     def set_record(self, record: ServiceRecord) -> None:
         """Take a new record in, and intern its template."""
         self.record = record
-        before = self.template
-        self.encoded_template = wire.encode_template(record.spec.template)
-        self.template = wire.digest(self.encoded_template)
+        before, encoded = self.template, self.encoded_template
+        if not encoded or before:
+            encoded = self.encoded_template = wire.encode_template(record.spec.template)
+        self.template = wire.digest(encoded)
+        self.amounts = record.spec.template.resources.amounts()
         self.rolling = self.rolling or before != self.template
 
     @property

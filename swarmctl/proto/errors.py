@@ -134,10 +134,18 @@ class EnvironmentFault(SwarmError):
 
 
 class Busy(EnvironmentFault):
-    """A bound is reached; repeating the request a little later will work."""
+    """A bound is reached; repeating the request a little later will work.
+
+    ``retry_ms`` says when; then nothing of it was done, so that whoever asked may repeat it
+    without looking. 0 leaves that to a person.
+    """
 
     code = "busy"
     temporary = True
+
+    def __init__(self, what: str, where: str = "", hint: str = "", retry_ms: int = 0) -> None:
+        super().__init__(what, where, hint)
+        self.retry_ms = retry_ms
 
 
 class DriverUnavailable(EnvironmentFault):
@@ -179,8 +187,10 @@ def _families(cls: type[SwarmError]) -> dict[str, type[SwarmError]]:
     return found
 
 
-def from_wire(code: str, what: str, where: str, hint: str) -> SwarmError:
+def from_wire(code: str, what: str, where: str, hint: str, retry_ms: int = 0) -> SwarmError:
     """Rebuild an error that crossed the wire; an unknown code becomes a plain PeerError."""
+    if code == Busy.code:
+        return Busy(what, where, hint, retry_ms)
     return _families(SwarmError).get(code, PeerError)(what, where, hint)
 
 

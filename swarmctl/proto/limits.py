@@ -46,8 +46,21 @@ RPC_TIMEOUT_S: Final = 10.0
 # Requests under way of one client, and of all: past that the answer is Busy.
 RPC_PER_PEER: Final = 1_024
 RPC_TOTAL: Final = 20_000
-# Suggested wait in a Busy answer.
+# Suggested wait in a Busy answer: at the least, and at the most.
 BUSY_RETRY_MS: Final = 200
+BUSY_RETRY_MAX_MS: Final = 5_000
+# How long a simple request may have to wait for its turn before it is refused: a person does not
+# wait much longer, and it leaves most of RPC_TIMEOUT_S to those that are let in.
+BULK_WAIT_S: Final = 0.5
+# Simple requests being served at a time: two groups of commits, so that one gathers while the disk
+# works. The others wait where their peers have turns.
+BULK_UNDER_WAY: Final = 2_000
+# Bytes of simple requests that wait; four of the largest messages, or 50,000 usual ones.
+BULK_BYTES: Final = 32 * 1024 * 1024
+# Records of simple requests that share a transaction, in bytes: below any store's bound.
+BULK_COMMIT_BYTES: Final = 512 * 1024
+# A client comes again with what was refused so many times, if its deadline allows.
+BUSY_ATTEMPTS_MAX: Final = 20
 
 # --- controller -------------------------------------------------------------------------------
 

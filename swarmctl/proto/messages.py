@@ -286,7 +286,10 @@ class Reply(Message):
 
 @frozen
 class Failure(Message):
-    """The request ``id`` has failed; the fields are those of an error (``proto/errors.py``)."""
+    """The request ``id`` has failed; the fields are those of an error (``proto/errors.py``).
+
+    ``retry_ms`` (when not 0) says that nothing of it was done, and when to ask again.
+    """
 
     TAG: ClassVar[int] = 22
     id: int
@@ -294,6 +297,7 @@ class Failure(Message):
     what: str
     where: str = ""
     hint: str = ""
+    retry_ms: int = 0
 
 
 @frozen

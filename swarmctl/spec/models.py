@@ -10,6 +10,7 @@ Sizes are bytes, cpu is in thousandths of a core, times are seconds.
 """
 
 from enum import Enum
+from typing import Final
 
 import attrs
 from attrs import field, frozen
@@ -48,6 +49,11 @@ class Resources:
             "disk_bytes": self.disk_bytes,
         }
         return {name: amount for name, amount in (base | self.named).items() if amount}
+
+
+# Frozen, so that all who say nothing share it: a default that is made anew at every use costs the
+# reading and writing of a spec half of its time.
+_NOTHING: Final = Resources()
 
 
 @frozen
@@ -122,6 +128,9 @@ class HealthCheck:
     start_interval_s: float = 5.0
 
 
+_ALWAYS: Final = RestartPolicy()
+
+
 @frozen
 class ContainerSpec:
     """A container, in the words of the Compose Specification."""
@@ -183,12 +192,12 @@ class Template:
 
     container: ContainerSpec | None = None
     vm: VmSpec | None = None
-    resources: Resources = field(factory=Resources)
-    restart: RestartPolicy = field(factory=RestartPolicy)
+    resources: Resources = _NOTHING
+    restart: RestartPolicy = _ALWAYS
     stop_grace_period_s: float = 10.0
     labels: dict[str, str] = field(factory=dict)
     job: bool = False
-    limits: Resources = field(factory=Resources)
+    limits: Resources = _NOTHING
     health: HealthCheck | None = None
 
     @property
@@ -233,6 +242,9 @@ class Placement:
     anti_affinity: tuple[AffinityTerm, ...] = ()
 
 
+_ANYWHERE: Final = Placement()
+
+
 @frozen
 class ServiceSpec:
     """The whole intent for one service.
@@ -246,7 +258,7 @@ class ServiceSpec:
     replicas: int = 1
     tenant: str = "default"
     stack: str = ""
-    placement: Placement = field(factory=Placement)
+    placement: Placement = _ANYWHERE
     priority: int = 0
     fencing: str = "none"
     driver: str = ""

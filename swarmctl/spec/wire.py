@@ -7,7 +7,7 @@ apart read each other, and a store outlives a release.
 import hashlib
 from enum import Enum
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgpack
 from attrs import has
@@ -71,17 +71,28 @@ def digest(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest()
 
 
+def canonical(plain: Any) -> bytes:
+    """Plain data (of the :func:`converter`) as bytes; maps in the order of their keys."""
+    packed: bytes = msgpack.packb(_sorted(plain))
+    return packed
+
+
+_NESTED: Final = (dict, list, tuple)
+
+
 def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [_sorted(item) for item in value]
+    if type(value) is dict:
+        return {
+            key: _sorted(inner) if type(inner) in _NESTED else inner
+            for key, inner in sorted(value.items())
+        }
+    if type(value) is list or type(value) is tuple:
+        return [_sorted(inner) if type(inner) in _NESTED else inner for inner in value]
     return value
 
 
 def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(_sorted(converter().unstructure(value)))
-    return packed
+    return canonical(converter().unstructure(value))
 
 
 def _unpack(data: bytes, cls: type[_T]) -> _T:

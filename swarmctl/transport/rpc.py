@@ -111,7 +111,7 @@ class Call:
     peer: bytes
     user_id: str
     trace: str
-    _stream: _StreamEnd = field(repr=False)
+    _active: "_Active | None" = field(default=None, repr=False)
 
     async def send(self, channel: str, data: Any) -> None:
         """Stream ``data`` to the caller; waits while it has no room.
@@ -119,11 +119,13 @@ class Call:
         Raises:
             PeerUnreachable: the caller has gone.
         """
-        await self._stream.send(channel, data)
+        assert self._active is not None, "a simple request has no stream"
+        await self._active.stream.send(channel, data)
 
     async def receive(self) -> StreamData | None:
         """The next data that the caller streams; None when it will send no more."""
-        return await self._stream.receive()
+        assert self._active is not None, "a simple request has no stream"
+        return await self._active.stream.receive()
 
     def text(self, name: str, default: str | None = None) -> str:
         """The parameter ``name`` as a string."""
@@ -170,11 +172,20 @@ class RpcStatistics:
 
 @define(eq=False)
 class _Active:
-    """A request under way in a server."""
+    """A request under way in a server; most have no stream, so it is made when first used."""
 
-    scope: trio.CancelScope
-    stream: _StreamEnd
+    call_id: int
+    send: Send
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
     given_up: bool = False
+    _stream: _StreamEnd | None = None
+
+    @property
+    def stream(self) -> _StreamEnd:
+        """Its stream."""
+        if self._stream is None:
+            self._stream = _StreamEnd(self.call_id, self.send)
+        return self._stream
 
     def give_up(self) -> None:
         """Nobody waits for its answer any more."""
@@ -201,7 +212,7 @@ class RpcServer:
         """Take a message in; False when it is not one for a server."""
         match message:
             case Request():
-                self._begin(peer, user_id, message, send)
+                self.begin(peer, user_id, message, send)
             case StreamData():
                 active = self._active.get((peer, message.id))
                 if active is not None:
@@ -229,7 +240,8 @@ class RpcServer:
         """How much was served so far."""
         return RpcStatistics(self._served, self._failed, self._refused_busy, len(self._active))
 
-    def _begin(self, peer: bytes, user_id: str, request: Request, send: Send) -> None:
+    def begin(self, peer: bytes, user_id: str, request: Request, send: Send) -> None:
+        """Start the handler of a request."""
         key = (peer, request.id)
         full = (
             len(self._active) >= limits.RPC_TOTAL
@@ -237,13 +249,12 @@ class RpcServer:
         )
         if full or key in self._active:
             self._refused_busy += 1
-            busy = Busy(f"too many requests under way, retry in {limits.BUSY_RETRY_MS} ms")
-            _answer(send, _failure(request.id, busy))
+            refuse_busy(request.id, send, limits.BUSY_RETRY_MS)
             return
-        active = _Active(trio.CancelScope(), _StreamEnd(request.id, send))
+        active = _Active(request.id, send)
         self._active[key] = active
         self._per_peer[peer] = self._per_peer.get(peer, 0) + 1
-        call = Call(request.method, request.params, peer, user_id, request.trace, active.stream)
+        call = Call(request.method, request.params, peer, user_id, request.trace, active)
         self._nursery.start_soon(self._serve, key, active, call, request, send, name=request.method)
 
     async def _serve(
@@ -263,7 +274,7 @@ class RpcServer:
         else:
             self._served += 1
         if not active.given_up:
-            _answer(send, answer)
+            send_answer(send, answer)
 
     async def _outcome(
         self, scope: trio.CancelScope, call: Call, request: Request
@@ -271,7 +282,7 @@ class RpcServer:
         """What to answer; only the nursery's own cancellation comes out as an exception."""
         handler = self._handlers.get(request.method)
         if handler is None:
-            return _failure(request.id, UnknownMethod(f"no method {request.method!r} here"))
+            return as_failure(request.id, UnknownMethod(f"no method {request.method!r} here"))
         try:
             # Inside the try: errors of a handler's own nursery come out of the scope as a group,
             # cleared of the cancellations that were mixed with them.
@@ -280,26 +291,38 @@ class RpcServer:
         except Exception as error:  # noqa: BLE001 - a defect in one handler must not end the daemon: it is logged with its trace and reported as ours
             cause = sole_error(error)
             if isinstance(cause, SwarmError):
-                return _failure(request.id, cause)
+                return as_failure(request.id, cause)
             _log.exception("handler failed", method=request.method)
-            return _failure(request.id, _defect(request.method, cause))
+            return as_failure(request.id, as_defect(request.method, cause))
         late = DeadlineExceeded(f"{request.method} did not end in {request.timeout_ms} ms")
-        return _failure(request.id, late)
+        return as_failure(request.id, late)
 
 
-def _defect(method: str, error: BaseException) -> InternalError:
+def as_defect(method: str, error: BaseException) -> InternalError:
+    """What a handler's own mistake is reported as."""
     return InternalError(
         f"{method} failed: {type(error).__name__}: {error}",
         hint="this is a defect in swarmctl: the log of the daemon has the trace",
     )
 
 
-def _failure(call_id: int, error: SwarmError) -> Failure:
+def as_failure(call_id: int, error: SwarmError) -> Failure:
+    """``error`` as the answer to a request."""
     clip = limits.TEXT_MAX_CHARS
-    return Failure(call_id, error.code, error.what[:clip], error.where[:clip], error.hint[:clip])
+    retry_ms = error.retry_ms if isinstance(error, Busy) else 0
+    return Failure(
+        call_id, error.code, error.what[:clip], error.where[:clip], error.hint[:clip], retry_ms
+    )
 
 
-def _answer(send: Send, message: Reply | Failure | Cancel) -> None:
+def refuse_busy(call_id: int, send: Send, retry_ms: int) -> None:
+    """Answer that nothing was done, and when to ask again."""
+    text = f"too many requests under way, retry in {retry_ms} ms"
+    send_answer(send, Failure(call_id, Busy.code, text, retry_ms=retry_ms))
+
+
+def send_answer(send: Send, message: Reply | Failure | Cancel) -> None:
+    """Send an answer; a caller who has gone is no trouble."""
     try:
         send(message)
     except (PeerUnreachable, Busy) as error:
@@ -309,7 +332,7 @@ def _answer(send: Send, message: Reply | Failure | Cancel) -> None:
         # It cannot be sent: too large, or not plain data. The caller is told that instead.
         _log.warning("answer cannot be sent", error=str(error))
         if isinstance(message, Reply):
-            _answer(send, _failure(message.id, error))
+            send_answer(send, as_failure(message.id, error))
 
 
 class _Pending:
@@ -352,7 +375,9 @@ class StreamCall:
         outcome = self._pending.outcome
         assert outcome is not None, "settled without an outcome"
         if isinstance(outcome, Failure):
-            raise from_wire(outcome.code, outcome.what, outcome.where, outcome.hint)
+            raise from_wire(
+                outcome.code, outcome.what, outcome.where, outcome.hint, outcome.retry_ms
+            )
         return outcome.result
 
 
@@ -410,7 +435,7 @@ class RpcCaller:
         finally:
             del self._pending[call_id]
             if pending.outcome is None:
-                _answer(send, Cancel(call_id))
+                send_answer(send, Cancel(call_id))
 
     def on_message(self, peer: bytes, message: Message) -> bool:
         """Take a message of ``peer`` in; False when it is not one for a caller.

@@ -95,7 +95,7 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
         results: list[dict[str, Any]] = []
         changed: list[ServiceRecord] = []
         for spec in specs:
-            record, result = _applied(cluster, spec, create_only=call.flag("create_only"))
+            record, result = applied(cluster, spec, create_only=call.flag("create_only"))
             results.append(result)
             if record is not None:
                 changed.append(record)
@@ -131,18 +131,27 @@ def _specs(call: Call) -> list[ServiceSpec]:
 
 
 def _check(spec: ServiceSpec) -> None:
-    """Refuse what no client of this release sends: others may."""
+    check(Service(ServiceRecord(spec, 0.0, 0.0)))
+
+
+def check(service: Service) -> None:
+    """Refuse what no client of this release sends: others may.
+
+    Raises:
+        InvalidSpec: a name, a number or a wish makes no sense.
+    """
+    spec = service.record.spec
     check_service_name(spec.name)
     check_tenant_name(spec.tenant)
     # All that the scheduler would refuse later, when nobody is there to be told.
-    request_for(Service(ServiceRecord(spec, 0.0, 0.0)), [1])
+    request_for(service, [1])
     if not 0 <= spec.replicas <= limits.REPLICAS_MAX:
         raise InvalidSpec(
             f"replicas has to be from 0 to {limits.REPLICAS_MAX}, not {spec.replicas}", spec.name
         )
 
 
-def _applied(
+def applied(
     cluster: Cluster, spec: ServiceSpec, *, create_only: bool
 ) -> tuple[ServiceRecord | None, dict[str, Any]]:
     """The record after ``spec`` is applied (None when nothing changes), and what to answer."""
@@ -166,7 +175,10 @@ def _applied(
 
 def _created(cluster: Cluster, spec: ServiceSpec, now: float) -> ServiceRecord:
     """A new record. Instances in quarantine are adopted as they run: their restarts are counted."""
-    counted = {one.slot: one.generation for one in cluster.quarantined((spec.tenant, spec.name))}
+    loose = cluster.quarantined((spec.tenant, spec.name))
+    if not loose:
+        return ServiceRecord(spec, now, now)
+    counted = {one.slot: one.generation for one in loose}
     least = min(counted.values(), default=0)
     overrides = {
         slot: SlotOverride(generation=count - least)

@@ -8,13 +8,15 @@ import trio
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import Access, admins_only
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.handlers import instances, nodes, services, streams
+from swarmctl.controller.handlers import applying, instances, nodes, services, streams
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
+from swarmctl.proto import codec
 from swarmctl.proto.errors import PeerUnreachable, sole_error
 from swarmctl.proto.messages import Assign, Enrol, Report, Request
 from swarmctl.spec import wire
 from swarmctl.transport import keys
+from swarmctl.transport.bulk import BulkServer
 from swarmctl.transport.rpc import RpcCaller, RpcServer
 from tests.unit.controller.harness import CLUSTER, FakeNode
 
@@ -47,7 +49,8 @@ class Rig:
         }
         try:
             async with trio.open_nursery() as nursery:
-                server = RpcServer(admins_only(handlers), nursery)
+                others = RpcServer(admins_only(handlers), nursery)
+                server = BulkServer(others, applying.bulk(self.cluster), nursery)
 
                 def answer(message):
                     caller.on_message(b"c", message)
@@ -55,12 +58,16 @@ class Rig:
                 def send(message):
                     if isinstance(message, Request):
                         assert message.method in handlers, message.method
-                    server.on_message(b"a", user, message, answer)
+                    message = codec.decode(codec.encode(message))
+                    server.on_message(b"a", user, message, answer, 0)
 
-                async with caller.stream(b"c", send, method, params, timeout_s=3600) as stream:
-                    while (item := await stream.receive()) is not None:
-                        self.progress.append(item.data)
-                    return await stream.result()
+                try:
+                    async with caller.stream(b"c", send, method, params, timeout_s=3600) as stream:
+                        while (item := await stream.receive()) is not None:
+                            self.progress.append(item.data)
+                        return await stream.result()
+                finally:
+                    nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise sole_error(group) from group
 

@@ -169,7 +169,7 @@ async def test_a_store_that_refuses_leaves_everything_as_it_was(autojump_clock, 
             assert before == (rig.record(), rig.cluster.tokens, set(rig.cluster.state.nodes))
             assert rig.running() == [1, 2]
             assert not rig.cluster.state.nodes["a"].record.cordoned
-            assert not rig.cluster._locks
+            assert not rig.cluster.locks
         assert (rig.cluster.deposed is not None) == isinstance(fault, StaleTerm)
 
 
@@ -200,7 +200,7 @@ async def test_a_change_whose_asker_went_away_is_not_half_done(autojump_clock, t
             await wait_all_tasks_blocked()
             assert set(on_disk(rig)) == {"web"}
             assert KEY in rig.cluster.state.services
-            assert not rig.cluster._locks
+            assert not rig.cluster.locks
 
 
 async def test_a_controller_that_ends_does_not_wait_for_the_disk(autojump_clock, tmp_path):
@@ -233,7 +233,7 @@ async def test_two_changes_of_one_service_at_once_both_count(autojump_clock, tmp
         assert {slot: one.wish for slot, one in record.overrides.items()} == {
             1: SlotWish.STOPPED, 2: SlotWish.STOPPED, 3: SlotWish.STOPPED, 9: None,
         }  # fmt: skip
-        assert not rig.cluster._locks
+        assert not rig.cluster.locks
 
 
 async def test_changes_of_several_services_hold_all_of_their_locks(autojump_clock, tmp_path):
@@ -258,7 +258,7 @@ async def test_changes_of_several_services_hold_all_of_their_locks(autojump_cloc
             nursery.start_soon(change, "ba", 4)
             await trio.sleep(0.6)
             nursery.start_soon(change, "b", 5)
-        assert not rig.cluster._locks
+        assert not rig.cluster.locks
 
 
 # --- scale, stop, start, restart, rm ---------------------------------------------------------
