@@ -102,10 +102,10 @@ def _best(view: View, request: Request, rows: Ints, seed: int) -> tuple[score.Sc
     copies = view.copies(request.service)
     groupings = [(label, facts.grouping(label)) for label in request.spread]
     counts = [c[rows] for c in score.spread_counts(view, request, copies)]
-    keys = score.keys(view, request)
+    keys = score.keys(view, request, copies)
     rank = (rows - score.first_row(seed, len(facts))) % max(len(facts), 1)
     order = np.lexsort((rank, keys[rows], *reversed(counts)))[:_SCORES_MAX]
-    bias = score.bias(view, request)
+    bias = score.bias(view, request, copies)
     found = []
     for index in order.tolist():
         row = int(rows[index])

@@ -57,7 +57,7 @@ class Facts:
         capacity: units by resource, then by row.
         load_per_unit: load that one unit adds, by load resource, then by row.
         schedulable: by row.
-        driver_masks, groupings, nested, eligible_masks: answers given before, kept.
+        driver_masks, groupings, nested, grouped, eligible_masks: answers given before, kept.
     """
 
     def __init__(self, nodes: Iterable[Node], extra_resources: Iterable[str] = ()) -> None:
@@ -77,6 +77,7 @@ class Facts:
         self.driver_masks: dict[str, Bools] = {}
         self.groupings: dict[str, Grouping] = {}
         self.nested: dict[tuple[str, ...], list[tuple[Ints, int]]] = {}
+        self.grouped: dict[tuple[tuple[str, ...], int], tuple[Ints, Ints]] = {}
         self.eligible_masks: dict[tuple[object, ...], Bools] = {}
 
     def __len__(self) -> int:
@@ -102,6 +103,7 @@ class Facts:
         same_labels = node.labels == old.labels
         new.groupings = self.groupings if same_labels else {}
         new.nested = self.nested if same_labels else {}
+        new.grouped = self.grouped if same_labels else {}
         new.eligible_masks = {}
         return new
 
@@ -163,6 +165,22 @@ class Facts:
                 self.nested.clear()
             self.nested[labels] = nested
         return nested
+
+    def rows_by_group(self, labels: tuple[str, ...], start: int) -> tuple[Ints, Ints]:
+        """The rows by innermost group of ``nested_groups``, and where each group's begin.
+
+        Rows of a group stand in their order from row ``start`` upwards and then from 0.
+        """
+        known = self.grouped.get((labels, start))
+        if known is None:
+            turns = np.roll(np.arange(len(self.nodes)), -start)
+            group_of, groups = self.nested_groups(labels)[-1]
+            rows = turns[np.argsort(group_of[turns], kind="stable")]
+            known = rows, np.searchsorted(group_of[rows], np.arange(groups))
+            if len(self.grouped) >= _MASKS_MAX:
+                self.grouped.clear()
+            self.grouped[(labels, start)] = known
+        return known
 
     def satisfying(self, constraint: Constraint) -> Bools:
         """Which nodes satisfy one constraint."""

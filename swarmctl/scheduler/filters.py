@@ -83,6 +83,17 @@ def room(view: View, request: Request, copies: Ints) -> Ints:
     return limits
 
 
+def row_room(view: View, request: Request, copies: int, row: int) -> int:
+    """``room`` of one row that fits now, which has that many copies of the service."""
+    limit = request.max_per_node - copies if request.max_per_node else _NO_LIMIT
+    for resource, amount in request.needs:
+        free = view.facts.capacity[resource].item(row) - view.usage.used[resource].item(row)
+        limit = min(limit, free // amount)
+    if any(wish.required and wish.service == request.service for wish in request.anti_affinity):
+        limit = min(limit, 1)
+    return limit
+
+
 def _keep_affine(view: View, request: Request, copies: Ints, fits: Bools) -> Bools:
     """Narrow ``fits`` to what required affinities allow."""
     for wish in request.affinity:

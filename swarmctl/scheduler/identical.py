@@ -75,7 +75,7 @@ def place_many(view: View, request: Request, copies: Ints, wanted: int, start: i
     wanted = min(wanted, int(limits.sum()))
     if not wanted:
         return np.zeros(0, dtype=np.int64)
-    keys = score.keys(view, request)[rows]
+    keys = score.keys(view, request, copies)[rows]
     if request.spread:
         chosen = _over_labels(view, request, copies, rows, keys, limits, wanted)
     elif request.strategy == "spread":

@@ -40,7 +40,7 @@ class Ways:
         index_min: copies in a run of plain requests from which an index costs less than scans.
     """
 
-    batch_min: int = 16
+    batch_min: int = 48
     index_max: int = 64
     index_min: int = 32
 

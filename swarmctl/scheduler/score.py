@@ -37,13 +37,17 @@ def first_row(seed: int, nodes: int) -> int:
     return (mixed ^ (mixed >> 31)) % nodes
 
 
-def bias(view: View, request: Request) -> Ints | int:
-    """What wishes about other instances add to the key, by row (0 where there are none)."""
+def bias(view: View, request: Request, copies: Ints) -> Ints | int:
+    """What wishes about instances add to the key, by row (0 where there are none).
+
+    ``copies`` are those of the request's own service, by row.
+    """
     total: Ints | int = 0
     for sign, wishes in ((-1, request.affinity), (1, request.anti_affinity)):
         for wish in wishes:
             if not wish.required:
-                beside = view.copies(wish.service) > 0
+                own = wish.service == request.service
+                beside = (copies if own else view.copies(wish.service)) > 0
                 total = total + beside * np.int64(sign * wish.weight * KEY_PER_WEIGHT)
     return total
 
@@ -58,10 +62,10 @@ def own_step(request: Request) -> int:
     return step
 
 
-def keys(view: View, request: Request) -> Ints:
-    """The key of every node for the next copy, by row."""
+def keys(view: View, request: Request, copies: Ints) -> Ints:
+    """The key of every node for the next copy, by row; ``copies`` as for ``bias``."""
     load = view.usage.load if request.strategy == "spread" else -view.usage.load
-    return load + bias(view, request)
+    return load + bias(view, request, copies)
 
 
 def spread_counts(view: View, request: Request, copies: Ints) -> list[Ints]:

@@ -72,6 +72,19 @@ class Usage:
         self.load[row] += load * copies
         self.instances[row] += copies
 
+    def add_rows(
+        self, facts: Facts, rows: Ints, counts: Ints, needs: Iterable[tuple[str, int]]
+    ) -> None:
+        """Allocate ``counts`` copies on ``rows``, which are distinct."""
+        load = np.full(len(rows), LOAD_PER_INSTANCE)
+        for resource, amount in needs:
+            self.used[resource][rows] += counts * amount
+            per_unit = facts.load_per_unit.get(resource)
+            if per_unit is not None:
+                load += per_unit[rows] * amount
+        self.load[rows] += counts * load
+        self.instances[rows] += counts
+
     def add_many(self, facts: Facts, counts: Ints, needs: Iterable[tuple[str, int]]) -> None:
         """Allocate ``counts`` copies, given by row, on every node at once."""
         for resource, amount in needs:
@@ -127,11 +140,12 @@ class View:
             for row in np.flatnonzero(counts).tolist():
                 self.index.note_changed(row)
 
-    def allocate_one(self, row: int, needs: Sequence[tuple[str, int]]) -> None:
-        """Take what one copy needs from a row."""
-        self.usage.add(self.facts, row, needs, 1)
+    def allocate_rows(self, rows: Ints, counts: Ints, needs: Sequence[tuple[str, int]]) -> None:
+        """The same for few rows, which are distinct."""
+        self.usage.add_rows(self.facts, rows, counts, needs)
         if self.index is not None:
-            self.index.note_changed(row)
+            for row in rows.tolist():
+                self.index.note_changed(row)
 
     def copies(self, service: str) -> Ints:
         """How many copies of the service each node has, by row."""

@@ -96,6 +96,17 @@ def test_a_service_that_must_be_beside_a_later_one_is_placed():
     assert len({p.node for p in result.placements}) == 1
 
 
+def test_a_service_that_must_be_beside_itself_stays_on_one_node():
+    """However many copies it has."""
+    web = request(copies=1_500, cpu_millis=1, affinity=(Affinity("web", required=True),))
+    result = plan(cluster(cpu_millis=1_200), [web])
+
+    assert {name: len(copies) for name, copies in result.placements.by_node().items()} == {
+        "n0": 1_200
+    }
+    assert len(result.unplaced[0].slots) == 300
+
+
 def test_a_seed_chooses_among_equals():
     """Different seeds use different nodes; one seed always the same."""
     snapshot = cluster(50)
