@@ -9,7 +9,8 @@ seeded, one program has one result.
 A test makes trouble on the wires: :meth:`MemoryNetwork.sever` cuts connections,
 :meth:`MemoryNetwork.block` makes a partition (of one direction or both: payloads vanish, dials
 time out, and the pings end the connection after a while, as on TCP), and ``network.fate`` decides
-for each payload whether it is delayed or lost. Order on a connection is kept, as TCP does.
+for each payload whether it is delayed or lost. Order on a connection is kept, as TCP does, but for
+payloads that ``fate`` declares a :class:`Stray`.
 """
 
 import enum
@@ -55,7 +56,17 @@ class Passage:
     number: int
 
 
-Fate = Callable[[Passage], float | None]
+@attrs.frozen
+class Stray:
+    """What no TCP connection does: a payload arrives once for each of ``delays_s``, in any order.
+
+    The protocol above has to bear it all the same: messages may be repeated and late (DESIGN 1.3).
+    """
+
+    delays_s: tuple[float, ...]
+
+
+Fate = Callable[[Passage], float | Stray | None]
 """Says how many seconds a payload takes, or None to lose it."""
 
 
@@ -133,13 +144,19 @@ class _Wire:
         """Put a payload on the wire; False when ``room`` payloads are under way already."""
         if self.under_way[direction] >= room:
             return False
-        delay_s = self.network.delay_of(self, direction, payload)
-        if delay_s is not None:
-            self.under_way[direction] += 1
-            due = max(trio.current_time() + delay_s, self._last_due[direction])
+        fate = self.network.fate_of(self, direction, payload)
+        if isinstance(fate, Stray):
+            for delay_s in fate.delays_s:
+                self._put(direction, trio.current_time() + delay_s, payload)
+        elif fate is not None:
+            due = max(trio.current_time() + fate, self._last_due[direction])
             self._last_due[direction] = due
-            self.queues[direction].put(due, self, payload)
+            self._put(direction, due, payload)
         return True
+
+    def _put(self, direction: Direction, due: float, payload: bytes) -> None:
+        self.under_way[direction] += 1
+        self.queues[direction].put(due, self, payload)
 
     def end(self) -> None:
         """End the connection, for both ends; what is under way still arrives."""
@@ -395,7 +412,7 @@ class MemoryNetwork:
             for direction in Direction
         )
 
-    def delay_of(self, wire: _Wire, direction: Direction, payload: bytes) -> float | None:
+    def fate_of(self, wire: _Wire, direction: Direction, payload: bytes) -> float | Stray | None:
         """How long a payload takes; None when it is lost."""
         passage = Passage(wire.endpoint, wire.public_key, direction, payload, next(self._passages))
         if any(p.covers(wire.endpoint, wire.public_key, direction) for p in self._partitions):

@@ -48,7 +48,7 @@ class MemoryStore:
     def __init__(self, disk: MemoryDisk, sync_s: float) -> None:
         """Use :meth:`open`."""
         self._disk = disk
-        self._sync_s = sync_s
+        self.sync_s = sync_s
         self._term = 0
         self._queue: deque[_Waiting] = deque()
         self._failures: deque[SwarmError] = deque()
@@ -153,7 +153,7 @@ class MemoryStore:
         waiting = _Waiting(ops)
         self._queue.append(waiting)
         self._waiting_ops += max(1, len(ops))
-        await trio.sleep(self._sync_s)
+        await trio.sleep(self.sync_s)
         await self._flowing.wait()
         while waiting.answer is None:
             self._sync_first()
