@@ -155,7 +155,7 @@ class Agent:
 
     # --- running ------------------------------------------------------------------------------
 
-    async def run(self, link: Link, task_status: trio.TaskStatus[None]) -> SwarmError:
+    async def run(self, link: Link, task_status: "trio.TaskStatus[Agent]") -> SwarmError:
         """Supervise and keep the session, until cancelled or refused for good (the error)."""
         async with trio.open_nursery() as nursery:
             self.executor = Executor(
@@ -183,7 +183,7 @@ class Agent:
             )
             with trio.move_on_after(FIRST_LIST_S):
                 await self._listed.wait()
-            task_status.started()
+            task_status.started(self)
             refusal = await self.session.run()
             nursery.cancel_scope.cancel()
         return refusal
@@ -322,9 +322,9 @@ async def run_agent(
     config: AgentConfig,
     *,
     edges: Edges | None = None,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a node's agent until cancelled; started once it supervises.
+    """Run a node's agent until cancelled; reports it once it supervises.
 
     Raises:
         Conflict: the folder is in use, or another node's or cluster's; or another agent has a
