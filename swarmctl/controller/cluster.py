@@ -139,7 +139,8 @@ class Cluster:
             self.state.tombstones[(tombstone.tenant, tombstone.service)] = tombstone
         for key, value in (await self.store.read(records.SERVICE)).items():
             self._know_service(records.decode(value, ServiceRecord, key))
-        self.reconciler.settled = not self.state.nodes
+        if not self.state.nodes:
+            self.reconciler.settle()  # Nobody has to be waited for.
 
     def _know_token(self, token: TokenRecord) -> None:
         self.tokens[token.id] = token
