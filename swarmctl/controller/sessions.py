@@ -43,6 +43,9 @@ _log = structlog.get_logger(__name__)
 # A digest that differs in one heartbeat may only have crossed an assignment under way; in two
 # it is a divergence.
 _DIVERGED_AFTER: Final = 2
+# Heartbeats between two repetitions of the removals that a node has not confirmed: ten seconds,
+# longer than most instances take to stop.
+_REMOVALS_REPEATED_EVERY: Final = 5
 # Shorter delays of our own are within what the lost-timeout allows for.
 _LATENESS_EXCUSED_S: Final = 0.1
 _LAUNCHING: Final = (InstanceState.ASSIGNED, InstanceState.PREPARING, InstanceState.STARTING)
@@ -380,6 +383,10 @@ class Sessions:
             counts.assignment = 0
             node.known_templates.clear()
             self._state.resend(node)
+            self._wake()
+        if node.leaving and beat.sequence % _REMOVALS_REPEATED_EVERY == 0:
+            # No digest shows a removal that the node never heard of, nor had what is removed.
+            self._state.repeat_removals(node)
             self._wake()
         resync = counts.inventory >= _DIVERGED_AFTER
         if resync:

@@ -145,7 +145,10 @@ class Service:
 
 @define(eq=False)
 class Node:
-    """A registered node: its record, its session if it has one, and its instances."""
+    """A registered node: its record, its session if it has one, and its instances.
+
+    ``leaving`` are those of its instances that it was, or is to be, told to take away.
+    """
 
     record: NodeRecord
     facts: NodeFacts = field(factory=NodeFacts)
@@ -162,6 +165,7 @@ class Node:
     assignment_digest: int = 0
     inventory_digest: int = 0
     dirty: dict[int, Instance] = field(factory=dict)
+    leaving: dict[int, Instance] = field(factory=dict)
     needs_full: bool = False
 
     @property
@@ -209,6 +213,11 @@ class ClusterState:
         node.needs_full = True
         self.dirty_nodes.add(node.name)
 
+    def repeat_removals(self, node: Node) -> None:
+        """Tell the node once more what it has to take away: it may never have been told."""
+        node.dirty.update(node.leaving)
+        self.dirty_nodes.add(node.name)
+
     def _mark(self, instance: Instance, before: int) -> None:
         """Note that what its node should have of ``instance`` has changed.
 
@@ -232,6 +241,7 @@ class ClusterState:
         node.inventory_digest = digest.replace(node.inventory_digest, 0, instance.inventory_digest)
         if instance.removing:
             self.leaving[instance.key] += 1
+            node.leaving[instance.incarnation] = instance
         elif instance.quarantined:
             self.quarantine.setdefault(instance.key, {})[instance.incarnation] = instance
         else:
@@ -273,6 +283,7 @@ class ClusterState:
                 del self.leaving[instance.key]
         del node.instances[instance.incarnation]
         node.dirty.pop(instance.incarnation, None)
+        node.leaving.pop(instance.incarnation, None)
         node.assignment_digest = digest.replace(
             node.assignment_digest, instance.assignment_digest, 0
         )
@@ -297,6 +308,7 @@ class ClusterState:
         instance.removing = True
         self._leave_quarantine(instance)
         self.leaving[instance.key] += 1
+        self.nodes[instance.node].leaving[instance.incarnation] = instance
         self._mark(instance, before)
         self.release_slot(instance)
 
