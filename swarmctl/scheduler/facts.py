@@ -51,7 +51,7 @@ class Facts:
     """The nodes of a snapshot at one moment; see the module's docstring.
 
     Attributes:
-        nodes: by row.
+        nodes, names: by row.
         row_of: row by name.
         resources: every resource that a node advertises or that is allocated somewhere.
         capacity: units by resource, then by row.
@@ -62,7 +62,8 @@ class Facts:
 
     def __init__(self, nodes: Iterable[Node], extra_resources: Iterable[str] = ()) -> None:
         self.nodes: list[Node] = sorted(nodes, key=lambda node: node.name)
-        self.row_of = {node.name: row for row, node in enumerate(self.nodes)}
+        self.names = [node.name for node in self.nodes]
+        self.row_of = {name: row for row, name in enumerate(self.names)}
         names = {*LOAD_RESOURCES, *extra_resources}
         names.update(name for node in self.nodes for name in node.capacity)
         self.resources = tuple(sorted(names))

@@ -50,6 +50,10 @@ class _Items:
         np.minimum(count, self.limit, out=count)
         return count
 
+    def second_keys(self) -> Ints:
+        """The next key of each item after its first, whether it has one or not."""
+        return self.first + self.step + self.slope
+
     def last_keys(self) -> Ints:
         """The largest key of each item."""
         return self.first + self.step + self.slope * (self.limit - 1)
@@ -79,16 +83,40 @@ def place_many(view: View, request: Request, copies: Ints, wanted: int, start: i
     if request.spread:
         chosen = _over_labels(view, request, copies, rows, keys, limits, wanted)
     elif request.strategy == "spread":
-        items = _nodes(view, request, copies, rows, keys, limits, np.zeros_like(rows))
-        item, key = _expand(items, _enough(items, np.array([wanted])))
-        chosen = rows[item[np.argsort(key, kind="stable")[:wanted]]]
+        few = _smallest(keys, wanted)
+        rows = rows[few]
+        items = _nodes(view, request, copies, rows, keys[few], limits[few], np.zeros_like(rows))
+        chosen = rows[_in_turn(items, wanted)]
     else:
         order = np.argsort(keys, kind="stable")
         chosen = np.repeat(rows[order], limits[order])[:wanted]
     counts = np.bincount(chosen, minlength=len(copies))
     copies += counts
-    view.allocate(counts, request.needs)
+    distinct = np.flatnonzero(counts)
+    view.allocate_rows(distinct, counts[distinct], request.needs)
     return chosen
+
+
+def _smallest(keys: Ints, wanted: int) -> Ints:
+    """Indexes, growing, of the ``wanted`` smallest keys, the first ones of equals.
+
+    No other node gets a copy: each of these would take one before.
+    """
+    if len(keys) <= wanted:
+        return np.arange(len(keys))
+    greatest = np.partition(keys, wanted - 1)[wanted - 1]
+    taken = keys < greatest
+    taken[np.flatnonzero(keys == greatest)[: wanted - np.count_nonzero(taken)]] = True
+    return np.flatnonzero(taken)
+
+
+def _in_turn(items: _Items, wanted: int) -> Ints:
+    """The items of the ``wanted`` smallest keys, in order."""
+    if len(items.first) == wanted and items.first.max() < items.second_keys().min():
+        # One copy each.  So it is mostly with few copies, or with copies that keep apart.
+        return np.argsort(items.first, kind="stable")
+    item, key = _expand(items, _enough(items, np.array([wanted])))
+    return item[np.argsort(key, kind="stable")[:wanted]]
 
 
 def _nodes(

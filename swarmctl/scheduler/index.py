@@ -110,9 +110,9 @@ class Index:
         self.eligible: dict[tuple[object, ...], tuple[bytes, int]] = {}
         self.by_value: dict[str, Mapping[str | None, Sequence[int]]] = {}
 
-    def note_changed(self, row: int) -> None:
-        """Usage of a row has changed; it is read again before the next run."""
-        self.changed.add(row)
+    def note_changed(self, rows: Iterable[int]) -> None:
+        """Usage of these rows has changed; they are read again before the next run."""
+        self.changed.update(rows)
 
     def suits(self, facts: Facts) -> bool:
         """Whether it is about these nodes, and little has changed."""

@@ -9,6 +9,7 @@ A request that must be beside another service is tried once more at the end, bec
 may come after it in the same plan.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -94,11 +95,11 @@ class Placements:
 
     def batches(self) -> Iterator[Batch]:
         """The placed copies, one batch a request."""
-        nodes = self.facts.nodes
+        names = self.facts.names
         for request, rows in zip(self.requests, self.rows, strict=True):
             chosen = rows_list(rows)
             slots = request.slots[: len(chosen)]
-            yield Batch(request.service, slots, [nodes[row].name for row in chosen])
+            yield Batch(request.service, slots, [names[row] for row in chosen])
 
     def by_node(self) -> dict[str, list[tuple[str, int]]]:
         """For each node that gets something: (service, slot) of its new copies."""
@@ -174,10 +175,7 @@ class _Planner:
         self.start = score.first_row(seed, len(view.facts))
         self.placements = Placements(view.facts)
         self.failed: list[tuple[Request, Sequence[int]]] = []
-        # Services whose whereabouts a request of this plan asks for.
-        self.watched = {
-            name for request in requests if not request.plain for name in _asks_for(request)
-        }
+        self.watched = _watched(requests)
 
     def place(self, requests: Sequence[Request]) -> None:
         """Place requests in this order, runs of plain small ones by an index."""
@@ -221,12 +219,14 @@ class _Planner:
 
     def _note(self, request: Request, rows: list[int] | Ints) -> None:
         """Keep what has been placed of a request, and what has not."""
+        failed = len(rows) < len(request.slots)
         if len(rows):
             self.placements.add(request, rows)
-            if request.service in self.watched:
+            # It may be tried again, and is explained, beside the copies that it has now.
+            if request.service in self.watched or (failed and not request.plain):
                 distinct, counts = np.unique(np.asarray(rows), return_counts=True)
                 self.view.note_copies(request.service, distinct.tolist(), counts.tolist())
-        if len(rows) < len(request.slots):
+        if failed:
             self.failed.append((request, request.slots[len(rows) :]))
 
     def retry_affine(self) -> None:
@@ -250,8 +250,18 @@ class _Planner:
         return Plan(self.placements, tuple(unplaced), version, self.view)
 
 
-def _asks_for(request: Request) -> Iterator[str]:
-    """The services whose copies decide where a request that is not plain may go."""
-    yield request.service
-    for wish in (*request.affinity, *request.anti_affinity):
-        yield wish.service
+def _watched(requests: Sequence[Request]) -> set[str]:
+    """The services whose copies of this plan decide where requests after them may go.
+
+    A request knows the copies that it places itself; see ``_note`` for those that fail.
+    """
+    of_service = Counter(request.service for request in requests)
+    watched: set[str] = set()
+    for request in requests:
+        if request.plain:
+            continue
+        wishes = (*request.affinity, *request.anti_affinity)
+        watched.update(wish.service for wish in wishes if wish.service != request.service)
+        if of_service[request.service] > 1:
+            watched.add(request.service)
+    return watched

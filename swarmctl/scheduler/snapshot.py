@@ -126,7 +126,7 @@ class Snapshot:
         else:
             self._usage.add(self._facts, row, resources.items(), copies)
             if self._index is not None:
-                self._index.note_changed(row)
+                self._index.note_changed((row,))
 
     def _add_copies(self, service: str, node: str, copies: int) -> None:
         by_node = self._copies.setdefault(service, {})
@@ -211,16 +211,22 @@ class Snapshot:
         return tuple(refused)
 
     def _commit_copies(self, plan: Plan) -> None:
-        nodes = plan.placements.facts.nodes
+        names = plan.placements.facts.names
         for request, rows in zip(plan.placements.requests, plan.placements.rows, strict=True):
+            service = request.service
             if isinstance(rows, np.ndarray):
                 counts = np.bincount(rows)
                 distinct = np.flatnonzero(counts)
-                for row, count in zip(distinct.tolist(), counts[distinct].tolist(), strict=True):
-                    self._add_copies(request.service, nodes[row].name, count)
+                on = [names[row] for row in distinct.tolist()]
+                by_node = dict(zip(on, counts[distinct].tolist(), strict=True))
+                if service not in self._copies:
+                    self._copies[service] = by_node
+                    continue
+                for name, count in by_node.items():
+                    self._add_copies(service, name, count)
             else:
                 for row in rows_list(rows):
-                    self._add_copies(request.service, nodes[row].name, 1)
+                    self._add_copies(service, names[row], 1)
 
     def _takes(self, name: str, request: Request) -> bool:
         """Whether a node is there, schedulable, and has what one copy needs."""

@@ -85,13 +85,6 @@ class Usage:
         self.load[rows] += counts * load
         self.instances[rows] += counts
 
-    def add_many(self, facts: Facts, counts: Ints, needs: Iterable[tuple[str, int]]) -> None:
-        """Allocate ``counts`` copies, given by row, on every node at once."""
-        for resource, amount in needs:
-            self.used[resource] += counts * amount
-        self.load += counts * facts.load_of(needs)
-        self.instances += counts
-
 
 def _load(facts: Facts, used: Mapping[str, Ints], instances: Ints) -> Ints:
     load = instances * LOAD_PER_INSTANCE
@@ -103,8 +96,8 @@ def _load(facts: Facts, used: Mapping[str, Ints], instances: Ints) -> Ints:
 class Follower(Protocol):
     """Something derived from the columns, to be told of changes to them."""
 
-    def note_changed(self, row: int) -> None:
-        """Usage of a row has changed."""
+    def note_changed(self, rows: Iterable[int]) -> None:
+        """Usage of these rows has changed."""
 
 
 class View:
@@ -133,19 +126,11 @@ class View:
         """Units of a resource that are free, by row; negative where a node shrank."""
         return self.usage.free(self.facts, resource)
 
-    def allocate(self, counts: Ints, needs: Sequence[tuple[str, int]]) -> None:
-        """Take what ``counts`` copies, given by row, need."""
-        self.usage.add_many(self.facts, counts, needs)
-        if self.index is not None:
-            for row in np.flatnonzero(counts).tolist():
-                self.index.note_changed(row)
-
     def allocate_rows(self, rows: Ints, counts: Ints, needs: Sequence[tuple[str, int]]) -> None:
-        """The same for few rows, which are distinct."""
+        """Take what ``counts`` copies on ``rows``, which are distinct, need."""
         self.usage.add_rows(self.facts, rows, counts, needs)
         if self.index is not None:
-            for row in rows.tolist():
-                self.index.note_changed(row)
+            self.index.note_changed(rows.tolist())
 
     def copies(self, service: str) -> Ints:
         """How many copies of the service each node has, by row."""
