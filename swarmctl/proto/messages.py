@@ -54,7 +54,8 @@ class InstanceReport:
     ``state`` is an :class:`~swarmctl.proto.states.InstanceState`; ``since`` is when it was
     entered (epoch seconds); ``reason`` says why, for people.  ``retrying`` says of one that has
     failed that the node will try again by itself; ``ports`` are the published ones, such as
-    ``*:32768->80/tcp``.
+    ``*:32768->80/tcp``; ``health`` is ``starting``, ``healthy`` or ``unhealthy``, empty where
+    nothing is checked.
     """
 
     incarnation: int
@@ -74,6 +75,7 @@ class InstanceReport:
     driver: str = ""
     retrying: bool = False
     ports: tuple[str, ...] = ()
+    health: str = ""
 
 
 @frozen
