@@ -5,6 +5,7 @@ import trio
 
 from swarmctl.proto.errors import StaleTerm, StorageFault, SwarmError
 from swarmctl.proto.states import InstanceState, NodeState
+from swarmctl.transport.memory import Direction
 from tests.sim.cluster_fixture import a_cluster, at_once, noise, service
 
 
@@ -55,6 +56,34 @@ async def test_changes_are_possible_while_machines_are_still_silent(autojump_clo
         await world.apply(service("db", 3))
 
         assert await world.until_runs(service("db", 3)) < 2
+
+
+async def test_services_that_were_there_before_any_machine_are_placed(autojump_clock, tmp_path):
+    """Also by a controller that was started again meanwhile, and has nobody to wait for."""
+    async with a_cluster(tmp_path, nodes=0) as world:
+        await world.apply(service(replicas=5))
+        await world.restart_controller()
+        await world.start_nodes(2)
+
+        await world.until_runs(service(replicas=5), patience_s=10)
+
+
+async def test_what_a_machine_was_never_told_to_have_is_taken_off_the_books(
+    autojump_clock, tmp_path
+):
+    """Its assignment and its removal were both lost: the removal is told again."""
+    async with a_cluster(tmp_path, nodes=1) as world:
+        key = world.machines["n1"].key
+        world.network.block(public_key=key, direction=Direction.TO_LINK)
+        await world.apply(service(replicas=3))
+        await world.ask("service.remove", {"names": ["web"]})
+        node = world.cluster.state.nodes["n1"]
+        assert len(node.instances) == 3
+        await trio.sleep(1)
+        world.heal()
+
+        await world.until(lambda: not node.instances, patience_s=20)
+        assert node.leaving == {}
 
 
 async def test_a_machine_that_is_cut_off_is_lost_and_its_instances_go_elsewhere(
