@@ -37,11 +37,13 @@ class Ways:
 
     Attributes:
         batch_min: copies of one request from which placing them at once costs less.
+        batch_min_spread: the same for requests that are spread over labels.
         index_max: copies of one plain request from which an index is not asked for each of them.
         index_min: copies in a run of plain requests from which an index costs less than scans.
     """
 
     batch_min: int = 48
+    batch_min_spread: int = 160
     index_max: int = 64
     index_min: int = 32
 
@@ -211,7 +213,8 @@ class _Planner:
         else:
             copies = view.copies(request.service)
         rows: list[int] | Ints
-        if wanted >= self.ways.batch_min and is_batchable(request):
+        batch_min = self.ways.batch_min_spread if request.spread else self.ways.batch_min
+        if wanted >= batch_min and is_batchable(request):
             rows = place_many(view, request, copies, wanted, self.start)
         else:
             rows = place_each(view, request, copies, wanted, self.start)

@@ -23,9 +23,9 @@ from swarmctl.scheduler.planner import Ways
 
 # Every way of placing, forced wherever it applies.
 WAYS = {
-    "one by one": Ways(batch_min=1 << 40, index_min=1 << 40),
-    "at once": Ways(batch_min=1, index_min=1 << 40),
-    "by index": Ways(batch_min=1 << 40, index_min=1),
+    "one by one": Ways(batch_min=1 << 40, batch_min_spread=1 << 40, index_min=1 << 40),
+    "at once": Ways(batch_min=1, batch_min_spread=1, index_min=1 << 40),
+    "by index": Ways(batch_min=1 << 40, batch_min_spread=1 << 40, index_min=1),
     "as in production": Ways(),
 }
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
