@@ -28,6 +28,7 @@ from swarmctl.transport.errors import KeyRefused
 _START_S: Final = 20.0
 _STOP_S: Final = 20.0
 _ROOT: Final = Path(__file__).parents[2]
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only the folder that temporary ones are made in
 # A controller that starts again is looked for this often: failover is measured in tenths.
 _LOOK_S: Final = 0.01
 
@@ -62,8 +63,9 @@ class FleetProcess:
 class BenchCluster:
     """A running controller and its simulated nodes."""
 
-    def __init__(self, folder: Path, lifeline_fd: int) -> None:
+    def __init__(self, folder: Path, nodes_folder: Path, lifeline_fd: int) -> None:
         self.folder = folder
+        self._nodes_folder = nodes_folder
         self.fleets: list[FleetProcess] = []
         self.enrolment_s = 0.0
         self.controller_alone_rss_mib = 0.0
@@ -153,7 +155,7 @@ class BenchCluster:
         machines = scenario.machines or (Machine(capacity=scenario.capacity),)
         whole = FleetSettings(
             join=str(self.data / "join.token"),
-            folder=str(self.folder / "nodes"),
+            folder=str(self._nodes_folder),
             first=0,
             count=0,
             seed=scenario.seed,
@@ -207,14 +209,19 @@ def bench_cluster(scenario: Scenario) -> Iterator[BenchCluster]:
     """A controller, and fleets that have all joined.
 
     The folder is where TMPDIR says; it should be on a real disk, because the store's fsync is
-    part of what is measured (the report names the file system).
+    part of what is measured (the report names the file system).  What the nodes keep is in memory
+    where that can be had: in life those are the disks of other machines.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swarmctl-bench-"))
+        memory = _MEMORY if _MEMORY.is_dir() else folder
+        nodes = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="swarmctl-bench-nodes-", dir=memory)
+        )
         lifeline_fd, our_end = os.pipe()
         stack.callback(os.close, our_end)
         stack.callback(os.close, lifeline_fd)
-        cluster = BenchCluster(Path(folder), lifeline_fd)
+        cluster = BenchCluster(Path(folder), Path(nodes), lifeline_fd)
         stack.callback(cluster.close)
         cluster.connect().close()
         cluster.controller_alone_rss_mib = memory_mib(cluster.controller.pid)

@@ -77,7 +77,7 @@ class Fleet:
         self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
 
     async def run_node(
-        self, number: int, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
+        self, number: int, task_status: "trio.TaskStatus[Agent]" = trio.TASK_STATUS_IGNORED
     ) -> None:
         """One node, from enrolment on, until cancelled."""
         name = node_name(number)
@@ -99,7 +99,7 @@ class Fleet:
         config: AgentConfig,
         member: Membership,
         drivers: dict[str, Driver],
-        task_status: "trio.TaskStatus[None]",
+        task_status: "trio.TaskStatus[Agent]",
     ) -> None:
         chance = random.Random(config.name)  # noqa: S311 - jitter, repeatable
         edges = Edges(_link, lambda *_: drivers, _no_journal, chance)

@@ -150,9 +150,9 @@ class Session:
             async with trio.open_nursery() as nursery:
                 self._rpc = RpcServer(self._handlers, nursery)
                 self._feed(SessionEvent.CONNECTED)
-                nursery.start_soon(self._listen)
                 nursery.start_soon(self._keep_alive)
                 nursery.start_soon(self._report)
+                await self._listen()
         if self._feed(SessionEvent.DISCONNECTED) is not None:
             _log.info("connection lost", endpoint=self._link.endpoint)
 

@@ -15,6 +15,7 @@ from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet, check_facts
+from swarmctl.controller.sharing import SharedFacts
 from swarmctl.controller.state import ClusterState, Instance, Node
 from swarmctl.proto import limits
 from swarmctl.proto.errors import ProtocolError, SwarmError
@@ -100,6 +101,7 @@ class Sessions:
         self._now = now
         self._wall = wall
         self._by_peer: dict[bytes, Node] = {}
+        self._shared = SharedFacts()
         self._divergence: dict[str, _Divergence] = {}
         # Told to the agents, where there are several controllers.
         self.addresses: tuple[str, ...] = ()
@@ -136,7 +138,7 @@ class Sessions:
                 self._report(peer, node, message)
             case FactsChanged():
                 check_facts(message.facts)
-                node.facts = message.facts
+                node.facts = self._shared.share(message.facts)
                 self.refresh(node)
                 self._wake()
         return True
@@ -168,7 +170,8 @@ class Sessions:
         if node.peer is not None:
             self._by_peer.pop(node.peer, None)
         self._by_peer[peer] = node
-        node.peer, node.boot, node.facts = peer, hello.boot, hello.facts
+        node.peer, node.boot = peer, hello.boot
+        node.facts = self._shared.share(hello.facts)
         node.heard_at = now
         node.joined_at = self._wall()
         node.known_templates.clear()

@@ -100,6 +100,7 @@ class SupervisedLink:
         self._received = 0
         self._malformed = 0
         self._changed = trio.Event()
+        self._failed = trio.Event()
         self._hang_up = trio.CancelScope()
 
     # --- state --------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class SupervisedLink:
         """See :meth:`swarmctl.transport.api.Link.wait_failure`."""
         seen = self._failures
         while self._failures == seen or self.last_failure is None:
-            await self._changed.wait()
+            await self._failed.wait()
         return self.last_failure
 
     def statistics(self) -> LinkStatistics:
@@ -255,7 +256,9 @@ class SupervisedLink:
         self.last_failure = failure
         self._failures += 1
         self._position += 1
-        self._note_change()
+        # Apart from the changes: whoever waits for failures is not woken by every connection.
+        self._failed.set()
+        self._failed = trio.Event()
 
 
 @asynccontextmanager

@@ -80,9 +80,9 @@ class _ZmqConnection:
 
     async def wait_ready(self) -> None:
         """Wait for TCP, then for the handshake, each with its own deadline; raise a failure."""
-        with trio.move_on_after(self._target.connect_timeout_s):
+        with trio.move_on_after(self._target.connect_timeout_s) as scope:
             await self._wait_while(Phase.CONNECTING)
-        with trio.move_on_after(self._target.handshake_timeout_s):
+            scope.deadline = trio.current_time() + self._target.handshake_timeout_s
             await self._wait_while(Phase.HANDSHAKING)
         if self._progress.phase is not Phase.READY:
             raise self._progress.failure() or self._progress.late()

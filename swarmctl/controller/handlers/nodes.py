@@ -185,7 +185,13 @@ async def enrol(cluster: Cluster, user: str, request: Enrol) -> Enrolled:
     check_node_name(request.node)
     if not is_z85_key(request.public_key):
         raise ProtocolError("what should be the node's public key is none", request.node)
-    async with cluster.holding([records.TOKEN + name_of(user), records.NODE + request.node]):
+    token = cluster.tokens.get(name_of(user))
+    # The name and the key, each for one node alone; and a token that only one may use. Who uses
+    # any other does not wait for the others' disk writes: they are committed together.
+    locks = [records.NODE + request.node, records.REVOKED + request.public_key]
+    if token is not None and token.one_time:
+        locks.append(records.TOKEN + token.id)
+    async with cluster.holding(locks):
         await _pin(cluster, name_of(user), request)
     return Enrolled(request.node, cluster.state.cluster_id)
 

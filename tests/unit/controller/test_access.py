@@ -90,6 +90,36 @@ async def test_two_that_use_one_token_at_once_are_one_too_many(autojump_clock, t
         assert sum(isinstance(one, Refused) for one in outcomes) == 1
 
 
+async def test_nodes_with_one_standing_token_do_not_wait_for_each_others_disk(
+    autojump_clock, tmp_path
+):
+    """A fleet that joins is committed together, not one by one; but one key is one node's."""
+    async with a_rig(tmp_path) as rig:
+        user = await a_token(rig, reusable=True)
+        taken = enrolment("n5").public_key
+        requests = [enrolment(f"n{number}") for number in range(5)]
+        requests += [enrolment("n5", taken), enrolment("n6", taken)]
+        outcomes = []
+
+        async def one(request):
+            try:
+                outcomes.append(await nodes.enrol(rig.cluster, user, request))
+            except Conflict as error:
+                outcomes.append(error)
+
+        rig.store.hold()
+        async with trio.open_nursery() as nursery:
+            for request in requests:
+                nursery.start_soon(one, request)
+            await wait_all_tasks_blocked()
+            waiting = rig.store.statistics().waiting
+            rig.store.release()
+
+        assert waiting == 6
+        assert len(rig.cluster.state.nodes) == 6
+        assert sum(isinstance(one, Conflict) for one in outcomes) == 1
+
+
 async def test_a_token_that_could_not_be_used_up_can_be_used_again(autojump_clock, tmp_path):
     """A full disk costs nobody a token."""
     async with a_rig(tmp_path) as rig:
