@@ -43,7 +43,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "inspect": ("listing", "Show all about a service, instance or node"),
     "explain": ("listing", "Why it is there, or why it is nowhere"),
     "wait": ("services", "Wait until services run, stop or are gone"),
-    "node": ("nodes", "Nodes: ls, inspect, cordon, label, rm"),
+    "node": ("nodes", "Nodes: ls, inspect, drain, cordon, label, rm"),
     "token": ("nodes", "Join tokens: create, ls, revoke"),
     "context": ("contexts", "Ways into clusters: ls, use, add, rm"),
     "bench": ("bench", "Measure launches at scale, on simulated nodes"),

@@ -6,6 +6,7 @@ from typing import Any, Final
 import click
 
 from swarmctl.cli import clusters
+from swarmctl.cli.draining import drain
 from swarmctl.cli.output import age_column, output_option, show_data, show_list
 from swarmctl.cli.tables import Column, Row, column
 from swarmctl.proto.errors import InvalidSpec
@@ -84,8 +85,11 @@ def _cordoning(verb: str, help_: str, *, cordoned: bool) -> click.Command:
     return command
 
 
-node.add_command(_cordoning("cordon", "Place nothing new on nodes.", cordoned=True))
-node.add_command(_cordoning("uncordon", "Place on nodes again.", cordoned=False))
+_CORDON: Final = "Place nothing new on nodes; what is there stays, and a drain ends."
+_UNCORDON: Final = "Place on nodes again; a drain ends."
+node.add_command(_cordoning("cordon", _CORDON, cordoned=True))
+node.add_command(_cordoning("uncordon", _UNCORDON, cordoned=False))
+node.add_command(drain)
 
 
 @node.command("label")

@@ -20,6 +20,7 @@ from attrs import Factory, define, field
 
 from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
+from swarmctl.controller.drains import Drains
 from swarmctl.controller.identity import ClusterIdentity
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.locks import RecordLocks
@@ -73,6 +74,7 @@ class Cluster:
     revoked: set[str] = field(factory=set)
     meters: Meters = field(factory=Meters)
     reconciler: Reconciler = field(init=False)
+    drains: Drains = field(init=False)
     sessions: Sessions = field(init=False)
     deposed: StaleTerm | None = None
     locks: RecordLocks = field(factory=RecordLocks)
@@ -84,6 +86,7 @@ class Cluster:
 
     def __attrs_post_init__(self) -> None:
         self.reconciler = Reconciler(self.state, self.fleet, self.meters, self.wall)
+        self.drains = Drains(self.state, self.fleet)
         self.sessions = Sessions(
             self.state,
             self.fleet,
@@ -104,6 +107,16 @@ class Cluster:
         """Wait for :meth:`wake`; all calls before this count as one."""
         await self._wake.wait()
         self._wake = trio.Event()
+
+    @property
+    def relocating(self) -> bool:
+        """Whether something is to be moved, step by step."""
+        return self.drains.active
+
+    def relocate(self, now: float) -> None:
+        """Take away what is to run elsewhere, as much as may go now; ``now`` is monotonic."""
+        if self.drains.active and self.reconciler.settled:
+            self.drains.step(now)
 
     def announce(self) -> None:
         """Tell those who watch that something has changed."""
@@ -151,6 +164,7 @@ class Cluster:
         node = Node(record, heard_at=trio.current_time())
         self.state.nodes[record.name] = node
         self.access.allow(record.public_key, user_id(NODE, record.name))
+        self.drains.follow(node)
         self.fleet.node_changed(node)
 
     def _know_service(self, record: ServiceRecord) -> None:
@@ -414,6 +428,7 @@ class Cluster:
             return
         assert node.record.public_key == record.public_key, "a node's key is pinned"
         node.record = record
+        self.drains.follow(node)
         self.sessions.refresh(node)
 
     async def delete_node(self, node: Node) -> None:
@@ -434,6 +449,7 @@ class Cluster:
             self.forget_user(user_id(NODE, node.name))
             for instance in list(node.instances.values()):
                 self.state.forget(instance)
+            self.drains.forget(node.name)
             self.fleet.node_removed(node.name)
             self.sessions.forget(node)
             del self.state.nodes[node.name]

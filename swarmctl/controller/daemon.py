@@ -23,7 +23,15 @@ from swarmctl.controller import identity as identities
 from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.handlers import applying, instances, nodes, services, statistics, streams
+from swarmctl.controller.handlers import (
+    applying,
+    drains,
+    instances,
+    nodes,
+    services,
+    statistics,
+    streams,
+)
 from swarmctl.controller.records import AdminRecord, NodeRecord, ServiceRecord, TokenRecord
 from swarmctl.controller.state import ClusterState, ServiceKey
 from swarmctl.controller.store.api import Put, Store
@@ -343,6 +351,8 @@ class Controller:
                 self._to_commit.set()
             if not cluster.reconciler.settled:
                 self._settle_if_due()
+            if cluster.relocating:
+                cluster.relocate(trio.current_time())
             cluster.reconciler.cycle()
             with cluster.meters.stage("dispatch"):
                 cluster.sessions.flush()
@@ -401,7 +411,7 @@ class Controller:
             # What kept us from ticking kept us from hearing: that is not the nodes' silence.
             sessions.excuse_silence(trio.current_time() - due)
             sessions.check_lost(self.config.lost_after_s)
-            if not self.cluster.reconciler.settled:
+            if not self.cluster.reconciler.settled or self.cluster.relocating:
                 self.cluster.wake()
 
     async def _commit_completions(self) -> None:
@@ -447,6 +457,7 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
         **instances.handlers(cluster),
         **streams.handlers(cluster),
         **nodes.handlers(cluster),
+        **drains.handlers(cluster),
     }
 
 

@@ -20,7 +20,7 @@ from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.scheduler import Plan, Request, plan
 
 # While a changed template is rolled out, this share of a service's slots may be away from
-# running at a time, and always at least one; `update_config` will make it a wish.
+# running at a time, and always at least one, unless the service says how many.
 _ROLL_SHARE: Final = 0.25
 _DESIRED: Final = {SlotWish.RUNNING: Desired.RUNNING, SlotWish.STOPPED: Desired.STOPPED}
 
@@ -134,7 +134,8 @@ class Reconciler:
             slot in service.holders and service.holders[slot].state is InstanceState.RUNNING
             for slot in wanted
         )
-        budget = max(1, int(len(wanted) * _ROLL_SHARE)) - (len(wanted) - running)
+        allowed = service.record.spec.max_unavailable or max(1, int(len(wanted) * _ROLL_SHARE))
+        budget = allowed - (len(wanted) - running)
         # Those that do not run are replaced first: they serve nobody.
         outdated.sort(key=lambda one: (one.state is InstanceState.RUNNING, one.slot))
         for holder in outdated:

@@ -113,7 +113,10 @@ class Tombstone:
 
 @frozen
 class NodeRecord:
-    """A node that was enrolled: its pinned key, and what operators said of it."""
+    """A node that was enrolled: its pinned key, and what operators said of it.
+
+    ``cordoned`` keeps new instances away; ``draining`` sends those that are there elsewhere too.
+    """
 
     name: str
     public_key: str
@@ -121,6 +124,7 @@ class NodeRecord:
     token_id: str = ""
     labels: dict[str, str] = field(factory=dict)
     cordoned: bool = False
+    draining: bool = False
 
 
 @frozen

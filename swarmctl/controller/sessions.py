@@ -453,6 +453,8 @@ class Sessions:
             pass
         elif not node.reported:
             node.state = NodeState.JOINING
+        elif node.record.draining:
+            node.state = NodeState.DRAINING
         elif node.record.cordoned:
             node.state = NodeState.CORDONED
         elif node.reasons:

@@ -36,7 +36,7 @@ class Instance:
     ``state`` on are what it reported last.  ``removing`` says that the node was told to take it
     away; ``quarantined`` that nobody here knows the service, so nobody will; ``counted`` that the
     scheduler's snapshot has it.  ``applied`` is the restart generation that the present attempt was
-    begun for.
+    begun for.  ``departure`` is why it was told to go, where that is not what a user asked for.
     """
 
     key: ServiceKey
@@ -65,6 +65,7 @@ class Instance:
     reported: bool = False
     applied: int = 0
     health: str = ""
+    departure: str = ""
 
     @property
     def name(self) -> str:

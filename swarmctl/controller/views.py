@@ -36,8 +36,14 @@ def instance_view(instance: Instance) -> View:
         "since": instance.since,
         "exit_code": instance.exit_code,
         "health": instance.health,
-        "reason": _quarantine_reason(instance) if quarantined else instance.reason,
+        "reason": _reason(instance),
     }
+
+
+def _reason(instance: Instance) -> str:
+    if instance.quarantined:
+        return _quarantine_reason(instance)
+    return instance.departure or instance.reason
 
 
 def _quarantine_reason(instance: Instance) -> str:

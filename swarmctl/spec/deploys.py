@@ -38,6 +38,7 @@ class Deploy:
     restart: RestartPolicy = field(factory=RestartPolicy)
     priority: int = 0
     fencing: str = "none"
+    max_unavailable: int = 0
 
 
 def read_deploy(service: dict[str, Field]) -> Deploy:
@@ -57,9 +58,9 @@ def read_deploy(service: dict[str, Field]) -> Deploy:
                 "restart_policy",
                 "priority",
                 "fencing",
+                "update_config",
             ),
             {
-                "update_config": NOT_YET,
                 "rollback_config": NOT_YET,
                 "labels": "labels of a service are not supported yet, only those of instances",
                 "endpoint_mode": NOT_YET,
@@ -75,7 +76,30 @@ def read_deploy(service: dict[str, Field]) -> Deploy:
         restart=_read_restart(service, fields, job=job),
         priority=priority.integer(-PRIORITY_MAX, PRIORITY_MAX) if priority else 0,
         fencing=fields["fencing"].choice(FENCINGS) if "fencing" in fields else "none",
+        max_unavailable=_read_unavailable(fields),
     )
+
+
+def _read_unavailable(fields: dict[str, Field]) -> int:
+    """How many copies an update, or a drain, may take away at a time; 0 when nothing is said.
+
+    ``parallelism`` is Compose's word, and its 0 means all of them.
+    """
+    if "update_config" not in fields:
+        return 0
+    update = fields["update_config"].fields(
+        ("parallelism", "max_unavailable"),
+        dict.fromkeys(
+            ("delay", "failure_action", "monitor", "max_failure_ratio", "order"), NOT_YET
+        ),
+    )
+    if len(update) > 1:
+        raise update["parallelism"].fail("max_unavailable is there too", "remove one of the two")
+    if "max_unavailable" in update:
+        return update["max_unavailable"].integer(1, REPLICAS_MAX)
+    if "parallelism" in update:
+        return update["parallelism"].integer(0, REPLICAS_MAX) or REPLICAS_MAX
+    return 0
 
 
 def _read_job(fields: dict[str, Field]) -> bool:

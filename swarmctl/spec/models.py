@@ -250,7 +250,8 @@ class ServiceSpec:
     """The whole intent for one service.
 
     ``drivers`` restricts the driver (``sim`` in benchmarks); empty means docker for containers
-    and libvirt for VMs.
+    and libvirt for VMs.  ``max_unavailable`` is how many copies may be away at a time when we
+    replace or move them; 0 leaves that to who does it.
     """
 
     name: str
@@ -262,6 +263,7 @@ class ServiceSpec:
     priority: int = 0
     fencing: str = "none"
     driver: str = ""
+    max_unavailable: int = 0
 
     @property
     def driver_name(self) -> str:

@@ -98,6 +98,7 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
         placement=deploy.placement,
         priority=deploy.priority,
         fencing=deploy.fencing,
+        max_unavailable=deploy.max_unavailable,
     )
 
 

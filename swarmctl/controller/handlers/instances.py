@@ -192,6 +192,9 @@ def _why_there(cluster: Cluster, holder: Instance) -> str:
         parts.append(f"the {goal} allocated node that met {met} when it was placed")
     if node.reasons:
         parts.append(f"the node is sick: {'; '.join(node.reasons)}")
+    if node.record.draining:
+        why = cluster.drains.why_it_stays(holder)
+        parts.append(f"the node is being drained{f': {why}' if why else ''}")
     return "; ".join(parts)
 
 

@@ -87,19 +87,23 @@ def _inspect(cluster: Cluster, name: str) -> Any:
 
 
 async def _change(cluster: Cluster, call: Call) -> Any:
-    """Cordon, uncordon or label nodes.
+    """Cordon, drain, uncordon or label nodes.
 
-    Parameters: ``names``, ``cordoned`` (optional), ``labels`` (name to value; "" takes it away).
+    Parameters: ``names``, ``cordoned`` and ``draining`` (optional; either said of a node ends the
+    other), ``labels`` (name to value; "" takes it away).
     """
     names = call.texts("names")
     labels = _labels(call)
-    cordoned = call.flag("cordoned") if call.params.get("cordoned") is not None else None
+    modes = [mode for mode in ("cordoned", "draining") if call.params.get(mode) is not None]
+    cordoned, draining = call.flag("cordoned"), call.flag("draining")
     async with cluster.holding(records.NODE + name for name in names):
         changed: list[NodeRecord] = []
         for record in [cluster.node(name).record for name in dict.fromkeys(names)]:
             merged = {k: v for k, v in (record.labels | labels).items() if v}
-            now_cordoned = record.cordoned if cordoned is None else cordoned
-            changed.append(evolve(record, labels=merged, cordoned=now_cordoned))
+            after = evolve(record, labels=merged)
+            if modes:
+                after = evolve(after, cordoned=cordoned, draining=draining)
+            changed.append(after)
         for start in range(0, len(changed), limits.TRANSACTION_OPS_MAX):
             await cluster.save_nodes(changed[start : start + limits.TRANSACTION_OPS_MAX])
     return {"nodes": list(names)}
