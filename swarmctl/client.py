@@ -7,13 +7,15 @@ bounded by credit like those of :mod:`swarmctl.transport.rpc`, whose blocking co
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Final
 
 from swarmctl.credentials import Context
+from swarmctl.pipeline import WINDOW, Answer, Pipeline, pause_s
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import (
+    Busy,
     DeadlineExceeded,
     InternalError,
     NoController,
@@ -111,16 +113,49 @@ class Client:
         *,
         timeout_s: float = limits.RPC_TIMEOUT_S,
     ) -> Any:
-        """Ask and wait for the answer.
+        """Ask and wait for the answer; a controller that is busy is asked again when it says so.
 
         Raises:
             DeadlineExceeded: no answer in ``timeout_s``.
-            SwarmError: what the controller answered.
+            Busy: the controller still was at the end of it.
+            SwarmError: what else the controller answered.
         """
-        with self.stream(method, params, timeout_s=timeout_s) as stream:
-            for _ in stream:
-                pass
-            return stream.result
+        deadline = time.monotonic() + timeout_s
+        attempt = 0
+        while True:
+            attempt += 1
+            left_s = max(0.001, deadline - time.monotonic())
+            with self.stream(method, params, timeout_s=left_s) as stream:
+                for _ in stream:
+                    pass
+                try:
+                    return stream.result
+                except Busy as busy:
+                    wait_s = pause_s(busy, attempt, deadline - time.monotonic())
+                    if wait_s is None:
+                        raise
+            time.sleep(wait_s)
+
+    def call_each(
+        self,
+        method: str,
+        each: Iterable[dict[str, Any]],
+        *,
+        timeout_s: float = limits.RPC_TIMEOUT_S,
+        window: int = WINDOW,
+    ) -> Iterator[Answer]:
+        """Ask with each of the parameters, ``window`` requests ahead; the answers as they come.
+
+        Nothing else may be asked over this connection before the last answer. What a busy
+        controller refuses is sent again (:mod:`swarmctl.pipeline`).
+
+        Raises:
+            PeerUnreachable: the connection was lost; what has no answer may have been done.
+        """
+        pipeline = Pipeline(
+            self.send, self.receive, lambda: next(self._ids), method, timeout_s, window
+        )
+        return pipeline.run(each)
 
     def stream(
         self,
@@ -208,7 +243,9 @@ class ClientStream:
             raise InternalError(f"the result of {self._method} was read before its stream ended")
         if isinstance(self._outcome, Failure):
             failure = self._outcome
-            raise from_wire(failure.code, failure.what, failure.where, failure.hint)
+            raise from_wire(
+                failure.code, failure.what, failure.where, failure.hint, failure.retry_ms
+            )
         return self._outcome.result
 
     def receive(self, timeout_s: float) -> StreamData | None:

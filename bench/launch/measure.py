@@ -14,9 +14,6 @@ from attrs import define, field, frozen
 
 from bench.launch.cluster import BenchCluster, cpu_s, memory_mib
 from swarmctl.client import Client
-from swarmctl.proto import limits
-from swarmctl.proto.errors import Busy, from_wire
-from swarmctl.proto.messages import Failure, Reply, Request
 from swarmctl.spec import wire
 from swarmctl.spec.models import ServiceSpec
 
@@ -25,8 +22,6 @@ Look = Callable[[int, float], None]
 
 # Services in one apply request: a stack of that size is a large one.
 _SERVICES_A_REQUEST: Final = 100
-# Requests sent ahead of their answers, in one-by-one mode; the server's bound a peer is higher.
-_PIPELINED: Final = limits.RPC_PER_PEER // 2
 # Longer than it takes to give up a silent node, and than an instance waits to be tried again.
 _STALLED_S: Final = 20.0
 _LOOK_FIRST_S: Final = 0.002
@@ -84,31 +79,16 @@ def submit_each(
     ``look`` is called now and then: this takes as long as the launch itself.
     """
     looked = time.monotonic()
-    waiting: dict[int, tuple[float, ServiceSpec]] = {}
-    todo = list(reversed(specs))
-    # Beyond the numbers that the client gives to its own.
-    number = 1_000_000
-    while todo or waiting:
-        while todo and len(waiting) < _PIPELINED:
-            spec = todo.pop()
-            number += 1
-            params = {"services": [wire.encode_service(spec)], "create_only": True}
-            client.send(Request(number, "service.apply", params, int(_REQUEST_S * 1000)))
-            waiting[number] = (time.monotonic(), spec)
-        message = client.receive(_REQUEST_S)
-        if isinstance(message, Reply):
-            began, _ = waiting.pop(message.id)
-            now = time.monotonic()
-            measured.request_latency_s.append(now - began)
-            if now - looked > _LOOK_SUBMITTING_S:
-                looked = now
-                look()
-        elif isinstance(message, Failure):
-            _, spec = waiting.pop(message.id)
-            if message.code != Busy.code:
-                raise from_wire(message.code, message.what, message.where, message.hint)
-            measured.refused_busy += 1
-            todo.append(spec)
+    params = ({"services": [wire.encode_service(spec)], "create_only": True} for spec in specs)
+    for answer in client.call_each("service.apply", params, timeout_s=_REQUEST_S):
+        measured.refused_busy += answer.refusals
+        if answer.error is not None:
+            raise answer.error
+        measured.request_latency_s.append(answer.took_s)
+        now = time.monotonic()
+        if now - looked > _LOOK_SUBMITTING_S:
+            looked = now
+            look()
 
 
 def watch(

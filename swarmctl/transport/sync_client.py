@@ -8,6 +8,7 @@ With several addresses each is tried in turn; the first that lets us in is used.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -47,7 +48,7 @@ class SyncClient:
         self._context = context
         self._bounds = bounds
         self._progress = Progress(endpoint)
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._socket = context.socket(zmq.DEALER)
         configure_dealer(
             self._socket, server_public_key, keypair, bounds, limits.HANDSHAKE_TIMEOUT_S
@@ -112,13 +113,14 @@ class SyncClient:
         deadline = time.monotonic() + timeout_s
         while True:
             if self._waiting:
-                return self._waiting.pop(0)
+                return self._waiting.popleft()
             # First what happened, then what arrived: what came before the end is not lost.
             self._observe()
             ended = self._progress.phase is not Phase.READY
-            self._waiting, _ = read_dealer(
+            arrived, _ = read_dealer(
                 self._socket, self._bounds.batch_max, self._bounds.payload_bytes
             )
+            self._waiting.extend(arrived)
             if self._waiting:
                 continue
             if ended:
