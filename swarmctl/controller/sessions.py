@@ -449,18 +449,8 @@ class Sessions:
 
     def refresh(self, node: Node) -> None:
         """Work out the node's state anew, and tell the scheduler; only a hello ends a loss."""
-        if node.state is NodeState.LOST:
-            pass
-        elif not node.reported:
-            node.state = NodeState.JOINING
-        elif node.record.draining:
-            node.state = NodeState.DRAINING
-        elif node.record.cordoned:
-            node.state = NodeState.CORDONED
-        elif node.reasons:
-            node.state = NodeState.SICK
-        else:
-            node.state = NodeState.READY
+        if node.state is not NodeState.LOST:
+            node.state = node.standing
         self._state.capacity_changed = True
         self._fleet.node_changed(node)
 

@@ -180,6 +180,17 @@ class Node:
         return self.facts.labels | self.record.labels
 
     @property
+    def standing(self) -> NodeState:
+        """Its state as long as it is not lost."""
+        if not self.reported:
+            return NodeState.JOINING
+        if self.record.draining:
+            return NodeState.DRAINING
+        if self.record.cordoned:
+            return NodeState.CORDONED
+        return NodeState.SICK if self.reasons else NodeState.READY
+
+    @property
     def connected(self) -> bool:
         """Whether it has a live session."""
         return self.peer is not None and self.state is not NodeState.LOST
