@@ -192,6 +192,9 @@ class Supervisor:
                     self.mark(instance)
         elif phase == Phase.RUNNING and not (event.at and event.at < instance.started_at):
             self.exited(instance, event.exit_code, event.at, event.reason)
+        elif phase == Phase.RUNNING:
+            # Of the attempt before, or the clock was set back since the start: the list tells.
+            self.actions.relists.add(instance.driver)
 
     def _event_removed(self, instance: Instance) -> None:
         if instance.phase == Phase.RUNNING:

@@ -62,6 +62,16 @@ async def test_instances_that_ended_meanwhile_are_restarted(autojump_clock, tmp_
         await world.controller.until_state(2, RUNNING, attempt=2)
 
 
+async def test_an_end_is_seen_though_the_clock_was_set_back(autojump_clock, tmp_path):
+    """An end that by the machine's clock came before the start is no old news."""
+    async with a_world(tmp_path) as world:
+        await started(world)
+        world.host.clock = lambda: trio.current_time() - 3600
+        world.host.kill(world.owner, inc(1))
+
+        await world.controller.until_state(1, RUNNING, attempt=2, restarts=1)
+
+
 async def test_create_repeated_after_a_crash_collides_with_itself(autojump_clock, tmp_path):
     """An agent killed between create and start goes on with the same instance."""
     async with a_world(tmp_path) as world:
