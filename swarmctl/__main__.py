@@ -10,6 +10,12 @@ def main() -> None:
 
         print(f"swarmctl {__version__}")  # noqa: T201 - the one output outside cli/, for speed
         return
+    if sys.argv[1:2] == ["guard"] and len(sys.argv) == 3:
+        # The agent's helper (agent/guard.py): of the command line it needs nothing.
+        from swarmctl.agent.guard import main as guard
+
+        guard(sys.argv[2:])
+        return
     from swarmctl.cli.main import run
 
     sys.exit(run(sys.argv[1:]))

@@ -22,6 +22,7 @@ from attrs import frozen
 
 from swarmctl.agent import adoption, enrol, facts
 from swarmctl.agent.actions import Actions
+from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
@@ -174,6 +175,7 @@ class Agent:
                 facts=lambda: self._facts,
                 reasons=self.reasons,
                 handlers=handlers(
+            nursery.start_soon(Checker(self.supervisor, self.drivers, self.wake).run)
                     self.supervisor, self.drivers, lambda: self._facts, self.statistics
                 ),
                 wake=self.wake,

@@ -22,6 +22,7 @@ import trio
 from swarmctl.agent import adoption
 from swarmctl.agent.actions import Actions, Stop
 from swarmctl.agent.drivers.api import BulkLaunch, Driver, Found, Launch
+from swarmctl.agent.fencing import Fence, NotFenced
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto.errors import DeadlineExceeded, InternalError, SwarmError
 from swarmctl.proto.states import InstanceState
@@ -79,8 +80,10 @@ class DriverExecutor:
         wake: Callable[[], None],
         *,
         bulk: bool,
+        fence: Fence | None = None,
     ) -> None:
         self.driver = driver
+        self._fence = fence
         # Why the last call that was given up makes the driver sick; empty when it does not.
         self.hung = ""
         self._supervisor = supervisor
@@ -191,13 +194,26 @@ class DriverExecutor:
             return
         supervisor.progressed(incarnation, InstanceState.STARTING, "", trio.current_time())
         try:
-            await self._within(CREATE_DEADLINE_S, "create", self.driver.create(launch))
+            if launch.template.fenced:
+                await self._create_fenced(launch)
+            else:
+                await self._within(CREATE_DEADLINE_S, "create", self.driver.create(launch))
             found = await self._within(START_DEADLINE_S, "start", self.driver.start(launch))
         except SwarmError as error:
             supervisor.launch_failed(incarnation, error, trio.current_time())
         else:
             supervisor.launched(incarnation, found, trio.current_time())
         self._wake()
+
+    async def _create_fenced(self, launch: Launch) -> None:
+        """Create it, and have it in the guard's list; only then may it be started."""
+        if self._fence is None:
+            raise NotFenced("this agent has no guard that fences instances")
+        self._fence.check()
+        create = self.driver.create(launch)
+        runtime_id = await self._within(CREATE_DEADLINE_S, "create", create)
+        self._fence.enlist(launch.incarnation, runtime_id)
+        self._fence.check()
 
     async def _stop(self, stop: Stop) -> None:
         deadline_s = stop.grace_s + STOP_MARGIN_S
@@ -215,6 +231,8 @@ class DriverExecutor:
         except SwarmError as error:
             self._supervisor.remove_failed(incarnation, error, trio.current_time())
         else:
+            if self._fence is not None:
+                self._fence.dismiss(incarnation)
             self._supervisor.removed(incarnation, trio.current_time())
         self._wake()
 
@@ -279,6 +297,7 @@ class Executor:
         nursery: where operations run.
         wake: called whenever the supervisor was told something.
         bulk: use the bulk calls of drivers that have them.
+        fence: what ends fenced instances; without one they are not started.
     """
 
     def __init__(
@@ -289,9 +308,10 @@ class Executor:
         wake: Callable[[], None],
         *,
         bulk: bool = False,
+        fence: Fence | None = None,
     ) -> None:
         self.by_driver = {
-            name: DriverExecutor(driver, supervisor, nursery, wake, bulk=bulk)
+            name: DriverExecutor(driver, supervisor, nursery, wake, bulk=bulk, fence=fence)
             for name, driver in drivers.items()
         }
 

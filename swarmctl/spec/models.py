@@ -187,7 +187,8 @@ class Template:
     """All that an instance is made from. Exactly one of ``container`` and ``vm`` is set.
 
     ``resources`` is what it reserves, and what the scheduler counts; ``limits`` is what the
-    driver holds it to, where 0 sets no limit. A VM is as large as what it reserves.
+    driver holds it to, where 0 sets no limit. A VM is as large as what it reserves.  ``fenced``
+    says that a slot's instance must have ended before another one of it is started.
     """
 
     container: ContainerSpec | None = None
@@ -199,6 +200,7 @@ class Template:
     job: bool = False
     limits: Resources = _NOTHING
     health: HealthCheck | None = None
+    fenced: bool = False
 
     @property
     def checked(self) -> HealthCheck | None:

@@ -1,0 +1,241 @@
+"""The agent's side of fencing: it keeps a guard alive, renews its lease, and lists what is fenced.
+
+The controller grants a lease in the answer to a heartbeat; it counts from when that heartbeat was
+*sent*, by this node's clock, so it ends here before the controller thinks that it has.  Nothing
+fenced is started without a live guard and enough of a lease; and it is in the guard's list, on the
+node's own memory disk, before it is started, so that there is no moment in which it runs and is
+not guarded.
+
+The folder is named after the agent's data folder and the machine's boot: an agent that starts
+again finds the guard of the one before; after a boot nothing is left, neither instance nor guard.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+import trio
+from attrs import evolve
+
+from swarmctl.agent import guard
+from swarmctl.agent.config import AgentConfig
+from swarmctl.agent.drivers.api import DriverEvent, EventKind
+from swarmctl.agent.supervisor import Supervisor
+from swarmctl.proto.errors import EnvironmentFault
+
+_log = structlog.get_logger(__name__)
+
+# Drivers whose instances are processes that a guard can find and kill.
+KILLABLE: Final = frozenset({"docker", "libvirt"})
+# Where a memory disk is, on every Linux; else the data folder has to do.
+RUN: Final = Path("/run/swarmctl")
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+# A guard that has not shown itself for this long is dead, stopped or starved: six of its beats.
+GUARD_SILENT_S: Final = 1.5
+# Looking after it, and the time that a new one gets to show itself.
+LOOK_S: Final = 0.5
+GUARD_START_S: Final = 5.0
+# A start has to be over well before the lease: starts take a second, and a few on a busy machine.
+LEASE_LEFT_MIN_S: Final = 5.0
+# Heartbeats whose answer may still come; more are under way only where nobody answers.
+HEARTBEATS_REMEMBERED: Final = 32
+
+
+class NotFenced(EnvironmentFault):
+    """Something fenced may not be started here now: there is no guard, or no lease."""
+
+    code = "not-fenced"
+    temporary = True
+
+
+class Fence(Protocol):
+    """What ends fenced instances without the agent."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it would do so now."""
+        ...
+
+    @property
+    def left_s(self) -> float:
+        """How long the lease holds yet; negative past it."""
+        ...
+
+    def renew(self, until_ns: int) -> None:
+        """The lease holds until then, by :func:`guard.boottime_ns`; never shorter than before."""
+        ...
+
+    def check(self) -> None:
+        """Raises NotFenced when nothing fenced may be started now."""
+        ...
+
+    def enlist(self, incarnation: int, runtime_id: str) -> None:
+        """``incarnation`` is fenced; it is not started yet.
+
+        Raises:
+            NotFenced: it cannot be listed.
+        """
+        ...
+
+    def dismiss(self, incarnation: int) -> None:
+        """It is no more; nothing happens when it was never listed."""
+        ...
+
+    async def run(self) -> None:
+        """Keep it alive until cancelled."""
+
+
+class Leases:
+    """Turns answers to heartbeats into renewals."""
+
+    def __init__(self, fence: Fence | None) -> None:
+        self._fence = fence
+        self._sent: deque[tuple[int, int]] = deque(maxlen=HEARTBEATS_REMEMBERED)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether a guard lives on this node."""
+        return self._fence is not None and self._fence.is_alive
+
+    def sent(self, sequence: int) -> None:
+        """A heartbeat is about to be sent."""
+        if self._fence is not None:
+            self._sent.append((sequence, guard.boottime_ns()))
+
+    def granted(self, sequence: int, lease_s: float) -> None:
+        """The controller's answer to the heartbeat ``sequence``."""
+        if self._fence is None or lease_s <= 0:
+            return
+        for known, sent_ns in self._sent:
+            if known == sequence:
+                self._fence.renew(sent_ns + int(lease_s * guard.NS))
+
+
+class GuardFence:
+    """A :class:`Fence` that is a guard process.
+
+    Args:
+        data: the agent's data folder, for which the guard's folder is.
+        run: where guards' folders are.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, data: Path, run: Path = RUN) -> None:
+        self.folder = _folder(data, run)
+        self._list = self.folder / guard.LIST
+        self._list.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._page = guard.Page(str(self.folder))
+        self._page[guard.AGENT_PID] = os.getpid()
+        self._page[guard.AGENT_BEGAN] = guard.began(os.getpid())
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the guard has shown itself lately."""
+        return guard.boottime_ns() - self._page[guard.BEAT_NS] < GUARD_SILENT_S * guard.NS
+
+    @property
+    def left_s(self) -> float:
+        """How long the lease holds yet; negative past it."""
+        return (self._page[guard.LEASE_NS] - guard.boottime_ns()) / guard.NS
+
+    def renew(self, until_ns: int) -> None:
+        """See Fence."""
+        if until_ns > self._page[guard.LEASE_NS]:
+            self._page[guard.LEASE_NS] = until_ns
+
+    def check(self) -> None:
+        """See Fence."""
+        if not self.is_alive:
+            raise NotFenced("the guard that fences instances on this node is not alive")
+        if self.left_s < LEASE_LEFT_MIN_S:
+            raise NotFenced("fenced, and the controller has not renewed this node's lease")
+
+    def enlist(self, incarnation: int, runtime_id: str) -> None:
+        """See Fence."""
+        hidden, place = self._list / f".{incarnation}", self._list / str(incarnation)
+        try:
+            hidden.write_text(runtime_id, encoding="ascii")
+            hidden.rename(place)
+        except OSError as error:
+            raise NotFenced(f"the guard's list cannot be written: {error.strerror}") from error
+
+    def dismiss(self, incarnation: int) -> None:
+        """See Fence."""
+        (self._list / str(incarnation)).unlink(missing_ok=True)
+
+    async def run(self) -> None:
+        """Keep a guard alive until cancelled; it goes on without us."""
+        while True:
+            if not self.is_alive:
+                await self._start()
+            await trio.sleep(LOOK_S)
+
+    async def _start(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            _log.error("the fencing guard has ended", code=self._process.returncode)
+        # Not by trio: it is to outlive us. Forking takes a moment, so it does so in a thread.
+        self._process = await trio.to_thread.run_sync(self._spawn)
+        with trio.move_on_after(GUARD_START_S):
+            while not self.is_alive:  # noqa: ASYNC110 - it tells by memory that we share
+                await trio.sleep(guard.BEAT_S / 5)
+            _log.info("fencing guard begins", pid=self._process.pid, folder=str(self.folder))
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*guard_command(), str(self.folder)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def make_fence(config: AgentConfig) -> Fence | None:
+    """The guard of an agent; None where it has no driver whose instances are processes here."""
+    if not KILLABLE.intersection(config.drivers):
+        return None
+    try:
+        return GuardFence(config.data)
+    except (OSError, NotFenced) as error:
+        _log.warning("nothing can be fenced on this node", why=str(error))
+        return None
+
+
+def explained(event: DriverEvent, fence: Fence, supervisor: Supervisor) -> DriverEvent:
+    """``event``; the end of what the guard killed says so."""
+    instance = supervisor.instances.get(event.incarnation)
+    if event.kind is not EventKind.EXITED or instance is None or fence.left_s > 0:
+        return event
+    template = supervisor.templates.get(instance.template)
+    if template is None or not template.fenced:
+        return event
+    return evolve(event, reason="the fencing lease ended, and the guard stopped it")
+
+
+def _folder(data: Path, run: Path) -> Path:
+    boot = BOOT_ID.read_text(encoding="ascii").strip()
+    name = hashlib.sha256(f"{data.absolute()} {boot}".encode()).hexdigest()[:16]
+    for place in (run, data):
+        folder = place / f"guard-{name}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        return folder
+    raise NotFenced(f"neither {run} nor {data} can be written")
+
+
+def guard_command() -> list[str]:
+    """How a guard is started, from sources and from the one-file binary."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "guard"]
+    return [sys.executable, "-P", "-m", "swarmctl.agent.guard"]
