@@ -163,6 +163,7 @@ class Agent:
                 self.drivers, self.supervisor, nursery, self.wake, bulk=self._config.sim_bulk
             )
             nursery.start_soon(self._supervise)
+            nursery.start_soon(Checker(self.supervisor, self.drivers, self.wake).run)
             for driver in self.drivers.values():
                 nursery.start_soon(self._watch, driver)
             await self._look()
@@ -175,7 +176,6 @@ class Agent:
                 facts=lambda: self._facts,
                 reasons=self.reasons,
                 handlers=handlers(
-            nursery.start_soon(Checker(self.supervisor, self.drivers, self.wake).run)
                     self.supervisor, self.drivers, lambda: self._facts, self.statistics
                 ),
                 wake=self.wake,
