@@ -3,16 +3,20 @@
 Reports are built when they are sent, so many changes of one instance make one report.
 The digest of the inventory is that of what was sent: since a connection keeps its order, the
 controller compares it with what it has taken in at the same point.
+What a controller can be told in fewer words goes in groups: a launch of many copies, whose reports
+differ by nothing but their names, costs both sides a tenth of that of single reports.
 A removal is kept until it is acknowledged; everything else is told again by the inventory that
 begins each session, and a lost report shows in the digest.
 """
 
 from collections import deque
+from itertools import islice
 
-from swarmctl.agent.instance import Instance
+from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
 from swarmctl.agent.supervisor import Supervisor
+from swarmctl.agent.transitions import Phase
 from swarmctl.proto import digest, limits
-from swarmctl.proto.messages import InstanceReport, Report
+from swarmctl.proto.messages import InstanceReport, Report, ReportedGroup
 
 # Reports under way: with the size of a batch this bounds what a slow controller holds of a node.
 REPORTS_UNDER_WAY_MAX = 32
@@ -37,8 +41,8 @@ class Outbox:
         """Whether so much is under way that nothing more is sent until it is acknowledged."""
         return len(self._under_way) >= REPORTS_UNDER_WAY_MAX
 
-    def next_report(self) -> Report | None:
-        """The next batch to send; None when there is nothing to tell."""
+    def next_report(self, *, groups: bool = False) -> Report | None:
+        """The next batch to send, with ``groups`` if they are understood; None for no news."""
         supervisor = self._supervisor
         reports: list[InstanceReport] = []
         removed: list[int] = []
@@ -49,18 +53,60 @@ class Outbox:
             reports.append(instance.report())
             removed.append(incarnation)
             self._count(instance, 0)
-        dirty, instances = supervisor.dirty, supervisor.instances
-        while dirty and len(reports) < limits.REPORT_BATCH:
-            incarnation = next(iter(dirty))
-            del dirty[incarnation]
-            reports.append(self._built(instances[incarnation]))
-        if not dirty and not supervisor.unsent_gone:
+        found = self._take_dirty(limits.REPORT_BATCH - len(reports))
+        grouped: tuple[ReportedGroup, ...] = ()
+        if groups and len(found) > 1:
+            grouped, found = self._grouped(found)
+        reports += [self._built(instance) for instance in found]
+        if not supervisor.dirty and not supervisor.unsent_gone:
             supervisor.urgent = False
-        if not reports:
+        if not reports and not grouped:
             return None
         self._sequence += 1
         self._under_way.append((self._sequence, tuple(removed)))
-        return Report(self._sequence, tuple(reports))
+        return Report(self._sequence, tuple(reports), groups=grouped)
+
+    def _take_dirty(self, count_max: int) -> list[Instance]:
+        supervisor = self._supervisor
+        dirty, instances = supervisor.dirty, supervisor.instances
+        if len(dirty) <= count_max:
+            found = [instances[incarnation] for incarnation in dirty]
+            dirty.clear()
+            return found
+        taken = list(islice(dirty, count_max))
+        for incarnation in taken:
+            del dirty[incarnation]
+        return [instances[incarnation] for incarnation in taken]
+
+    def _grouped(self, found: list[Instance]) -> tuple[tuple[ReportedGroup, ...], list[Instance]]:
+        """Those of ``found`` that can be told in groups, as such, and the others."""
+        others: list[Instance] = []
+        groups: dict[tuple[int, int, int, float, int], list[tuple[int, str]]] = {}
+        entry, mixed = digest.inventory_entry, self.inventory_digest
+        for one in found:
+            if (
+                one.exit_code is not None
+                or one.reason
+                or one.addresses
+                or one.ports
+                or one.health is not None
+                or one.phase == Phase.WAITING
+                or not one.known
+            ):
+                others.append(one)
+                continue
+            applied = one.generation if one.applied == GENERATION_UNKNOWN else one.applied
+            incarnation, state = one.incarnation, int(one.state)
+            key = (state, one.attempt, one.restarts, one.since, applied)
+            entries = groups.get(key)
+            if entries is None:
+                entries = groups[key] = []
+            entries.append((incarnation, one.runtime_id))
+            after = entry(incarnation, state, one.attempt, one.restarts)
+            mixed += after - one.reported_digest
+            one.reported_digest = after
+        self.inventory_digest = digest.replace(mixed, 0, 0)
+        return tuple([ReportedGroup(*key, tuple(them)) for key, them in groups.items()]), others
 
     def take_back(self, report: Report) -> None:
         """``report``, the last one built, could not be sent: its news wait again."""
@@ -68,9 +114,11 @@ class Outbox:
         sequence, removed = self._under_way.pop()
         assert sequence == report.sequence, "taken back out of order"
         supervisor.unsent_gone.update(dict.fromkeys(removed))
-        for one in report.instances:
-            if one.incarnation in supervisor.instances:
-                supervisor.dirty[one.incarnation] = None
+        told = [one.incarnation for one in report.instances]
+        told += [entry[0] for group in report.groups for entry in group.entries]
+        for incarnation in told:
+            if incarnation in supervisor.instances:
+                supervisor.dirty[incarnation] = None
 
     def inventory(self) -> tuple[InstanceReport, ...]:
         """All that the node has, as a session begins or the controller asks for it.

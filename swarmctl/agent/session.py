@@ -5,6 +5,7 @@ It owns the link.  What to do when is decided by :class:`~swarmctl.proto.session
 and keeps time.  A connection's tasks live in a nursery of their own, which ends with it.
 """
 
+import math
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -56,6 +57,10 @@ REPORT_DELAY_S: Final = 0.25
 KEY_REFUSALS: Final = 3
 # A hello for a missing template is not repeated sooner than this.
 RENEW_MIN_S: Final = 1.0
+# Messages taken in before the node's other tasks get their turn.
+MESSAGES_A_TURN: Final = 20
+# Heartbeats left out in a row while reports come and go: their digests are needed now and then.
+HEARTBEATS_SKIPPED_MAX: Final = 2
 # Templates in a hello, beside the inventory: thousands of ordinary ones.
 HELLO_TEMPLATES_BYTES: Final = 1024 * 1024
 # What the controller is called in the books of requests: a link has one peer.
@@ -112,6 +117,9 @@ class Session:
         self._scope = trio.CancelScope()
         self._rpc: RpcServer | None = None
         self._heard_at = 0.0
+        # When the last report was sent.
+        self._told_at = -math.inf
+        self._takes_groups = False
         self._heartbeat_s = limits.HEARTBEAT_S
         self._sequence = 0
         self._pauses = 0
@@ -256,7 +264,7 @@ class Session:
                 return
             self._heard_at = trio.current_time()
             news = False
-            for payload in batch:
+            for number, payload in enumerate(batch, 1):
                 try:
                     message = codec.decode(payload)
                     news = news or not isinstance(message, HeartbeatAck | ReportAck)
@@ -264,29 +272,54 @@ class Session:
                 except ProtocolError as error:
                     # One bad message harms itself only (DESIGN 7).
                     _log.warning("bad message", error=str(error))
+                if number % MESSAGES_A_TURN == 0:
+                    await trio.lowlevel.checkpoint()
             if news:
                 self._wake_agent()
 
     async def _keep_alive(self) -> None:
+        """Say in time that we live; notice in time that the controller does not.
+
+        Reports and assignments say so as well: while both come and go, heartbeats are needed for
+        their digests only.
+        """
         while True:
-            await trio.sleep(self._heartbeat_s * self._jitter())
-            allowed_s = limits.CONTROLLER_SILENT_S if self.machine.is_open else limits.HANDSHAKE_S
-            if trio.current_time() - self._heard_at > allowed_s:
-                _log.warning("controller is silent", endpoint=self._link.endpoint)
-                self._feed(SessionEvent.SILENT)
-            if self._supervisor.missing_templates:
-                self._renew()
-            if self.machine.is_open:
-                self._sequence += 1
-                self._send(
-                    Heartbeat(
-                        self._sequence,
-                        self._supervisor.term,
-                        self._supervisor.assignment_digest,
-                        self._outbox.inventory_digest,
-                        self._reasons(),
-                    )
-                )
+            interval_s = self._heartbeat_s * self._jitter()
+            due = trio.current_time() + interval_s
+            for _ in range(1 + HEARTBEATS_SKIPPED_MAX):
+                await trio.sleep_until(due)
+                self._check_controller(due)
+                later = min(self._told_at, self._heard_at) + interval_s
+                if later <= due:
+                    break
+                due = later
+            self._beat()
+
+    def _check_controller(self, due: float) -> None:
+        """Whether it is silent, and whether it has to send us all again; woken for ``due``."""
+        now = trio.current_time()
+        # What kept us from waking kept us from reading: that is not the controller's silence.
+        self._heard_at = min(now, self._heard_at + now - due)
+        allowed_s = limits.CONTROLLER_SILENT_S if self.machine.is_open else limits.HANDSHAKE_S
+        if now - self._heard_at > allowed_s:
+            _log.warning("controller is silent", endpoint=self._link.endpoint)
+            self._feed(SessionEvent.SILENT)
+        if self._supervisor.missing_templates:
+            self._renew()
+
+    def _beat(self) -> None:
+        if not self.machine.is_open:
+            return
+        self._sequence += 1
+        self._send(
+            Heartbeat(
+                self._sequence,
+                self._supervisor.term,
+                self._supervisor.assignment_digest,
+                self._outbox.inventory_digest,
+                self._reasons(),
+            )
+        )
 
     def _jitter(self) -> float:
         return self._random.uniform(1 - limits.HEARTBEAT_JITTER, 1 + limits.HEARTBEAT_JITTER)
@@ -302,12 +335,13 @@ class Session:
                         await self._changed.wait()
                         self._changed = trio.Event()
             while self.machine.is_open and not outbox.full:
-                report = outbox.next_report()
+                report = outbox.next_report(groups=self._takes_groups)
                 if report is None:
                     break
                 if not self._send(report):
                     outbox.take_back(report)
                     break
+                self._told_at = trio.current_time()
                 await trio.lowlevel.checkpoint()
 
     # --- messages -----------------------------------------------------------------------------
@@ -319,6 +353,9 @@ class Session:
             case Assign():
                 self._on_assign(message)
             case HeartbeatAck():
+                if message.reported:
+                    self._outbox.acknowledged(message.reported)
+                    self.wake()
                 if message.resync and self.machine.is_open:
                     self._send(self._outbox.full_report())
                     self.wake()
@@ -364,6 +401,7 @@ class Session:
             self._feed(SessionEvent.REFUSED)
             return
         self._heartbeat_s = welcome.heartbeat_s
+        self._takes_groups = welcome.takes_groups
         if self._feed(SessionEvent.WELCOMED) is SessionAction.BEGIN:
             _log.info("session open", endpoint=self._link.endpoint, term=welcome.term)
 

@@ -5,17 +5,41 @@ session.  What is too large for one message is sent in parts: the first may be *
 are changes to it; should one be lost, the digests differ, and all of it is sent again.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
+
+import structlog
 
 from swarmctl.controller.state import ClusterState, Instance, Node
 from swarmctl.proto import limits
-from swarmctl.proto.messages import Assign, AssignedGroup
+from swarmctl.proto.errors import SwarmError
+from swarmctl.proto.messages import Assign, AssignedGroup, Message
+from swarmctl.proto.states import NodeState
+
+_log = structlog.get_logger(__name__)
 
 # At the most: five integers of nine bytes; the names of a group; a digest and the array's head.
 _ENTRY_BYTES: Final = 48
 _GROUP_BYTES: Final = 256
 _TEMPLATE_BYTES: Final = 32
+
+
+def dispatch(
+    state: ClusterState, names: Iterable[str], send: Callable[[bytes, Message], None]
+) -> None:
+    """Send the nodes ``names`` what has changed for them."""
+    for name in names:
+        node = state.nodes.get(name)
+        if node is None or node.peer is None or node.state is NodeState.LOST:
+            continue  # It is sent all of it when it says hello.
+        try:
+            for message in pending(state, node):
+                send(node.peer, message)
+        except SwarmError as error:
+            # It will say hello again, or its digest will differ: both send all of it.
+            _log.info("assignment not delivered", node=node.name, error=str(error))
+            node.known_templates.clear()
+            state.resend(node)
 
 
 def pending(state: ClusterState, node: Node) -> list[Assign]:

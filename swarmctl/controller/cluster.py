@@ -23,6 +23,7 @@ from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
 from swarmctl.controller.identity import ClusterIdentity
 from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.listening import Listening
 from swarmctl.controller.locks import RecordLocks
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
@@ -73,6 +74,7 @@ class Cluster:
     tokens: dict[str, TokenRecord] = field(factory=dict)
     revoked: set[str] = field(factory=set)
     meters: Meters = field(factory=Meters)
+    listening: Listening = field(factory=lambda: Listening(trio.current_time))
     reconciler: Reconciler = field(init=False)
     drains: Drains = field(init=False)
     sessions: Sessions = field(init=False)
@@ -93,7 +95,7 @@ class Cluster:
             self.send,
             self.meters,
             wake=self.wake,
-            now=trio.current_time,
+            now=self.listening.time,
             wall=self.wall,
         )
 
@@ -161,7 +163,7 @@ class Cluster:
             self.access.allow(token.public_key, user_id(TOKEN, token.id))
 
     def _know_node(self, record: NodeRecord) -> None:
-        node = Node(record, heard_at=trio.current_time())
+        node = Node(record, heard_at=self.listening.time())
         self.state.nodes[record.name] = node
         self.access.allow(record.public_key, user_id(NODE, record.name))
         self.drains.follow(node)

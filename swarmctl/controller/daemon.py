@@ -23,6 +23,7 @@ from swarmctl.controller import identity as identities
 from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.convergence import converge
 from swarmctl.controller.handlers import (
     applying,
     drains,
@@ -53,6 +54,7 @@ from swarmctl.proto.errors import (
 )
 from swarmctl.proto.messages import Enrol, Heartbeat, Message, Refuse, Report, ReportAck
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
+from swarmctl.transport.bounds import BATCH_MAX, BATCH_MAX_BYTES
 from swarmctl.transport.bulk import BulkServer
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.rpc import Handler, RpcServer
@@ -249,6 +251,7 @@ class Controller:
     async def _receive(self, server: BulkServer, nursery: trio.Nursery) -> None:
         while True:
             arrivals = await self._listener.receive_batch()
+            self._note_taken(arrivals)
             for number, arrival in enumerate(arrivals, 1):
                 self._take(server, nursery, arrival)
                 if number % _MESSAGES_A_TURN == 0:
@@ -258,8 +261,17 @@ class Controller:
                 server.peer_departed(peer)
                 self.cluster.sessions.peer_departed(peer)
                 self.cluster.caller.fail_peer(peer, "the agent's connection has ended")
+            self.cluster.listening.done()
             if arrivals and self._last_was_heartbeat:
                 await trio.sleep(_REST_S)
+
+    def _note_taken(self, arrivals: list[Arrival]) -> None:
+        """Our own delays are not the nodes' silence: see listening."""
+        size_bytes = sum(len(arrival.payload) for arrival in arrivals)
+        # Nodes may have two connections each, and there are clients.
+        peers = 2 * len(self.cluster.state.nodes) + BATCH_MAX
+        emptied = len(arrivals) < BATCH_MAX and size_bytes < BATCH_MAX_BYTES
+        self.cluster.listening.took(len(arrivals), peers, emptied=emptied)
 
     def _take(self, server: BulkServer, nursery: trio.Nursery, arrival: Arrival) -> None:
         """Take a message in, whatever it is: a bad one harms its sender only."""
@@ -353,9 +365,7 @@ class Controller:
                 self._settle_if_due()
             if cluster.relocating:
                 cluster.relocate(trio.current_time())
-            cluster.reconciler.cycle()
-            with cluster.meters.stage("dispatch"):
-                cluster.sessions.flush()
+            await converge(cluster)
             cluster.announce()
 
     @property
@@ -397,20 +407,20 @@ class Controller:
         silent = [node.name for node in cluster.state.nodes.values() if not node.reported]
         if silent and waited < self.config.lost_after_s:
             return
+        if cluster.sessions.losses.awaits(len(silent)):
+            return
         if silent:
             _log.warning("taking over without", nodes=silent)
         for name in silent:
-            cluster.sessions.give_up(cluster.state.nodes[name])
+            cluster.sessions.losses.give_up(cluster.state.nodes[name])
         cluster.reconciler.settle()
 
     async def _tick(self) -> None:
         sessions = self.cluster.sessions
         while True:
-            due = trio.current_time() + _TICK_S
-            await trio.sleep_until(due)
-            # What kept us from ticking kept us from hearing: that is not the nodes' silence.
-            sessions.excuse_silence(trio.current_time() - due)
-            sessions.check_lost(self.config.lost_after_s)
+            await trio.sleep(_TICK_S)
+            await self.cluster.listening.look()
+            sessions.losses.check_lost(self.config.lost_after_s)
             if not self.cluster.reconciler.settled or self.cluster.relocating:
                 self.cluster.wake()
 

@@ -1,20 +1,31 @@
 """From what is wanted and what is seen to what each node is told: level-triggered, no I/O.
 
-A *cycle* takes all services marked dirty, compares their slots with the holders, collects what
-has to be placed, plans it in one call of the scheduler, and marks the nodes whose assignment has
-changed.  Running a cycle twice changes nothing the second time.
+A *cycle* takes services marked dirty, compares their slots with the holders, collects what has to
+be placed, plans it in one call of the scheduler, and marks the nodes whose assignment has changed.
+Running a cycle twice changes nothing the second time.
+
+A cycle looks at a bounded number of slots, so that it takes a fraction of a second however much
+is wanted: services beyond that stay dirty, and one that is larger is gone on with where the
+cycle before left it.
 
 Slots that existed before this controller's term are placed anew only once every registered node
 has reported or has been silent for the lost-timeout (DESIGN 8.4): :meth:`Reconciler.settle`.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Final
 
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet, request_for
 from swarmctl.controller.records import SlotWish
-from swarmctl.controller.state import ClusterState, Instance, Service, scheduler_key
+from swarmctl.controller.state import (
+    ClusterState,
+    Instance,
+    Service,
+    ServiceKey,
+    scheduler_key,
+)
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.scheduler import Plan, Request, plan
@@ -49,7 +60,11 @@ class Reconciler:
         self._meters = meters
         self._now = now
         self._seed = seed
+        # Services of which only the slots before this one were looked at.
+        self._resume: dict[ServiceKey, int] = {}
         self.settled = False
+        # Instances given to nodes so far.
+        self.assigned = 0
 
     def settle(self) -> None:
         """The takeover rule is satisfied: old slots without a holder may be placed."""
@@ -58,26 +73,44 @@ class Reconciler:
             key for key, service in self._state.services.items() if service.old
         )
 
-    def cycle(self) -> bool:
-        """Reconcile what is dirty; whether there was anything."""
-        if self._state.capacity_changed:
-            self._state.capacity_changed = False
+    def cycle(self, slots_max: int = sys.maxsize) -> bool:
+        """Reconcile what is dirty, up to about ``slots_max`` slots; whether some is left."""
+        state = self._state
+        if state.capacity_changed:
+            state.capacity_changed = False
             self._retry_unplaced()
-        dirty, self._state.dirty_services = self._state.dirty_services, set()
         requests: list[Request] = []
         wanting: dict[str, Service] = {}
-        for key in dirty:
-            service = self._state.services.get(key)
+        left = slots_max
+        while left > 0 and (state.dirty_services or self._resume):
+            key, start = self._next_service()
+            service = state.services.get(key)
             if service is None:
                 continue
-            slots = self._slots_to_place(service)
-            service.unplaced = {}
+            slots, looked_at = self._slots_to_place(service, start, left)
+            left -= looked_at
+            if start + looked_at <= service.record.spec.replicas and looked_at:
+                self._resume[key] = start + looked_at
+            if start == 1:
+                service.unplaced = {}
             if slots:
                 requests.append(request_for(service, slots))
                 wanting[scheduler_key(key)] = service
         if requests:
             self._place(requests, wanting)
-        return bool(dirty)
+        return bool(state.dirty_services or self._resume)
+
+    def _next_service(self) -> tuple[ServiceKey, int]:
+        """A service to look at, and the slot to begin with: one that was begun goes first."""
+        dirty = self._state.dirty_services
+        if self._resume:
+            key, start = self._resume.popitem()
+            if key not in dirty:
+                return key, start
+        else:
+            key = next(iter(dirty))
+        dirty.discard(key)
+        return key, 1
 
     def _retry_unplaced(self) -> None:
         self._state.dirty_services.update(
@@ -86,24 +119,31 @@ class Reconciler:
 
     # --- what a service wants ---------------------------------------------------------------
 
-    def _slots_to_place(self, service: Service) -> list[int]:
-        """Bring the holders in line; the slots that want a node, in order."""
+    def _slots_to_place(
+        self, service: Service, start: int, slots_max: int
+    ) -> tuple[list[int], int]:
+        """The slots from ``start`` on that want a node, in order; and how many were looked at.
+
+        Before the first slot is looked at the holders are brought in line.
+        """
         record = service.record
-        for slot, holder in list(service.holders.items()):
-            self._align(service, slot, holder)
-        if service.rolling:
-            self._roll(service)
-        gated = service.old and not self.settled
+        if start == 1:
+            for slot, holder in list(service.holders.items()):
+                self._align(service, slot, holder)
+            if service.rolling:
+                self._roll(service)
+        if service.old and not self.settled:
+            return [], 0
+        after = min(record.spec.replicas + 1, start + slots_max)
         completed = set(record.completed)
-        if gated:
-            return []
-        return [
+        wanted = [
             slot
-            for slot in range(1, record.spec.replicas + 1)
+            for slot in range(start, after)
             if slot not in completed
             and self._is_vacant(service.holders.get(slot))
             and record.wish(slot) is SlotWish.RUNNING
         ]
+        return wanted, after - start
 
     def _align(self, service: Service, slot: int, holder: Instance) -> None:
         record = service.record
@@ -113,9 +153,10 @@ class Reconciler:
             return
         self._state.wish(holder, _DESIRED[wish], record.slot_generation(slot))
 
-    @staticmethod
-    def _is_vacant(holder: Instance | None) -> bool:
-        return holder is None or holder.state is InstanceState.LOST
+    def _is_vacant(self, holder: Instance | None) -> bool:
+        if holder is None:
+            return True
+        return holder.state is InstanceState.LOST and not self._state.braked
 
     def _roll(self, service: Service) -> None:
         """Take away as many holders of an older template as the roll-out may miss at a time."""
@@ -158,7 +199,7 @@ class Reconciler:
         for rejected in made.unplaced:
             service = wanting[rejected.service]
             text = str(rejected.rejection)
-            service.unplaced = dict.fromkeys(rejected.slots, text)
+            service.unplaced |= dict.fromkeys(rejected.slots, text)
             happened = f"{len(rejected.slots)} not placed: {text}"
             # It is tried again and again: what stays as it was is no news.
             if not service.history or service.history[-1][1] != happened:
@@ -171,6 +212,7 @@ class Reconciler:
         if before is not None:  # Lost: told to go when its node returns.
             carried = before.restarts
             state.remove(before)
+        self.assigned += 1
         state.sequence += 1
         state.templates[service.template] = service.encoded_template
         state.add(

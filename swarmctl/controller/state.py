@@ -15,7 +15,7 @@ from attrs import define, field
 
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
 from swarmctl.proto import digest, limits
-from swarmctl.proto.messages import InstanceReport, NodeFacts
+from swarmctl.proto.messages import InstanceReport, NodeFacts, ReportedGroup
 from swarmctl.proto.states import Desired, InstanceState, NodeState
 from swarmctl.spec import wire
 
@@ -86,6 +86,25 @@ class Instance:
             return 0
         return digest.inventory_entry(self.incarnation, self.state, self.attempt, self.restarts)
 
+    @property
+    def special(self) -> bool:
+        """Whether there is more to say of it than a :class:`ReportedGroup` can."""
+        return bool(
+            self.reason
+            or self.addresses
+            or self.ports
+            or self.retrying
+            or self.health
+            or self.exit_code is not None
+        )
+
+    def settle_plain(self) -> None:
+        """There is nothing special about it any more."""
+        self.reason = self.health = ""
+        self.addresses = self.ports = ()
+        self.retrying = False
+        self.exit_code = None
+
     def take(self, report: InstanceReport) -> None:
         """Make what is seen that of ``report``."""
         self.state = InstanceState(report.state)
@@ -149,6 +168,8 @@ class Node:
     """A registered node: its record, its session if it has one, and its instances.
 
     ``leaving`` are those of its instances that it was, or is to be, told to take away.
+    ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
+    the last report taken in, ``unacknowledged`` counts those not acknowledged yet.
     """
 
     record: NodeRecord
@@ -168,6 +189,8 @@ class Node:
     dirty: dict[int, Instance] = field(factory=dict)
     leaving: dict[int, Instance] = field(factory=dict)
     needs_full: bool = False
+    report_sequence: int = 0
+    unacknowledged: int = 0
 
     @property
     def name(self) -> str:
@@ -202,8 +225,9 @@ class ClusterState:
 
     ``leaving`` counts the instances of a service that nodes were told to take away;
     ``quarantine`` holds those of services that nobody here knows, by incarnation;
-    ``capacity_changed`` says that what found no node may find one now; ``tally`` counts the
-    holders of slots by state.
+    ``capacity_changed`` says that what found no node may find one now; ``braked`` that what lost
+    nodes had is not placed elsewhere for now (:mod:`swarmctl.controller.storm`); ``tally`` counts
+    the holders of slots by state.
     """
 
     cluster_id: str
@@ -218,6 +242,7 @@ class ClusterState:
     leaving: Counter[ServiceKey] = field(factory=Counter)
     quarantine: dict[ServiceKey, dict[int, Instance]] = field(factory=dict)
     capacity_changed: bool = False
+    braked: bool = False
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
 
     def resend(self, node: Node) -> None:
@@ -229,6 +254,12 @@ class ClusterState:
         """Tell the node once more what it has to take away: it may never have been told."""
         node.dirty.update(node.leaving)
         self.dirty_nodes.add(node.name)
+
+    def take_dirty_nodes(self) -> list[str]:
+        """The nodes that something has changed for, to be told of it now."""
+        names = list(self.dirty_nodes)
+        self.dirty_nodes.clear()
+        return names
 
     def _mark(self, instance: Instance, before: int) -> None:
         """Note that what its node should have of ``instance`` has changed.
@@ -347,6 +378,57 @@ class ClusterState:
                 for tally in (service.tally, self.tally):
                     tally[state] -= 1
                     tally[instance.state] += 1
+
+    def observe_group(
+        self, node: Node, state: InstanceState, group: ReportedGroup
+    ) -> tuple[list[tuple[Service, InstanceState, list[Instance]]], bool]:
+        """Take in what ``node`` reports of many instances at once.
+
+        Returns:
+            Those whose state has changed, by service and by the state before; and whether some
+            are not known here.
+        """
+        unknown = False
+        changed: dict[tuple[ServiceKey, InstanceState], list[Instance]] = {}
+        find = node.instances.get
+        mixed = node.inventory_digest
+        attempt, restarts, since, generation = (
+            group.attempt,
+            group.restarts,
+            group.since,
+            group.generation,
+        )
+        for incarnation, runtime_id in group.entries:
+            instance = find(incarnation)
+            if instance is None:
+                unknown = True
+                continue
+            before = instance.state
+            mixed += digest.inventory_entry(incarnation, state, attempt, restarts)
+            if instance.reported:
+                mixed -= instance.inventory_digest
+            if before is not state:
+                changed.setdefault((instance.key, before), []).append(instance)
+            instance.state = state
+            instance.attempt, instance.restarts, instance.applied = attempt, restarts, generation
+            instance.since = since
+            instance.runtime_id = runtime_id
+            instance.reported = True
+            if instance.special:
+                instance.settle_plain()
+        node.inventory_digest = digest.replace(mixed, 0, 0)
+        found: list[tuple[Service, InstanceState, list[Instance]]] = []
+        for (key, before), instances in changed.items():
+            service = self.services.get(key)
+            if service is None:
+                continue
+            found.append((service, before, instances))
+            holders = service.holders
+            held = sum(holders.get(one.slot) is one for one in instances)
+            for tally in (service.tally, self.tally):
+                tally[before] -= held
+                tally[state] += held
+        return found, unknown
 
     def drop_service(self, key: ServiceKey) -> None:
         """A service was deleted: all that its slots held is told to go."""

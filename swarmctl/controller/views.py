@@ -5,12 +5,13 @@ seconds here; the command line turns them into RFC 3339 or into ages.
 """
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from swarmctl.controller.records import SlotWish
 from swarmctl.controller.state import ClusterState, Instance, Node, Service
 from swarmctl.proto import incarnation as incarnations
-from swarmctl.proto.states import Desired, InstanceState
+from swarmctl.proto.states import Desired, InstanceState, NodeState
 
 View = dict[str, Any]
 
@@ -115,12 +116,23 @@ def _image_of(service: Service) -> str:
     return template.vm.disk.image if template.vm.disk else template.vm.kernel
 
 
-def node_view(node: Node, allocated: dict[str, int]) -> View:
-    """One node, as ``node ls`` lists it."""
+def _brake_reasons(node: Node, ends_at: float) -> list[str]:
+    if not ends_at or (node.reported and node.state is not NodeState.LOST):
+        return []
+    until = datetime.fromtimestamp(ends_at, UTC).strftime("%H:%M:%S UTC")
+    wait = f"before {until}, or 'swarmctl node release'"
+    return [f"many nodes vanished at once: what it had is not placed elsewhere {wait}"]
+
+
+def node_view(node: Node, allocated: dict[str, int], brake_ends_at: float = 0.0) -> View:
+    """One node, as ``node ls`` lists it.
+
+    ``brake_ends_at`` is the storm brake's end (epoch seconds), 0 when it does not hold.
+    """
     return {
         "node": node.name,
         "state": node.state.value,
-        "reasons": list(node.reasons),
+        "reasons": [*node.reasons, *_brake_reasons(node, brake_ends_at)],
         "drivers": [driver.name for driver in node.facts.drivers if driver.available],
         "labels": dict(node.labels),
         "capacity": dict(node.facts.capacity),

@@ -26,6 +26,12 @@ HEARTBEAT_S: Final = 2.0
 HEARTBEAT_JITTER: Final = 0.2
 # Two missed heartbeats and a half: a node is called lost within 5 s.
 NODE_LOST_S: Final = 5.0
+# When more than this share of the nodes, and at least so many, vanish within so long, the fault is
+# likelier here than there: what they had is not placed elsewhere for a while (DESIGN 7).
+STORM_SHARE: Final = 0.2
+STORM_NODES_MIN: Final = 5
+STORM_WINDOW_S: Final = 10.0
+STORM_BRAKE_S: Final = 300.0
 # An agent that hears nothing for this long says hello again (heartbeats are acknowledged).
 CONTROLLER_SILENT_S: Final = 5.0
 # Hello, welcome and enrolment are one round trip each; a busy controller may take a while.

@@ -79,6 +79,24 @@ class InstanceReport:
 
 
 @frozen
+class ReportedGroup:
+    """Instances of one node of which all is the same but their names, and nothing special.
+
+    As :class:`InstanceReport`, for those that the controller has assigned in this session, so
+    that it knows their service, slot and template; that have no exit code, reason, addresses, ports
+    or health check; and whose node has nothing to try again.  ``entries`` are (incarnation,
+    runtime id).
+    """
+
+    state: int
+    attempt: int
+    restarts: int
+    since: float
+    generation: int
+    entries: tuple[tuple[int, str], ...]
+
+
+@frozen
 class DriverFacts:
     """One driver of a node: whether it can be used, and if not why."""
 
@@ -152,7 +170,10 @@ class Hello(Message):
 
 @frozen
 class Welcome(Message):
-    """The session is open. ``lease_s`` is how long the node may be silent."""
+    """The session is open. ``lease_s`` is how long the node may be silent.
+
+    ``takes_groups`` says that the controller understands :class:`ReportedGroup`.
+    """
 
     TAG: ClassVar[int] = 4
     protocol: int
@@ -160,6 +181,7 @@ class Welcome(Message):
     term: int
     heartbeat_s: float
     lease_s: float
+    takes_groups: bool = False
 
 
 @frozen
@@ -179,11 +201,16 @@ class Heartbeat(Message):
 
 @frozen
 class HeartbeatAck(Message):
-    """The controller lives. ``resync`` asks for a whole inventory."""
+    """The controller lives. ``resync`` asks for a whole inventory.
+
+    ``reported`` acknowledges all reports up to that sequence, as a :class:`ReportAck` does; 0
+    says nothing.
+    """
 
     TAG: ClassVar[int] = 6
     sequence: int
     resync: bool = False
+    reported: int = 0
 
 
 @frozen
@@ -207,13 +234,15 @@ class Assign(Message):
 class Report(Message):
     """Notification: what changed on a node; kept by it until ``ReportAck`` of its sequence.
 
-    ``full`` makes it the whole inventory, not a change.
+    ``full`` makes it the whole inventory, not a change.  ``groups`` tell of further instances, in
+    fewer words; a full report has none.
     """
 
     TAG: ClassVar[int] = 8
     sequence: int
     instances: tuple[InstanceReport, ...]
     full: bool = False
+    groups: tuple[ReportedGroup, ...] = ()
 
 
 @frozen

@@ -112,6 +112,84 @@ async def test_a_machine_that_is_cut_off_is_lost_and_its_instances_go_elsewhere(
         assert state.state is NodeState.READY
 
 
+async def test_many_machines_that_vanish_at_once_are_waited_for(autojump_clock, tmp_path):
+    """The fault is likelier here: nothing moves, `node ls` says so, and all go on afterwards."""
+    async with a_cluster(tmp_path, nodes=10) as world:
+        web = service(replicas=30)
+        await world.apply(web)
+        await world.until_runs(web)
+        before = world.incarnations()
+        nodes = world.cluster.state.nodes
+        cut = sorted(world.machines)[:6]
+        for name in cut:
+            world.network.block(public_key=world.machines[name].key)
+        await world.until(lambda: all(nodes[name].state is NodeState.LOST for name in cut))
+        await trio.sleep(60)
+        rows = {row["node"]: row for row in await world.ask("node.list")}
+
+        assert world.incarnations() == before
+        for name in world.machines:
+            said = [one for one in rows[name]["reasons"] if "node release" in one]
+            assert len(said) == (name in cut)
+
+        world.heal()
+        await world.until(lambda: all(one.state is NodeState.READY for one in nodes.values()))
+        await world.until(world.agrees)
+        assert world.incarnations() == before
+        await world.until(lambda: not world.cluster.state.braked, patience_s=2)
+
+
+async def test_an_operator_who_knows_that_they_are_gone_releases_the_brake(
+    autojump_clock, tmp_path
+):
+    """What the lost machines had is placed elsewhere at once."""
+    async with a_cluster(tmp_path, nodes=10) as world:
+        web = service(replicas=30)
+        await world.apply(web)
+        await world.until_runs(web)
+        nodes = world.cluster.state.nodes
+        cut = sorted(world.machines)[:5]
+        for name in cut:
+            world.network.block(public_key=world.machines[name].key)
+        await world.until(lambda: all(nodes[name].state is NodeState.LOST for name in cut))
+
+        assert await world.ask("node.release") == {"released": True, "instances": 15}
+        await world.until(
+            lambda: all(set(where) - set(cut) for where in world.running().values()),
+            patience_s=5,
+        )
+        assert await world.ask("node.release") == {"released": False, "instances": 0}
+
+
+async def test_a_controller_that_was_stopped_for_long_blames_nobody(autojump_clock, tmp_path):
+    """Its own stall is not the nodes' silence, and what they sent meanwhile is read first."""
+    async with a_cluster(tmp_path, nodes=5) as world:
+        web = service(replicas=10)
+        await world.apply(web)
+        await world.until_runs(web)
+        before = world.incarnations()
+        lost = []
+        losses = world.cluster.sessions.losses
+        losses.check_lost = _watching(losses.check_lost, world, lost)
+        for node in world.cluster.state.nodes.values():
+            node.heard_at -= 4.0
+        # As after SIGSTOP: the clock has gone on, and nothing was read.
+        autojump_clock.jump(30.0)
+        await trio.sleep(20)
+
+        assert lost == []
+        assert world.incarnations() == before
+
+
+def _watching(check, world, lost):
+    def checked(after_s):
+        check(after_s)
+        nodes = world.cluster.state.nodes.values()
+        lost.extend(one.name for one in nodes if one.state is NodeState.LOST)
+
+    return checked
+
+
 async def test_an_agent_that_is_killed_leaves_its_instances_running(autojump_clock, tmp_path):
     """Its successor adopts them; a short absence moves nothing."""
     async with a_cluster(tmp_path) as world:

@@ -13,6 +13,7 @@ from swarmctl.controller.views import instance_view, node_view
 from swarmctl.proto import limits
 from swarmctl.proto.errors import Conflict, NotFound, ProtocolError, Refused, VersionMismatch
 from swarmctl.proto.messages import PROTOCOL_OLDEST, PROTOCOL_VERSION, Enrol, Enrolled
+from swarmctl.proto.states import InstanceState
 from swarmctl.spec.names import check_node_name
 from swarmctl.transport.keys import is_z85_key
 from swarmctl.transport.rpc import Call, Handler
@@ -24,7 +25,7 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
     async def node_list(call: Call) -> Any:
         del call
         return [
-            node_view(node, _allocated(cluster, name))
+            node_view(node, _allocated(cluster, name), cluster.sessions.losses.brake_ends_at)
             for name, node in sorted(cluster.state.nodes.items())
         ]
 
@@ -33,6 +34,10 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
 
     async def node_change(call: Call) -> Any:
         return await _change(cluster, call)
+
+    async def node_release(call: Call) -> Any:
+        del call
+        return _release(cluster)
 
     async def node_remove(call: Call) -> Any:
         return await _remove(cluster, call)
@@ -51,6 +56,7 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
         "node.list": node_list,
         "node.inspect": node_inspect,
         "node.change": node_change,
+        "node.release": node_release,
         "node.remove": node_remove,
         "token.create": token_create,
         "token.list": token_list,
@@ -67,7 +73,8 @@ def _allocated(cluster: Cluster, name: str) -> dict[str, int]:
 
 def _inspect(cluster: Cluster, name: str) -> Any:
     node = cluster.node(name)
-    return node_view(node, _allocated(cluster, name)) | {
+    view = node_view(node, _allocated(cluster, name), cluster.sessions.losses.brake_ends_at)
+    return view | {
         "driver_details": [
             {
                 "driver": driver.name,
@@ -84,6 +91,13 @@ def _inspect(cluster: Cluster, name: str) -> Any:
         "token": node.record.token_id,
         "hosts": [instance_view(one) for one in node.instances.values()],
     }
+
+
+def _release(cluster: Cluster) -> Any:
+    """End the storm brake: what lost nodes had is placed elsewhere now."""
+    waiting = cluster.state.tally[InstanceState.LOST]
+    released = cluster.sessions.losses.release_brake()
+    return {"released": released, "instances": waiting if released else 0}
 
 
 async def _change(cluster: Cluster, call: Call) -> Any:

@@ -334,6 +334,14 @@ def test_tokens_are_made_listed_and_revoked(controller, swarmctl):
     assert swarmctl("token", "revoke", made["id"]).code == 1
 
 
+def test_releasing_says_when_there_is_nothing_to_release(controller, swarmctl):
+    """The storm brake of a healthy cluster does not hold."""
+    ended = swarmctl("node", "release")
+
+    assert ended.code == 0
+    assert "nothing to release" in ended.out
+
+
 def test_an_unknown_node_is_named(controller, swarmctl):
     """Every command about nodes says which one does not exist."""
     assert parsed(swarmctl, "node", "ls") == []

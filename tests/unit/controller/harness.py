@@ -193,15 +193,17 @@ class Harness:
         for node in self.nodes.values():
             if node.peer:
                 self.sessions.on_message(node.peer, f"node:{node.name}", node.heartbeat())
-        self.sessions.check_lost(LOST_AFTER_S)
+        self.sessions.losses.check_lost(LOST_AFTER_S)
 
     def settle_if_due(self):
         """The takeover rule, as the daemon applies it."""
         silent = [node for node in self.state.nodes.values() if not node.reported]
         if self.reconciler.settled or (silent and self.now - self.started_at < LOST_AFTER_S):
             return
+        if self.sessions.losses.awaits(len(silent)):
+            return
         for node in silent:
-            self.sessions.give_up(node)
+            self.sessions.losses.give_up(node)
         self.reconciler.settle()
 
     def step(self, *, deliver=True):

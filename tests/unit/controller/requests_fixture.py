@@ -105,7 +105,7 @@ class Rig:
         peer, node.peer = node.peer, b""
         self.cluster.sessions.peer_departed(peer)
         self.cluster.state.nodes[name].heard_at = trio.current_time() - 100
-        self.cluster.sessions.check_lost(5.0)
+        self.cluster.sessions.losses.check_lost(5.0)
 
     def send(self, peer, message):
         """What the controller says to a node."""

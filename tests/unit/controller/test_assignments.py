@@ -97,3 +97,18 @@ def test_an_answer_that_a_peer_does_not_take_is_its_own_trouble():
     harness.beat()
 
     assert harness.state.nodes["a"].connected
+
+
+def test_a_removal_that_was_lost_is_repeated_though_no_digest_shows_it():
+    """What a node never had nor reported is in neither digest: its removal is told again."""
+    harness = cluster("a")
+    harness.apply(spec(replicas=2))
+    harness.step(deliver=False)
+    harness.apply(spec(replicas=0))
+    harness.step(deliver=False)
+    known = harness.state.nodes["a"]
+    assert len(known.instances) == 2
+    harness.run(8)
+
+    assert not known.instances
+    assert not known.leaving

@@ -374,7 +374,7 @@ def test_a_failed_instance_that_its_lost_node_would_have_tried_again_is_lost_wit
         harness.sessions.on_message(node.peer, f"node:{name}", Report(99, (failed,)))
         harness.disconnect(name)
     harness.now += LOST_AFTER_S
-    harness.sessions.check_lost(LOST_AFTER_S)
+    harness.sessions.losses.check_lost(LOST_AFTER_S)
 
     states = {one.node: one.state for one in harness.state.services[KEY].holders.values()}
     assert states == {"a": InstanceState.LOST, "b": InstanceState.FAILED}

@@ -1,0 +1,146 @@
+"""Nodes that are heard no more: when they are called lost, and what that means for what they had.
+
+Silence is measured by :mod:`swarmctl.controller.listening`, and losses of many at once are
+waited out by :mod:`swarmctl.controller.storm`.  What a lost node had is marked lost, and the
+reconciler places it elsewhere; once the node returns it is told what was replaced.
+"""
+
+from collections.abc import Callable
+
+import structlog
+
+from swarmctl.controller.placing import Fleet
+from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.controller.storm import SUSPECT_S, StormBrake
+from swarmctl.proto import limits
+from swarmctl.proto.messages import InstanceReport
+from swarmctl.proto.states import LIVE, InstanceState, NodeState
+
+_log = structlog.get_logger(__name__)
+
+
+class Losses:
+    """The nodes that fell silent.
+
+    Args:
+        state: whose nodes these are.
+        fleet: the scheduler's index over it.
+        end_session: forgets a node's connection.
+        wake: called when there may be something to reconcile.
+        now: seconds in which silence is measured.
+        wall: epoch seconds, for people.
+    """
+
+    def __init__(
+        self,
+        state: ClusterState,
+        fleet: Fleet,
+        end_session: Callable[[Node], None],
+        *,
+        wake: Callable[[], None],
+        now: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self.brake = StormBrake()
+        self._state = state
+        self._fleet = fleet
+        self._end_session = end_session
+        self._wake = wake
+        self._now = now
+        self._wall = wall
+
+    def check_lost(self, lost_after_s: float) -> None:
+        """Call nodes lost that have been silent for too long, and free their slots."""
+        now = self._now()
+        silent: list[Node] = []
+        alive = suspects = missing = 0
+        for node in self._state.nodes.values():
+            if node.state is NodeState.LOST or not node.reported:
+                missing += 1
+            elif now - node.heard_at >= lost_after_s:
+                missing += 1
+                silent.append(node)
+            else:
+                alive += 1
+                suspects += now - node.heard_at >= SUSPECT_S
+        for node in silent:
+            self._call_lost(node, now - node.heard_at)
+        if self.brake.judge(now, alive=alive, suspects=suspects, missing=missing):
+            self._brake_changed(missing)
+
+    def _call_lost(self, node: Node, silent_s: float) -> None:
+        _log.warning("node lost", node=node.name, silent_s=round(silent_s, 1))
+        self._end_session(node)
+        node.state = NodeState.LOST
+        self.brake.lost(node.name, self._now())
+        self._fleet.node_changed(node)
+        for instance in node.instances.values():
+            self._lose(instance, silent_s)
+        self._wake()
+
+    # --- the storm brake ---------------------------------------------------------------------
+
+    def awaits(self, silent: int) -> bool:
+        """Whether a takeover waits on for nodes that have not reported: too many are silent."""
+        before = self.brake.holds
+        waits = self.brake.takeover(self._now(), silent, len(self._state.nodes))
+        if self.brake.holds is not before:
+            self._brake_changed(silent)
+        return waits
+
+    def release_brake(self) -> bool:
+        """An operator ends the storm brake; whether there was one."""
+        held = self.brake.holds
+        if held:
+            self.brake.release()
+            self._brake_changed(0)
+        return held
+
+    @property
+    def brake_ends_at(self) -> float:
+        """When the storm brake ends by itself, in epoch seconds; 0 when it does not hold."""
+        if not self.brake.holds:
+            return 0.0
+        return self._wall() + self.brake.until - self._now()
+
+    def _brake_changed(self, missing: int) -> None:
+        if self.brake.holds:
+            _log.error(
+                "many nodes vanished at once: what they had is not placed elsewhere",
+                missing=missing,
+                brake_s=limits.STORM_BRAKE_S,
+                hint="'swarmctl node release' ends the wait",
+            )
+        else:
+            _log.warning("the storm brake is released", missing=missing)
+        self._state.braked = self.brake.holds
+        self._state.dirty_services.update(
+            key
+            for key, service in self._state.services.items()
+            if service.tally[InstanceState.LOST]
+        )
+        self._wake()
+
+    def give_up(self, node: Node) -> None:
+        """A registered node has not reported since the controller started, for too long."""
+        node.state = NodeState.LOST
+        self._fleet.node_changed(node)
+
+    def _lose(self, instance: Instance, silent_s: float) -> None:
+        if instance.quarantined or instance.removing:
+            return
+        if instance.state not in LIVE and not instance.retrying:
+            return  # It has ended for good: there is nothing to run elsewhere.
+        report = InstanceReport(
+            instance.incarnation,
+            InstanceState.LOST,
+            instance.attempt,
+            instance.restarts,
+            self._wall(),
+            instance.runtime_id,
+            instance.addresses,
+            None,
+            f"node {instance.node} has been silent for {silent_s:.0f} s",
+        )
+        self._state.observe(instance, report)
+        self._state.dirty_services.add(instance.key)
