@@ -17,6 +17,9 @@ hand it to the disk                3
 follow in memory                   2
 encode and send the answer         8
 ==============================  ====
+
+Measured: 37 without the sockets, some 20 more with them; beside it, on other threads, 10 for
+encryption and 8 for the disk.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
