@@ -19,8 +19,8 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
+from swarmctl.controller import completions, records
 from swarmctl.controller import identity as identities
-from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.convergence import converge
@@ -33,8 +33,8 @@ from swarmctl.controller.handlers import (
     statistics,
     streams,
 )
-from swarmctl.controller.records import AdminRecord, NodeRecord, ServiceRecord, TokenRecord
-from swarmctl.controller.state import ClusterState, ServiceKey
+from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
+from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
 from swarmctl.controller.store.sqlite import SqliteStore
@@ -45,7 +45,6 @@ from swarmctl.proto.errors import (
     Conflict,
     EnvironmentFault,
     InternalError,
-    InvalidSpec,
     ProtocolError,
     StaleTerm,
     StorageFault,
@@ -433,31 +432,12 @@ class Controller:
         cluster = self.cluster
         done, cluster.sessions.completions = cluster.sessions.completions, []
         try:
-            by_service: dict[ServiceKey, set[int]] = {}
-            for one in done:
-                by_service.setdefault(one.instance.key, set()).add(one.instance.slot)
-            async with cluster.changing(list(by_service)):
-                await cluster.save_services(
-                    [
-                        evolve(record, completed=tuple(sorted(slots.union(record.completed))))
-                        for key, slots in by_service.items()
-                        if (record := self._record_of(key)) is not None
-                        and not slots.issubset(record.completed)
-                    ]
-                )
+            await completions.commit(cluster, done)
         except (StorageFault, Busy):
             cluster.sessions.completions[:0] = done
             raise
-        except InvalidSpec as error:
-            # So many gaps that the record is full: the agents keep what is not acknowledged.
-            _log.error("completions cannot be kept", error=str(error))
-            return
         for peer, sequence in {(one.peer, one.sequence) for one in done if one.peer}:
             self._try_send(peer, ReportAck(sequence))
-
-    def _record_of(self, key: ServiceKey) -> ServiceRecord | None:
-        service = self.cluster.state.services.get(key)
-        return service.record if service is not None else None
 
 
 def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:

@@ -135,7 +135,7 @@ class Reconciler:
         if service.old and not self.settled:
             return [], 0
         after = min(record.spec.replicas + 1, start + slots_max)
-        completed = set(record.completed)
+        completed = record.completed
         wanted = [
             slot
             for slot in range(start, after)

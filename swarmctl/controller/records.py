@@ -15,11 +15,14 @@ the nodes.  Each record is one value, written whole.
 
 import hashlib
 from enum import Enum
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgpack
 from attrs import evolve, field, frozen
+from cattrs import Converter
 
+from swarmctl.controller.slots import SlotSet, slot_set
 from swarmctl.proto import limits
 from swarmctl.proto.errors import InvalidSpec, StorageFault
 from swarmctl.spec.models import ServiceSpec
@@ -64,8 +67,8 @@ class ServiceRecord:
     """One service: the spec, and what was asked of it and of its slots since.
 
     ``revision`` counts changes of the spec, ``generation`` restarts of the whole service;
-    ``completed`` are the slots of a job that have succeeded, in order; ``previous`` is the spec
-    before the last change, for ``service rollback``.
+    ``completed`` are the slots of a job that have succeeded; ``previous`` is the spec before the
+    last change, for ``service rollback``.
     """
 
     spec: ServiceSpec
@@ -75,7 +78,7 @@ class ServiceRecord:
     stopped: bool = False
     generation: int = 0
     overrides: dict[int, SlotOverride] = field(factory=dict)
-    completed: tuple[int, ...] = ()
+    completed: SlotSet = field(factory=SlotSet, converter=slot_set)
     previous: ServiceSpec | None = None
 
     def wish(self, slot: int) -> SlotWish:
@@ -171,22 +174,6 @@ def tombstone_key(tenant: str, name: str) -> str:
     return f"{TOMBSTONE}{tenant}/{name}"
 
 
-def _to_ranges(slots: tuple[int, ...]) -> list[int]:
-    """Slots in order as (first, count) pairs, in one list: a million completions are one pair."""
-    ranges: list[int] = []
-    for slot in slots:
-        if ranges and slot == ranges[-2] + ranges[-1]:
-            ranges[-1] += 1
-        else:
-            ranges += [slot, 1]
-    return ranges
-
-
-def _from_ranges(ranges: list[int]) -> tuple[int, ...]:
-    pairs = zip(ranges[::2], ranges[1::2], strict=True)
-    return tuple(slot for first, count in pairs for slot in range(first, first + count))
-
-
 def encode(record: Any) -> bytes:
     """``record`` as bytes.
 
@@ -195,7 +182,7 @@ def encode(record: Any) -> bytes:
     """
     plain = converter().unstructure(record)
     if isinstance(record, ServiceRecord) and record.completed:
-        plain["completed"] = _to_ranges(record.completed)
+        plain["completed"] = record.completed.packed()
     return _bounded(plain)
 
 
@@ -207,6 +194,13 @@ def encode_new(record: ServiceRecord) -> tuple[bytes, bytes]:
     assert not record.completed, "a new record"
     plain = converter().unstructure(record)
     return _bounded(plain), canonical(plain["spec"]["template"])
+
+
+@cache
+def _converter() -> Converter:
+    made = converter().copy()
+    made.register_structure_hook(SlotSet, lambda slots, _: slots)
+    return made
 
 
 def _bounded(plain: Any) -> bytes:
@@ -228,8 +222,8 @@ def decode(data: bytes, cls: type[_T], key: str) -> _T:
     try:
         plain = msgpack.unpackb(data, strict_map_key=False)
         if cls is ServiceRecord and "completed" in plain:
-            plain["completed"] = _from_ranges(plain["completed"])
-        return converter().structure(plain, cls)
+            plain["completed"] = SlotSet.unpacked(plain["completed"])
+        return _converter().structure(plain, cls)
     except Exception as error:
         # Whatever cattrs or msgpack trip over, the meaning is one: this record is damaged.
         raise StorageFault(

@@ -458,6 +458,11 @@ class ClusterState:
         found = _by_label(service.tally)
         if service.unplaced:
             found["pending"] = len(service.unplaced)
+        completed = len(service.record.completed)
+        if completed:
+            # Of some the node is gone, and with it the instance.
+            succeeded = InstanceState.SUCCEEDED.label
+            found[succeeded] = max(completed, found.get(succeeded, 0))
         return found
 
     def totals(self) -> dict[str, int]:

@@ -56,33 +56,39 @@ def _quarantine_reason(instance: Instance) -> str:
 
 
 def pending_views(service: Service) -> Iterator[View]:
-    """Slots that want a node and have none."""
-    spec = service.record.spec
-    for slot in range(1, spec.replicas + 1):
-        if slot in service.holders or service.record.wish(slot) is not SlotWish.RUNNING:
+    """Slots that want a node and have none; and those that have completed on one that is gone."""
+    for slot in range(1, service.record.spec.replicas + 1):
+        if slot in service.holders:
             continue
         if slot in service.record.completed:
-            continue
-        yield {
-            "instance": f"{spec.name}.{slot}",
-            "service": spec.name,
-            "tenant": spec.tenant,
-            "kind": spec.template.kind.value,
-            "driver": spec.driver_name,
-            "node": "",
-            "state": InstanceState.PENDING.label,
-            "desired": Desired.RUNNING.label,
-            "runtime_id": "",
-            "addresses": [],
-            "ports": [],
-            "restarts": 0,
-            "attempt": 0,
-            "incarnation": "",
-            "since": service.record.updated_at,
-            "exit_code": None,
-            "health": "",
-            "reason": service.unplaced.get(slot, "waiting for the nodes to report"),
-        }
+            yield _nowhere(service, slot, InstanceState.SUCCEEDED, "completed; its node is gone")
+        elif service.record.wish(slot) is SlotWish.RUNNING:
+            why = service.unplaced.get(slot, "waiting for the nodes to report")
+            yield _nowhere(service, slot, InstanceState.PENDING, why)
+
+
+def _nowhere(service: Service, slot: int, state: InstanceState, why: str) -> View:
+    spec = service.record.spec
+    return {
+        "instance": f"{spec.name}.{slot}",
+        "service": spec.name,
+        "tenant": spec.tenant,
+        "kind": spec.template.kind.value,
+        "driver": spec.driver_name,
+        "node": "",
+        "state": state.label,
+        "desired": Desired.RUNNING.label,
+        "runtime_id": "",
+        "addresses": [],
+        "ports": [],
+        "restarts": 0,
+        "attempt": 0,
+        "incarnation": "",
+        "since": service.record.updated_at,
+        "exit_code": 0 if state is InstanceState.SUCCEEDED else None,
+        "health": "",
+        "reason": why,
+    }
 
 
 def service_view(state: ClusterState, service: Service) -> View:

@@ -300,7 +300,6 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
     if _needs_no_look(service, target):
         return False
     job = service.record.spec.template.job
-    good = {InstanceState.SUCCEEDED} if job else {InstanceState.RUNNING}
     ready = True
     final = bool(service.unplaced) and _is_final(cluster, service)
     for slot in _slots(service, target):
@@ -316,20 +315,20 @@ def _is_running(cluster: Cluster, target: Target) -> bool:
             ready = False
             continue
         _raise_if_hopeless(holder)
-        ready = ready and holder.state in good and _is_current(service, holder)
+        # A job's copy is done when that is durable.
+        runs = not job and holder.state is InstanceState.RUNNING
+        ready = ready and runs and _is_current(service, holder)
     return ready
 
 
 def _needs_no_look(service: Service, target: Target) -> bool:
     """Whether the tally alone says "not yet", without a look at each slot."""
+    if target.slot is not None or service.unplaced or service.tally[InstanceState.FAILED]:
+        return False
     unwanted = len(service.record.overrides) + len(service.record.completed)
-    settled = service.tally[InstanceState.RUNNING] + service.tally[InstanceState.SUCCEEDED]
-    return (
-        target.slot is None
-        and not service.unplaced
-        and not service.tally[InstanceState.FAILED]
-        and settled + unwanted < service.record.spec.replicas
-    )
+    if service.record.spec.template.job:
+        return unwanted < service.record.spec.replicas
+    return service.tally[InstanceState.RUNNING] + unwanted < service.record.spec.replicas
 
 
 def _is_final(cluster: Cluster, service: Service) -> bool:

@@ -203,7 +203,7 @@ def _without_overrides_beyond(record: ServiceRecord) -> ServiceRecord:
     return evolve(
         record,
         overrides={slot: one for slot, one in record.overrides.items() if slot <= replicas},
-        completed=tuple(slot for slot in record.completed if slot <= replicas),
+        completed=record.completed.upto(replicas),
     )
 
 
@@ -288,8 +288,10 @@ def _started(record: ServiceRecord, slot: int | None) -> ServiceRecord:
 
 
 def _restarted(record: ServiceRecord, slot: int | None) -> ServiceRecord:
+    # What has completed is to run once more.
     if slot is None:
-        return evolve(record, generation=record.generation + 1)
+        return evolve(record, generation=record.generation + 1, completed=())
+    record = evolve(record, completed=record.completed.without(slot))
     override = record.overrides.get(slot, SlotOverride())
     return record.with_override(slot, evolve(override, generation=override.generation + 1))
 

@@ -1,0 +1,75 @@
+"""Jobs: that a copy has succeeded is a durable fact, committed in groups.
+
+An agent keeps an instance that has succeeded, and tells of it in every session, until it is told
+to take it away; so a completion that was not committed when a controller ended is told to the next
+one.  Here they gather while the disk works, and all that have gathered are one write a service:
+its record with the slots that have completed (:mod:`swarmctl.controller.slots`).
+A copy runs at least once, and again when its node is lost before the commit.
+"""
+
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from swarmctl.controller import records
+from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.records import ServiceRecord, service_key
+from swarmctl.controller.sessions import Completion
+from swarmctl.controller.state import Instance, Service, ServiceKey
+from swarmctl.controller.store.api import Put
+from swarmctl.proto import limits
+
+
+async def commit(cluster: Cluster, done: Sequence[Completion]) -> None:
+    """Make completions durable, and let memory follow.
+
+    Raises:
+        StorageFault, Busy: the disk refuses; some of them may stand.
+    """
+    by_service: dict[ServiceKey, list[Instance]] = {}
+    for one in done:
+        by_service.setdefault(one.instance.key, []).append(one.instance)
+    keys = list(by_service)
+    for start in range(0, len(keys), limits.TRANSACTION_OPS_MAX):
+        part = keys[start : start + limits.TRANSACTION_OPS_MAX]
+        async with cluster.changing(part):
+            await _commit_part(cluster, {key: by_service[key] for key in part})
+
+
+async def _commit_part(cluster: Cluster, by_service: dict[ServiceKey, list[Instance]]) -> None:
+    """At most one transaction's worth; the locks are held."""
+    after: dict[ServiceKey, ServiceRecord] = {}
+    for key, instances in by_service.items():
+        service = cluster.state.services.get(key)
+        if service is None:
+            continue
+        slots = [one.slot for one in instances if _counts(service, one)]
+        if slots:
+            completed = service.record.completed.united(slots)
+            after[key] = evolve(service.record, completed=completed)
+    if not after:
+        return
+
+    def follow() -> None:
+        for key, record in after.items():
+            service = cluster.state.services[key]
+            service.record = record
+            if service.unplaced:
+                cluster.state.dirty_services.add(key)
+        cluster.wake()
+
+    await cluster.commit(
+        [Put(service_key(*key), records.encode(record)) for key, record in after.items()], follow
+    )
+
+
+def _counts(service: Service, instance: Instance) -> bool:
+    """Whether it still is what was asked for: not replaced, and of the newest restart."""
+    record, slot = service.record, instance.slot
+    return (
+        record.spec.template.job
+        and slot <= record.spec.replicas
+        and slot not in record.completed
+        and service.holders.get(slot) in (None, instance)
+        and instance.applied >= record.slot_generation(slot)
+    )
