@@ -213,25 +213,32 @@ async def _no_journal(path: Path) -> AsyncIterator[Journal]:
     yield MemoryJournal()
 
 
-async def _serve_commands(fleet: Fleet, scope: trio.CancelScope) -> None:
+async def _read_commands(commands: trio.MemorySendChannel[str], scope: trio.CancelScope) -> None:
+    """Read on while a command is carried out: the end of the input is the end of the fleet."""
     stdin = trio.lowlevel.FdStream(sys.stdin.fileno())
     waiting = b""
     async for chunk in stdin:
         waiting += chunk
         *lines, waiting = waiting.split(b"\n")
         for line in lines:
-            verb, _, argument = line.decode().partition(" ")
-            if verb == "list":
-                print(f"listed {fleet.write_lists(Path(argument))}", flush=True)
-            elif verb == "vanish":
-                fleet.vanish(int(argument))
-                print(f"vanished {argument}", flush=True)
-            elif verb == "reconnect":
-                print(f"reconnected {await fleet.reconnect():.3f}", flush=True)
-            elif verb == "quit":
-                scope.cancel()
-                return
+            await commands.send(line.decode())
     scope.cancel()
+
+
+async def _carry_out(
+    fleet: Fleet, commands: trio.MemoryReceiveChannel[str], scope: trio.CancelScope
+) -> None:
+    async for line in commands:
+        verb, _, argument = line.partition(" ")
+        if verb == "list":
+            print(f"listed {fleet.write_lists(Path(argument))}", flush=True)
+        elif verb == "vanish":
+            fleet.vanish(int(argument))
+            print(f"vanished {argument}", flush=True)
+        elif verb == "reconnect":
+            print(f"reconnected {await fleet.reconnect():.3f}", flush=True)
+        elif verb == "quit":
+            scope.cancel()
 
 
 async def run_fleet(settings: FleetSettings) -> None:
@@ -240,7 +247,9 @@ async def run_fleet(settings: FleetSettings) -> None:
     began = monotonic()
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve_commands, fleet, scope)
+            tell, commands = trio.open_memory_channel[str](1)
+            nursery.start_soon(_read_commands, tell, scope)
+            nursery.start_soon(_carry_out, fleet, commands, scope)
             async with trio.open_nursery() as starting:
                 for number in range(settings.first, settings.first + settings.count):
                     starting.start_soon(nursery.start, fleet.run_node, number)
