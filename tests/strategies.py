@@ -124,6 +124,7 @@ def _templates(draw):
         job=draw(st.booleans()),
         limits=draw(resources),
         health=draw(st.none() | health_checks),
+        fenced=draw(st.booleans()),
     )
 
 

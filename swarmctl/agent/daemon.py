@@ -26,6 +26,7 @@ from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
+from swarmctl.agent.fencing import Fence, Leases, explained, make_fence
 from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
@@ -59,13 +60,16 @@ class Edges:
     wall: Callable[[], float] = time.time
     look: Callable[[Path], facts.Machine] = facts.look
     process_name: Callable[[], str] = process_name
+    make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
 
 
 def real_edges() -> Edges:
-    """ZeroMQ, the real drivers, a journal on disk."""
+    """ZeroMQ, the real drivers, a journal on disk, a guard."""
     from swarmctl.transport.zmq_link import open_link
 
-    return Edges(open_link, make_drivers, open_journal, random.SystemRandom())
+    return Edges(
+        open_link, make_drivers, open_journal, random.SystemRandom(), make_fence=make_fence
+    )
 
 
 class Agent:
@@ -98,6 +102,7 @@ class Agent:
         self._config = config
         self._journal = journal
         self._edges = edges
+        self._fence = edges.make_fence(config)
         self._settings = facts.FactsSettings(config.labels, config.capacity, config.reserve)
         self._health: dict[str, Health] = {}
         self._seen_available: set[str] = set()
@@ -160,8 +165,15 @@ class Agent:
         """Supervise and keep the session, until cancelled or refused for good (the error)."""
         async with trio.open_nursery() as nursery:
             self.executor = Executor(
-                self.drivers, self.supervisor, nursery, self.wake, bulk=self._config.sim_bulk
+                self.drivers,
+                self.supervisor,
+                nursery,
+                self.wake,
+                bulk=self._config.sim_bulk,
+                fence=self._fence,
             )
+            if self._fence is not None:
+                nursery.start_soon(self._fence.run)
             nursery.start_soon(self._supervise)
             nursery.start_soon(Checker(self.supervisor, self.drivers, self.wake).run)
             for driver in self.drivers.values():
@@ -182,6 +194,7 @@ class Agent:
                 rejoin=lambda: enrol.rejoin(self._membership, self._edges.open_link),
                 learn=self._learn,
                 random_=self._edges.random,
+                leases=Leases(self._fence),
             )
             with trio.move_on_after(FIRST_LIST_S):
                 await self._listed.wait()
@@ -274,6 +287,8 @@ class Agent:
                     self._doubtful.set()
                     self.executor.by_driver[driver.name].relist()
                     async for event in events:
+                        if self._fence is not None:
+                            event = explained(event, self._fence, self.supervisor)
                         self.supervisor.event(driver.name, event, trio.current_time())
                         self.wake()
             except SwarmError as error:

@@ -15,16 +15,18 @@ A check that could not be made (the daemon is away, the instance has just gone) 
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
-from swarmctl.spec.models import HealthCheck, Template
+from swarmctl.proto.states import InstanceState
+from swarmctl.spec.models import HealthCheck
 
 if TYPE_CHECKING:
     from swarmctl.agent.instance import Instance
+    from swarmctl.agent.supervisor import Supervisor
 
 # The first look comes this soon, and each of the next ones twice as late as the one before, up to
 # the interval at the start.
@@ -156,15 +158,17 @@ class Watchlist:
         self.changed()
         return watch
 
-    def attach(
-        self, instance: "Instance", templates: Mapping[bytes, Template | None], now: float
-    ) -> bool:
-        """``instance`` runs: watch it if its template has a check; whether it has."""
-        template = templates.get(instance.template)
+    def attach(self, instance: "Instance", supervisor: "Supervisor", *, was_well: bool) -> bool:
+        """``instance`` runs: watch it if its template has a check; whether it is only starting."""
+        template = supervisor.templates.get(instance.template)
         check = template.checked if template is not None else None
-        if check is not None:
-            instance.health = self.begin(instance.incarnation, check, now)
-        return check is not None
+        if check is None:
+            return False
+        instance.health = self.begin(instance.incarnation, check, supervisor.now)
+        if not was_well:
+            reason = "waiting for the first good health check"
+            supervisor.show(instance, InstanceState.STARTING, reason)
+        return not was_well
 
     def end(self, watch: Watch) -> None:
         """What it watched runs no more."""

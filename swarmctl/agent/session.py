@@ -17,6 +17,7 @@ from attrs import evolve
 
 import swarmctl
 from swarmctl.agent import assignment
+from swarmctl.agent.fencing import Leases
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto import codec, limits
@@ -82,6 +83,7 @@ class Session:
         rejoin: enrol again; raises SwarmError when that is refused.
         learn: remember where the controllers are.
         random_: for jitter.
+        leases: those of fenced instances.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Session:
         rejoin: Callable[[], Awaitable[None]],
         learn: Callable[[tuple[str, ...]], None] = lambda _addresses: None,
         random_: random.Random,
+        leases: Leases | None = None,
     ) -> None:
         self.boot = f"{random_.getrandbits(64):016x}"
         self.machine = SessionMachine()
@@ -112,6 +115,7 @@ class Session:
         self._rejoin = rejoin
         self._learn = learn
         self._random = random_
+        self._leases = leases or Leases(None)
         self._final: SwarmError | None = None
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
@@ -311,6 +315,7 @@ class Session:
         if not self.machine.is_open:
             return
         self._sequence += 1
+        self._leases.sent(self._sequence)
         self._send(
             Heartbeat(
                 self._sequence,
@@ -318,6 +323,7 @@ class Session:
                 self._supervisor.assignment_digest,
                 self._outbox.inventory_digest,
                 self._reasons(),
+                self._leases.is_guarded,
             )
         )
 
@@ -353,6 +359,7 @@ class Session:
             case Assign():
                 self._on_assign(message)
             case HeartbeatAck():
+                self._leases.granted(message.sequence, message.lease_s)
                 if message.reported:
                     self._outbox.acknowledged(message.reported)
                     self.wake()

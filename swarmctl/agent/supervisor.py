@@ -242,10 +242,7 @@ class Supervisor:
 
     def runs(self, instance: Instance, *, was_well: bool = False) -> None:
         """It runs; where its health is checked, it is said to once that was good."""
-        health, templates = self.health, self.templates
-        if health.in_use and health.attach(instance, templates, self.now) and not was_well:
-            self.show(instance, _S.STARTING, "waiting for the first good health check")
-        else:
+        if not (self.health.in_use and self.health.attach(instance, self, was_well=was_well)):
             self.show(instance, _S.RUNNING, "")
 
     def _ended_in_launch(

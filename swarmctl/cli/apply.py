@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from swarmctl.cli import clusters
+from swarmctl.cli.fencing import say_what_it_means
 from swarmctl.cli.output import output_option, show_data, show_list
 from swarmctl.cli.tables import Column, Row, column
 from swarmctl.cli.waiting import (
@@ -72,6 +73,8 @@ def apply(
         results = _send(client, stack, dry_run=dry_run, prune=prune)
         show_list(results, RESULT_COLUMNS, "service", output)
         sys.stdout.flush()
+        changed = {one["service"] for one in results if one["action"] in ("created", "updated")}
+        say_what_it_means(client, [one for one in stack.services if one.name in changed])
         if dry_run:
             print("nothing was changed (--dry-run)", file=sys.stderr)
         elif shall_wait(wait):

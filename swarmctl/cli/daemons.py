@@ -67,6 +67,13 @@ def _supervised(command: _F) -> _F:
     help="Where intent is kept; a file in --data unless given.",
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="The data folder.")
+@click.option(
+    "--fencing-lease",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="How long a node runs what is fenced without a word of the controller.",
+)
 @click.option("--context-name", default="default", hidden=True)
 @_supervised
 def controller(
@@ -75,6 +82,7 @@ def controller(
     store: str,
     data: Path | None,
     context_name: str,
+    fencing_lease: str,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -85,6 +93,7 @@ def controller(
     with 'swarmctl context add') and join.token (for 'swarmctl agent --join').
     """
     addresses = tuple(listen_address(one) for one in listen)
+    lease_s = _lease(fencing_lease)
     folder = data or default_data("controller")
     store_file = _store_file(store)
 
@@ -100,6 +109,7 @@ def controller(
             advertise=tuple(map(listen_address, advertise)) or _reachable(addresses),
             context_name=context_name,
             store_file=store_file,
+            fencing_lease_s=lease_s,
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -361,6 +371,24 @@ def _store_file(store: str) -> Path | None:
     if scheme != "sqlite" or not rest:
         raise InvalidSpec(f'"{store}" is not a store', "--store", "write sqlite:FILE")
     return Path(rest.removeprefix("//")).absolute()
+
+
+def _lease(text: str) -> float:
+    """``--fencing-lease`` in seconds."""
+    from swarmctl.proto.limits import FENCING_LEASE_MIN_S
+    from swarmctl.spec.sizes import parse_duration
+
+    try:
+        seconds = parse_duration(text)
+    except InvalidSpec as error:
+        raise InvalidSpec(error.what, "--fencing-lease", error.hint) from error
+    if seconds < FENCING_LEASE_MIN_S:
+        raise InvalidSpec(
+            f'"{text}" is too short',
+            "--fencing-lease",
+            f"{FENCING_LEASE_MIN_S:g}s is the least: it is renewed with every heartbeat",
+        )
+    return seconds
 
 
 def key_value(option: str, text: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import click
 from attrs import evolve
 
 from swarmctl.cli import clusters
+from swarmctl.cli.fencing import say_what_it_means
 from swarmctl.cli.output import output_option, show_data
 from swarmctl.cli.waiting import (
     COMMIT_TIMEOUT_S,
@@ -63,6 +64,11 @@ _FILE_MAX_BYTES: Final = 1024 * 1024
 @click.option("--no-healthcheck", is_flag=True, help="Not even the image's own check.")
 @click.option("-t", "--tty", is_flag=True, help="Give each a terminal.")
 @click.option("--constraint", "constraints", multiple=True, metavar="EXPR", help="Where it may be.")
+@click.option(
+    "--fencing",
+    type=click.Choice(["none", "lease"]),
+    help="lease: never two of one copy at once; its node ends it before another starts it.",
+)
 @click.option("--driver", default="", hidden=True)
 @click.option("--job", is_flag=True, help="It runs to its end, once; the end is kept.")
 @click.option("--rm", is_flag=True, help="A job: show its output, and remove it when it has ended.")
@@ -92,6 +98,7 @@ def run(
     user_data: str,
     ssh_key: tuple[str, ...],
     firmware: str | None,
+    fencing: str | None,
     **typed: Any,
 ) -> int | None:
     """Start a service from IMAGE: containers, or with --vm virtual machines.
@@ -109,6 +116,7 @@ def run(
         user_data=_read(user_data, "--user-data") if user_data else "",
         ssh_keys=tuple(_ssh_key(one) for one in ssh_key),
         firmware=firmware or "",
+        fencing=fencing or "",
         folder=str(Path.cwd()),
         **typed,
     )
@@ -119,6 +127,7 @@ def run(
     spec = build_service(options, os.environ)
     with clusters.connect(ctx) as client:
         spec = _create(client, spec, named=bool(name))
+        say_what_it_means(client, [spec])
         if rm:
             from swarmctl.cli.foreground import run_to_end
 

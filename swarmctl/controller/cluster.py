@@ -172,9 +172,11 @@ class Cluster:
     def _know_service(self, record: ServiceRecord) -> None:
         service = Service(record, old=True)
         self.state.services[service.key] = service
+        self.state.fences.learn(service)
         self.state.templates[service.template] = service.encoded_template
         if record.previous is not None:
             earlier = Service(ServiceRecord(record.previous, 0, 0))
+            self.state.fences.learn(earlier)
             self.state.templates[earlier.template] = earlier.encoded_template
 
     # --- services ----------------------------------------------------------------------------
@@ -293,6 +295,7 @@ class Cluster:
         else:
             service.set_record(record)
             self.state.templates[service.template] = service.encoded_template
+        self.state.fences.learn(service)
         self.state.dirty_services.add(key)
 
     def _judge_again(self, key: ServiceKey) -> None:
@@ -449,6 +452,7 @@ class Cluster:
             self.revoked.add(key)
             self.access.revoke(key)
             self.forget_user(user_id(NODE, node.name))
+            self.state.fences.removed(node.name)
             for instance in list(node.instances.values()):
                 self.state.forget(instance)
             self.drains.forget(node.name)

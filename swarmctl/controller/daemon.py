@@ -24,9 +24,11 @@ from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.convergence import converge
+from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.handlers import (
     applying,
     drains,
+    fencing,
     instances,
     nodes,
     services,
@@ -82,7 +84,8 @@ class ControllerConfig:
     """What an operator decides about a controller.
 
     ``advertise`` are the addresses that contexts and tokens carry; empty means those listened
-    on.  ``lost_after_s`` is how long a node may be silent.  ``store_file`` is the SQLite store,
+    on.  ``lost_after_s`` is how long a node may be silent, ``fencing_lease_s`` how long one
+    runs what is fenced without a word from here.  ``store_file`` is the SQLite store,
     in ``data`` unless given.
     """
 
@@ -91,6 +94,7 @@ class ControllerConfig:
     advertise: tuple[str, ...] = ()
     context_name: str = "default"
     lost_after_s: float = limits.NODE_LOST_S
+    fencing_lease_s: float = limits.FENCING_LEASE_S
     store_file: Path | None = None
 
 
@@ -201,7 +205,7 @@ class Controller:
 
         cluster = Cluster(
             store=store,
-            state=ClusterState(identity.cluster_id, term),
+            state=ClusterState(identity.cluster_id, term, fences=FenceBook(config.fencing_lease_s)),
             identity=identity,
             access=access,
             send=send,
@@ -447,6 +451,7 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
         **instances.handlers(cluster),
         **streams.handlers(cluster),
         **nodes.handlers(cluster),
+        **fencing.handlers(cluster),
         **drains.handlers(cluster),
     }
 

@@ -52,6 +52,10 @@ class Losses:
     def check_lost(self, lost_after_s: float) -> None:
         """Call nodes lost that have been silent for too long, and free their slots."""
         now = self._now()
+        released = self._state.fences.tick(now)
+        if released:
+            self._state.dirty_services.update(released)
+            self._wake()
         silent: list[Node] = []
         alive = suspects = missing = 0
         for node in self._state.nodes.values():
@@ -72,6 +76,7 @@ class Losses:
         _log.warning("node lost", node=node.name, silent_s=round(silent_s, 1))
         self._end_session(node)
         node.state = NodeState.LOST
+        self._state.fences.silent(node.name)
         self.brake.lost(node.name, self._now())
         self._fleet.node_changed(node)
         for instance in node.instances.values():
@@ -124,6 +129,7 @@ class Losses:
     def give_up(self, node: Node) -> None:
         """A registered node has not reported since the controller started, for too long."""
         node.state = NodeState.LOST
+        self._state.fences.silent(node.name)
         self._fleet.node_changed(node)
 
     def _lose(self, instance: Instance, silent_s: float) -> None:

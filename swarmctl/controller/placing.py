@@ -19,6 +19,9 @@ from swarmctl.spec.models import AffinityTerm
 
 # See _apart: in hundredths of two fully loaded nodes.
 _APART_WEIGHT: Final = 25
+# By this the scheduler knows the nodes that can take what is fenced; no user's label is called so.
+GUARD_LABEL: Final = "swarmctl/guard"
+_GUARDED: Final = f"node.labels.{GUARD_LABEL} == alive"
 
 
 @lru_cache(maxsize=4096)
@@ -36,7 +39,9 @@ def request_for(service: Service, slots: Sequence[int]) -> Request:
         slots=slots,
         resources=service.amounts,
         driver=spec.driver_name,
-        constraints=parse_constraints(placement.constraints),
+        constraints=parse_constraints(
+            (*placement.constraints, _GUARDED) if spec.template.fenced else placement.constraints
+        ),
         spread=placement.spread,
         strategy="binpack" if placement.strategy == "binpack" else "spread",
         max_per_node=placement.max_replicas_per_node,
@@ -72,7 +77,7 @@ def row_for(node: Node) -> SchedulerNode:
     reason = unschedulable_reason(node)
     return SchedulerNode(
         name=node.name,
-        labels=node.labels,
+        labels=node.labels | {GUARD_LABEL: "alive" if node.guarded else "none"},
         capacity=node.facts.capacity,
         drivers=frozenset(driver.name for driver in node.facts.drivers if driver.available),
         schedulable=not reason,

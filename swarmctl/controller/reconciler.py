@@ -93,6 +93,9 @@ class Reconciler:
                 self._resume[key] = start + looked_at
             if start == 1:
                 service.unplaced = {}
+            if slots and service.record.spec.template.fenced:
+                silent = [one.name for one in state.nodes.values() if not one.reported]
+                slots = state.fences.admit(service, slots, silent)
             if slots:
                 requests.append(request_for(service, slots))
                 wanting[scheduler_key(key)] = service

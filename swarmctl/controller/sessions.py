@@ -108,6 +108,7 @@ class Sessions:
         self._divergence: dict[str, _Divergence] = {}
         # Told to the agents, where there are several controllers.
         self.addresses: tuple[str, ...] = ()
+        state.fences.begin(now())
         self.losses = Losses(state, fleet, self._end_session, wake=wake, now=now, wall=wall)
         # The highest term an agent has seen from others, when ours is not above: it is raised.
         self.term_seen = 0
@@ -187,6 +188,7 @@ class Sessions:
         node.known_templates.clear()
         node.report_sequence = node.unacknowledged = 0
         self._divergence[node.name] = _Divergence()
+        self._state.fences.heard(node.name, now)
         first = not node.reported
         self.losses.brake.returned(node.name)
         node.reported = True
@@ -276,11 +278,13 @@ class Sessions:
             if name in self._state.templates or wire.digest(encoded) != name:
                 continue
             try:
-                wire.decode_template(encoded)
+                template = wire.decode_template(encoded)
             except ProtocolError as error:
                 _log.warning("a node's template cannot be read", error=str(error))
                 continue
             self._state.templates[name] = encoded
+            if template.fenced:
+                self._state.fences.templates.add(name)
 
     # --- reports -----------------------------------------------------------------------------
 
@@ -456,7 +460,18 @@ class Sessions:
             counts.inventory = 0
         reported = node.report_sequence if node.unacknowledged else 0
         node.unacknowledged = 0
-        self._answer(peer, HeartbeatAck(beat.sequence, resync, reported))
+        lease_s = self._lease(node, guarded=beat.guarded)
+        self._answer(peer, HeartbeatAck(beat.sequence, resync, reported, lease_s))
+
+    def _lease(self, node: Node, *, guarded: bool) -> float:
+        """Renew the node's lease; for how long."""
+        if node.guarded is not guarded:
+            node.guarded = guarded
+            self.refresh(node)
+            self._wake()
+        if node.needs_full:
+            return 0.0  # What was replaced elsewhere it has to know first.
+        return self._state.fences.grant(node.name, guarded=guarded, now=self._now())
 
     # --- nodes -------------------------------------------------------------------------------
 

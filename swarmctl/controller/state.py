@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import define, field
 
+from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
 from swarmctl.proto import digest, limits
 from swarmctl.proto.messages import InstanceReport, NodeFacts, ReportedGroup
@@ -168,8 +169,10 @@ class Node:
     """A registered node: its record, its session if it has one, and its instances.
 
     ``leaving`` are those of its instances that it was, or is to be, told to take away.
+
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
-    the last report taken in, ``unacknowledged`` counts those not acknowledged yet.
+    the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``guarded``
+    says that its guard was alive at its last heartbeat.
     """
 
     record: NodeRecord
@@ -191,6 +194,7 @@ class Node:
     needs_full: bool = False
     report_sequence: int = 0
     unacknowledged: int = 0
+    guarded: bool = False
 
     @property
     def name(self) -> str:
@@ -243,6 +247,7 @@ class ClusterState:
     quarantine: dict[ServiceKey, dict[int, Instance]] = field(factory=dict)
     capacity_changed: bool = False
     braked: bool = False
+    fences: FenceBook = field(factory=FenceBook)
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
 
     def resend(self, node: Node) -> None:
@@ -250,16 +255,16 @@ class ClusterState:
         node.needs_full = True
         self.dirty_nodes.add(node.name)
 
-    def repeat_removals(self, node: Node) -> None:
-        """Tell the node once more what it has to take away: it may never have been told."""
-        node.dirty.update(node.leaving)
-        self.dirty_nodes.add(node.name)
-
     def take_dirty_nodes(self) -> list[str]:
         """The nodes that something has changed for, to be told of it now."""
         names = list(self.dirty_nodes)
         self.dirty_nodes.clear()
         return names
+
+    def repeat_removals(self, node: Node) -> None:
+        """Tell the node once more what it has to take away: it may never have been told."""
+        node.dirty.update(node.leaving)
+        self.dirty_nodes.add(node.name)
 
     def _mark(self, instance: Instance, before: int) -> None:
         """Note that what its node should have of ``instance`` has changed.
@@ -289,6 +294,8 @@ class ClusterState:
             self.quarantine.setdefault(instance.key, {})[instance.incarnation] = instance
         else:
             self._hold(instance)
+        if instance.template in self.fences.templates:
+            self.fences.enter(instance)
 
     def _hold(self, instance: Instance) -> None:
         """It is the one that has its slot; whoever had it before was told to go."""
@@ -333,6 +340,8 @@ class ClusterState:
         node.inventory_digest = digest.replace(node.inventory_digest, instance.inventory_digest, 0)
         self._leave_quarantine(instance)
         self.release_slot(instance)
+        if self.fences.templates and self.fences.leave(instance):
+            self.dirty_services.add(instance.key)
 
     def release_slot(self, instance: Instance) -> None:
         """The slot is free, if this instance held it."""

@@ -45,6 +45,16 @@ OUTBOX_MAX: Final = 100_000
 # Status reports in one message.
 REPORT_BATCH: Final = 1_000
 
+# Fencing: how long a node may run what is fenced without a word of the controller; long enough for
+# a controller that is started anew, short enough to wait for.
+FENCING_LEASE_S: Final = 30.0
+# A lease has to outlast the longest pause between heartbeats, with room for starts.
+FENCING_LEASE_MIN_S: Final = 8.0
+# From the end of a lease until the guard has killed all: milliseconds on an idle machine.
+FENCING_KILL_S: Final = 5.0
+# Two machines' clocks run apart by less than this; quartz by a hundredth of it.
+CLOCK_DRIFT_MAX: Final = 0.01
+
 # --- requests ---------------------------------------------------------------------------------
 
 # A request that says no deadline of its own.

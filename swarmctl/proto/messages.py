@@ -188,7 +188,8 @@ class Welcome(Message):
 class Heartbeat(Message):
     """The agent lives; the digests show whether both sides agree (:mod:`swarmctl.proto.digest`).
 
-    ``reasons`` name what is wrong on the node: it is sick while there is one.
+    ``reasons`` name what is wrong on the node: it is sick while there is one.  ``guarded`` says
+    that its guard would end fenced instances now.
     """
 
     TAG: ClassVar[int] = 5
@@ -197,6 +198,7 @@ class Heartbeat(Message):
     assignment_digest: int
     inventory_digest: int
     reasons: tuple[str, ...] = ()
+    guarded: bool = False
 
 
 @frozen
@@ -204,13 +206,15 @@ class HeartbeatAck(Message):
     """The controller lives. ``resync`` asks for a whole inventory.
 
     ``reported`` acknowledges all reports up to that sequence, as a :class:`ReportAck` does; 0
-    says nothing.
+    says nothing.  ``lease_s`` is for how long from the sending of that heartbeat the node may run
+    what is fenced; 0 grants nothing.
     """
 
     TAG: ClassVar[int] = 6
     sequence: int
     resync: bool = False
     reported: int = 0
+    lease_s: float = 0.0
 
 
 @frozen

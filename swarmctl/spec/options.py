@@ -111,6 +111,7 @@ class RunOptions:
     health_start_period: str = ""
     health_start_interval: str = ""
     no_healthcheck: bool = False
+    fencing: str = ""
 
 
 def build_service(options: RunOptions, environment: Mapping[str, str]) -> ServiceSpec:
@@ -144,6 +145,7 @@ def build_service(options: RunOptions, environment: Mapping[str, str]) -> Servic
         # docker's --cpus and --memory are limits; here they are reserved as well.
         limits=Resources() if options.vm else evolve(resources, named={}),
         health=_build_health(options),
+        fenced=options.fencing == "lease",
     )
     return ServiceSpec(
         name=_build_name(options),
@@ -152,6 +154,7 @@ def build_service(options: RunOptions, environment: Mapping[str, str]) -> Servic
         placement=Placement(
             constraints=tuple(_each("--constraint", options.constraints, check_constraint))
         ),
+        fencing=options.fencing or "none",
         driver=options.driver,
     )
 

@@ -89,6 +89,7 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
         job=deploy.job,
         limits=Resources() if is_vm else deploy.demand.limits,
         health=health,
+        fenced=deploy.fencing == "lease",
     )
     return ServiceSpec(
         name=name,

@@ -30,6 +30,7 @@ def handlers(
             "settled": cluster.reconciler.settled,
             "nodes": len(cluster.state.nodes),
             "services": len(cluster.state.services),
+            "fencing_lease_s": cluster.state.fences.lease_s,
         }
 
     async def statistics(call: Call) -> Any:

@@ -162,6 +162,7 @@ class Harness:
         for one in self.records.values():
             service = Service(one, old=True)
             self.state.services[service.key] = service
+            self.state.fences.learn(service)
             self.state.templates[service.template] = service.encoded_template
         self.started_at = self.now
 
@@ -243,6 +244,7 @@ class Harness:
             service = self.state.services[key] = Service(after)
         else:
             service.set_record(after)
+        self.state.fences.learn(service)
         self.state.templates[service.template] = service.encoded_template
         self.state.dirty_services.add(key)
 

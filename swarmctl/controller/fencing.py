@@ -1,0 +1,220 @@
+"""The controller's side of fencing: leases that nodes have, and slots that have to wait for them.
+
+A *fenced* slot is given to a node only when nothing that had it before can still run.  That is
+known of an instance whose node says that it has it no more; and of one on a node that is lost,
+when the lease that the node was granted last has run out, and the time has passed that its guard
+takes to kill and that clocks may differ by.  A node whose guard was not alive when it was last
+heard says nothing by its silence: then an operator has to (``swarmctl node fenced``).
+
+The book keeps, by slot, every fenced instance that was given to a node and is not known to have
+ended.  It is kept by change and costs nothing where nothing is fenced.  After a takeover it is
+filled by what the nodes report; until all have, or the longest lease of the controller before has
+run out, nothing fenced is placed (DESIGN 8.4).
+
+A lease counts from the sending of a heartbeat on the node, and here from its arrival: so it ends
+there first.  Times are those of the caller's clock; one that stands still for a while only makes
+everybody wait longer.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field
+
+from swarmctl.proto import limits
+
+if TYPE_CHECKING:
+    from swarmctl.controller.state import Instance, Service, ServiceKey
+
+_NEVER: Final = math.inf
+
+
+@define
+class Grant:
+    """A node's lease as it was last renewed; ``guarded`` is what the node last said of its guard.
+
+    ``silent`` says that the node is lost or no longer registered, ``released`` that an operator
+    says that it is off.
+    """
+
+    granted_at: float
+    guarded: bool = True
+    silent: bool = False
+    released: bool = False
+
+
+def _always() -> bool:
+    return True
+
+
+@define(eq=False)
+class FenceBook:
+    """Leases and fenced instances of one controller's term.
+
+    Attributes:
+        lease_s: how long a lease holds.
+        may_grant: whether this controller still is the one that grants.
+    """
+
+    lease_s: float = limits.FENCING_LEASE_S
+    may_grant: Callable[[], bool] = _always
+    templates: set[bytes] = field(factory=set)
+    now: float = 0.0
+    took_over_at: float | None = None
+    _grants: dict[str, Grant] = field(factory=dict)
+    # By service and slot: who may still run, and on which node.
+    _alive: dict["tuple[ServiceKey, int]", dict[int, str]] = field(factory=dict)
+    # Services with a slot that waits, and when the first of them need not wait longer.
+    _waiting: "dict[ServiceKey, float]" = field(factory=dict)
+
+    @property
+    def wait_s(self) -> float:
+        """From the granting of a lease until nothing that it fenced can run."""
+        return self.lease_s * (1 + limits.CLOCK_DRIFT_MAX) + limits.FENCING_KILL_S
+
+    # --- what is fenced ----------------------------------------------------------------------
+
+    def learn(self, service: "Service") -> None:
+        """A service is there, or has changed."""
+        if service.record.spec.template.fenced:
+            self.templates.add(service.template)
+
+    def enter(self, instance: "Instance") -> None:
+        """A node has it, or is told to."""
+        where = (instance.key, instance.slot)
+        self._alive.setdefault(where, {})[instance.incarnation] = instance.node
+
+    def leave(self, instance: "Instance") -> bool:
+        """Its node says that it has it no more; whether it was fenced, and that is news."""
+        where = (instance.key, instance.slot)
+        found = self._alive.get(where)
+        if found is None or found.get(instance.incarnation) != instance.node:
+            return False
+        del found[instance.incarnation]
+        if not found:
+            del self._alive[where]
+        return True
+
+    # --- nodes -------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """The controller has its term; the one before may have granted leases until now."""
+        self.now = now
+        if self.took_over_at is None:
+            self.took_over_at = now
+
+    def heard(self, node: str, now: float) -> None:
+        """A node has begun a session: its lease may be as young as this."""
+        self.now = now
+        guarded = self._grants[node].guarded if node in self._grants else True
+        self._grants[node] = Grant(now, guarded)
+
+    def grant(self, node: str, *, guarded: bool, now: float) -> float:
+        """Answer a heartbeat: for how long from its sending the node's lease holds; 0 for none."""
+        self.now = now
+        grant = self._grants.setdefault(node, Grant(now))
+        grant.guarded, grant.silent, grant.released = guarded, False, False
+        if not self.may_grant():
+            return 0.0
+        grant.granted_at = now
+        return self.lease_s
+
+    def removed(self, node: str) -> None:
+        """A node leaves the registry: it may run on, until its lease ends.
+
+        Another one may come under its name, and says nothing about what this one runs.
+        """
+        self.silent(node)
+        former = f"{node} (removed)"
+        self._grants[former] = self._grants.pop(node)
+        for found in self._alive.values():
+            for incarnation, where in found.items():
+                if where == node:
+                    found[incarnation] = former
+
+    def silent(self, node: str) -> None:
+        """A node is lost: its lease runs out."""
+        assert self.took_over_at is not None, "nodes are lost by a controller that has begun"
+        self._grants.setdefault(node, Grant(self.took_over_at)).silent = True
+
+    def release(self, node: str) -> bool:
+        """An operator says that a silent node is off for sure; whether it is a silent one."""
+        found = [self._grants.get(name) for name in (node, f"{node} (removed)")]
+        silent = [grant for grant in found if grant is not None and grant.silent]
+        for grant in silent:
+            grant.released = True
+        for key in self._waiting:
+            self._waiting[key] = self.now
+        return bool(silent)
+
+    def _over_at(self, node: str) -> float:
+        """When nothing fenced can run on ``node`` any more; infinite while nobody knows."""
+        grant = self._grants.get(node)
+        if grant is None:
+            return (self.took_over_at or 0.0) + self.wait_s
+        if grant.released:
+            return -_NEVER
+        if not grant.silent or not grant.guarded:
+            return _NEVER
+        return grant.granted_at + self.wait_s
+
+    # --- slots -------------------------------------------------------------------------------
+
+    def admit(
+        self, service: "Service", slots: Iterable[int], unreported: Iterable[str]
+    ) -> list[int]:
+        """Those of ``slots`` that may be given to a node; the others are noted with the reason.
+
+        Args:
+            service: whose slots they are; its ``unplaced`` takes the reasons.
+            slots: in order.
+            unreported: registered nodes that have not reported since the takeover.
+        """
+        key = service.key
+        self._waiting.pop(key, None)
+        self.templates.add(service.template)
+        takeover, missing = self._takeover_wait(unreported)
+        free: list[int] = []
+        for slot in slots:
+            until, why = takeover, missing
+            for node in self._alive.get((key, slot), {}).values():
+                over_at = self._over_at(node)
+                if over_at > max(until, self.now):
+                    until, why = over_at, self._reason(node, over_at)
+            if until <= self.now:
+                self._alive.pop((key, slot), None)
+                free.append(slot)
+            else:
+                service.unplaced[slot] = f"fenced: {why}"
+                self._waiting[key] = min(until, self._waiting.get(key, _NEVER))
+        return free
+
+    def _takeover_wait(self, unreported: Iterable[str]) -> tuple[float, str]:
+        until = (self.took_over_at or 0.0) + self.wait_s
+        names = [
+            name
+            for name in unreported
+            if not (name in self._grants and self._grants[name].released)
+        ]
+        if not names or until <= self.now:
+            return -_NEVER, ""
+        seconds = math.ceil(until - self.now)
+        return until, f"{', '.join(names[:3])} may run it still; waits {seconds} s for its lease"
+
+    def _reason(self, node: str, over_at: float) -> str:
+        grant = self._grants.get(node)
+        if over_at < _NEVER:
+            seconds = math.ceil(over_at - self.now)
+            return f"it may still run on {node}, whose lease ends in {seconds} s at the latest"
+        if grant is not None and grant.silent:
+            return (
+                f"it may still run on {node}, whose guard was not alive when it was last heard; "
+                f"see that it is off, then: swarmctl node fenced {node}"
+            )
+        return f"waits until it has ended on {node}"
+
+    def tick(self, now: float) -> "list[ServiceKey]":
+        """Services to look at again: a slot of theirs need not wait any longer."""
+        self.now = now
+        return [key for key, until in self._waiting.items() if until <= now]

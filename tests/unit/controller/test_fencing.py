@@ -1,0 +1,232 @@
+"""Fencing in the controller: never two of one slot, whatever is lost, removed or changed."""
+
+import pytest
+from attrs import evolve
+from harness import FakeNode, Harness, cluster, spec
+
+from swarmctl.proto.messages import HeartbeatAck
+from swarmctl.proto.states import InstanceState
+
+# Lease, drift and kill margin: 30 * 1.01 + 5.
+WAIT_S = 35.3
+
+
+class GuardedNode(FakeNode):
+    """A node whose guard lives, or not; and that obeys removals only when it is told to."""
+
+    guarded = True
+
+    def heartbeat(self):
+        return evolve(super().heartbeat(), guarded=self.guarded)
+
+
+def fenced(replicas=1, **changes):
+    made = spec("db", replicas, **changes)
+    return evolve(made, template=evolve(made.template, fenced=True))
+
+
+def guarded_cluster(*names):
+    harness = Harness([GuardedNode(name) for name in names])
+    for name in names:
+        harness.connect(name)
+    harness.run(2)
+    return harness
+
+
+def holder(harness, slot=1):
+    return harness.state.services["default", "db"].holders.get(slot)
+
+
+def until(harness, condition, most_s=200.0):
+    """Seconds until it is so."""
+    began = harness.now
+    while not condition():
+        assert harness.now - began < most_s, "it never came"
+        harness.step()
+        harness.beat()
+    return harness.now - began
+
+
+def where(harness):
+    return harness.running("db").get(1, [])
+
+
+def test_a_lost_nodes_slot_waits_for_its_lease():
+    """Placed anew when the lease, the kill margin and the drift are over, and not before."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (node,) = where(harness)
+    heard_at = harness.now
+    harness.disconnect(node)
+    until(harness, lambda: holder(harness).state is InstanceState.LOST)
+    harness.step()
+    service = harness.state.services["default", "db"]
+    assert f"may still run on {node}" in service.unplaced[1]
+
+    until(harness, lambda: holder(harness).node != node)
+    assert WAIT_S - 2.0 <= harness.now - heard_at <= WAIT_S + 6.0
+
+
+def test_unfenced_services_do_not_wait():
+    """Nothing changes for them."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(spec("db"))
+    harness.run(3)
+    (node,) = where(harness)
+    harness.disconnect(node)
+    assert until(harness, lambda: len(where(harness)) == 2) <= 12.0
+
+
+def test_a_node_that_returns_in_time_keeps_it():
+    """The one that runs is adopted; there is never another."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (node,) = where(harness)
+    first = holder(harness).incarnation
+    harness.disconnect(node)
+    until(harness, lambda: holder(harness).state is InstanceState.LOST)
+    harness.run(5)
+    harness.connect(node)
+    harness.run(40)
+
+    assert holder(harness).incarnation == first
+    assert where(harness) == [node]
+
+
+def test_without_a_live_guard_an_operator_is_asked():
+    """Silence of a node without a guard proves nothing, however long; its operator's word does."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (node,) = where(harness)
+    harness.nodes[node].guarded = False
+    harness.run(2)
+    harness.disconnect(node)
+    harness.run(60)
+    assert where(harness) == [node]
+    service = harness.state.services["default", "db"]
+    assert f"swarmctl node fenced {node}" in service.unplaced[1]
+
+    assert harness.state.fences.release(node)
+    until(harness, lambda: len(where(harness)) == 2, 10.0)
+
+
+def test_nothing_fenced_is_placed_where_no_guard_lives():
+    """A node whose guard is dead takes none; it does when it lives again."""
+    harness = guarded_cluster("n1")
+    harness.nodes["n1"].guarded = False
+    harness.run(2)
+    harness.apply(fenced())
+    harness.apply(spec("web"))
+    harness.run(3)
+    assert where(harness) == []
+    assert len(harness.running("web")) == 1
+    assert "guard" in harness.state.services["default", "db"].unplaced[1]
+
+    harness.nodes["n1"].guarded = True
+    harness.run(3)
+    assert where(harness) == ["n1"]
+
+
+@pytest.mark.parametrize("how", ["changed", "scaled", "removed"])
+def test_a_slot_is_free_when_its_node_says_so(how):
+    """What is told to go blocks its slot until it has gone."""
+    harness = guarded_cluster("n1", "n2", "n3")
+    harness.apply(fenced())
+    harness.run(3)
+    (node,) = where(harness)
+    first = holder(harness).incarnation
+    if how == "scaled":
+        harness.apply(fenced(0))
+        harness.step(deliver=False)
+        harness.apply(fenced())
+    elif how == "changed":
+        harness.apply(fenced(image="newer"))
+    else:
+        harness.state.drop_service(("default", "db"))
+        harness.step(deliver=False)
+        del harness.records["default", "db"]
+        harness.apply(fenced(image="newer"))
+    for _ in range(5):
+        harness.step(deliver=False)
+        assert first in harness.nodes[node].instances
+        assert holder(harness) is None or holder(harness).incarnation == first
+    harness.run(8)
+
+    assert len(where(harness)) == 1
+    assert holder(harness).incarnation != first
+
+
+def test_a_takeover_waits_for_the_longest_lease():
+    """A node that does not report may run it under a lease of the controller before."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (node,) = where(harness)
+    other = "n2" if node == "n1" else "n1"
+    harness.disconnect(node)
+    began = harness.now
+    harness.start(2)
+    harness.connect(other)
+    until(harness, lambda: len(where(harness)) == 2)
+    assert harness.now - began >= WAIT_S - 2.0
+
+
+def test_a_takeover_with_all_nodes_places_at_once():
+    """When everybody has reported, nothing can run unseen."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced(2))
+    harness.run(3)
+    harness.start(2)
+    harness.connect("n1")
+    harness.connect("n2")
+    harness.apply(fenced(3))
+    harness.run(4)
+    assert len(harness.running("db")) == 3
+
+
+def test_a_node_taken_out_of_the_registry_is_waited_for():
+    """It may run on until its lease ends, and nobody will ever hear of it."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (node,) = where(harness)
+    harness.disconnect(node)
+    gone = harness.state.nodes[node]
+    harness.state.fences.removed(node)
+    for instance in list(gone.instances.values()):
+        harness.state.forget(instance)
+    harness.fleet.node_removed(node)
+    harness.sessions.forget(gone)
+    del harness.state.nodes[node]
+    removed = harness.nodes.pop(node)
+    took = until(harness, lambda: bool(where(harness)))
+
+    assert removed.instances
+    assert WAIT_S - 4.0 <= took <= WAIT_S + 6.0
+
+
+def test_leases_are_granted_with_heartbeats_and_not_before_the_node_knows_all():
+    """A node that may still have what was replaced is told so before it may start anything."""
+    harness = cluster("n1")
+    node = harness.nodes["n1"]
+    harness.beat()
+    (ack,) = [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
+    assert ack.lease_s == 30.0
+
+    harness.outbox.clear()
+    harness.connect("n1")
+    harness.sessions.on_message(node.peer, "node:n1", node.heartbeat())
+    (ack,) = [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
+    assert ack.lease_s == 0.0
+
+
+def test_a_controller_that_may_not_grant_grants_nothing():
+    """One that is superseded lets the leases run out."""
+    harness = cluster("n1")
+    harness.state.fences.may_grant = lambda: False
+    harness.beat()
+    (ack,) = [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
+    assert ack.lease_s == 0.0
