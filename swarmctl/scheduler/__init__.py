@@ -5,6 +5,7 @@ from swarmctl.scheduler.explanation import Explanation, Rejection
 from swarmctl.scheduler.filters import Reason
 from swarmctl.scheduler.model import Affinity, Node, Placement, Request
 from swarmctl.scheduler.planner import Batch, Placements, Plan, Unplaced
+from swarmctl.scheduler.rebalance import Move, Resident, plan_moves
 from swarmctl.scheduler.score import Score
 from swarmctl.scheduler.snapshot import Snapshot, explain, plan
 
@@ -14,6 +15,7 @@ __all__ = [
     "Constraint",
     "Explanation",
     "InvalidConstraint",
+    "Move",
     "Node",
     "Placement",
     "Placements",
@@ -21,10 +23,12 @@ __all__ = [
     "Reason",
     "Rejection",
     "Request",
+    "Resident",
     "Score",
     "Snapshot",
     "Unplaced",
     "explain",
     "parse_constraints",
     "plan",
+    "plan_moves",
 ]

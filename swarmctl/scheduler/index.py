@@ -101,12 +101,15 @@ class Index:
         self.moved_by_load: list[int] = []
         self.load_levels: Levels | None = None
         self.levels: dict[str, Levels] = {}
+        # All of these levels: themselves, their cuts, and the column that they follow.
+        self.followers: list[tuple[Levels, list[int], list[int]]] = []
         self.moved: list[int] = []
         # Rows that usage has changed without the index.
         self.changed: set[int] = set()
         self.asked = self.looked = 0
-        # Answers of the facts, at hand: eligible nodes by static filters (a byte each, and as a
-        # set), rows by attribute and value.
+        # Answers of the facts, at hand: schedulable nodes with a driver (a byte each), eligible
+        # nodes by static filters (a byte each, and as a set), rows by attribute and value.
+        self.with_driver: dict[str, bytes] = {}
         self.eligible: dict[tuple[object, ...], tuple[bytes, int]] = {}
         self.by_value: dict[str, Mapping[str | None, Sequence[int]]] = {}
 
@@ -133,7 +136,7 @@ class Index:
             self.moved_by_load.clear()
         ill_cut = self.looked > _LOOKED_MAX * self.asked and self.asked > _ASKED_MIN
         if ill_cut or len(self.moved) > many:
-            self.load_levels, self.levels = None, {}
+            self.load_levels, self.levels, self.followers = None, {}, []
             self.moved.clear()
         if ill_cut or self.asked > _ASKED_MIN:
             self.asked = self.looked = 0
@@ -196,17 +199,19 @@ class Index:
         return None
 
     def _best_pinned(self, request: Request, rows: Sequence[int]) -> int:
-        nodes, driver, constraints = self.facts.nodes, request.driver, request.constraints
-        free, needs = self.free, request.needs
+        constraints, free, needs = request.constraints, self.free, request.needs
+        mask = self.with_driver.get(request.driver)
+        if mask is None:
+            able = self.facts.schedulable & self.facts.with_driver(request.driver)
+            mask = self.with_driver[request.driver] = able.tobytes()
         best, best_key = NOWHERE, (0, 0)
         for row in rows:
-            node = nodes[row]
-            if not node.schedulable or (driver and driver not in node.drivers):
+            if not mask[row]:
                 continue
-            if len(constraints) > 1 and not all(
-                c.matches(node.name, node.labels) for c in constraints
-            ):
-                continue
+            if len(constraints) > 1:
+                node = self.facts.nodes[row]
+                if not all(one.matches(node.name, node.labels) for one in constraints):
+                    continue
             for resource, amount in needs:
                 if free[resource][row] < amount:
                     break
@@ -317,10 +322,13 @@ class Index:
             # The first cut parts the empty nodes from the others.
             cuts = [1, *(full * i // _LOAD_CUTS for i in range(1, _LOAD_CUTS))]
             self.load_levels = Levels(cuts, np.array(self.load, dtype=np.int64))
+            self.followers.append((self.load_levels, self.load_levels.cuts, self.load))
         else:
-            self.load_levels.move(self.moved, self.load)
-        for resource, levels in self.levels.items():
-            levels.move(self.moved, self.free[resource])
+            for row in self.moved:
+                for levels, cuts, column in self.followers:
+                    level = bisect_right(cuts, column[row])
+                    if level != levels.level[row]:
+                        levels.move(row, level)
         self.moved.clear()
         return self.load_levels
 
@@ -330,6 +338,7 @@ class Index:
         free = self.free[resource]
         levels = Levels(_cuts(amounts, max(free, default=0)), np.array(free, dtype=np.int64))
         self.levels[resource] = levels
+        self.followers.append((levels, levels.cuts, free))
         return levels
 
     def _rank(self, row: int) -> int:

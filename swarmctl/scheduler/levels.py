@@ -8,8 +8,8 @@ Row 0 is the *highest* bit.  The first row of a set is then ``bit_length``, whic
 the lowest bit would take ``rows & -rows``, which costs as much as eight intersections.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -37,16 +37,14 @@ class Levels:
         self.at_least = [-1, *(to_set(values >= cut) for cut in cuts)]
         self.level: list[int] = np.searchsorted(cuts, values, side="right").tolist()
 
-    def move(self, rows: Sequence[int], column: Sequence[int]) -> None:
-        """Rows (some of them more than once, perhaps) have the values that the column has."""
-        cuts, levels, at_least, last = self.cuts, self.level, self.at_least, len(self.level) - 1
-        for row in rows:
-            new, old = bisect_right(cuts, column[row]), levels[row]
-            if new != old:
-                levels[row] = new
-                bit = 1 << (last - row)
-                for level in range(new + 1, old + 1) if new < old else range(old + 1, new + 1):
-                    at_least[level] ^= bit
+    def move(self, row: int, level: int) -> None:
+        """A row has a value that reaches so many cuts, ``bisect_right(cuts, value)``."""
+        old = self.level[row]
+        low, high = (old, level) if old < level else (level, old)
+        self.level[row] = level
+        bit = 1 << (len(self.level) - 1 - row)
+        for crossed in range(low + 1, high + 1):
+            self.at_least[crossed] ^= bit
 
     def top(self, rows: int) -> tuple[int, int]:
         """Those of the given rows that are in the highest level any of them reaches.

@@ -171,6 +171,11 @@ class Snapshot:
     def _view(self, usage: Usage) -> View:
         return View(self._facts, usage, lambda service: self._copies.get(service, _NONE))
 
+    def fork(self) -> View:
+        """A view of its own to try things on."""
+        self._settle()
+        return self._view(self._usage.fork())
+
     def plan(self, requests: Sequence[Request], seed: int = 0, ways: Ways = _WAYS) -> Plan:
         """See ``plan``."""
         self._settle()
