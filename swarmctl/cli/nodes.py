@@ -91,6 +91,30 @@ node.add_command(_cordoning("cordon", _CORDON, cordoned=True))
 node.add_command(_cordoning("uncordon", _UNCORDON, cordoned=False))
 node.add_command(drain)
 
+MOVE_COLUMNS: Final = (column("INSTANCE", "instance"), column("FROM", "from"), column("TO", "to"))
+
+
+@node.command("rebalance")
+@click.option("--dry-run", is_flag=True, help="Only show what would be moved.")
+@output_option()
+@click.pass_context
+def node_rebalance(ctx: click.Context, dry_run: bool, output: str) -> None:
+    """Move instances from nodes with much on them to nodes with little, a few at a time.
+
+    Shows what is moved; it goes on alone. Jobs, fenced instances and what keeps data on its node
+    stay where they are.
+    """
+    with clusters.connect(ctx) as client:
+        answer = client.call("node.rebalance", {"dry_run": dry_run})
+    if answer["moves"] or output != "table":
+        show_list(answer["moves"], MOVE_COLUMNS, "instance", output)
+    if not answer["moves"]:
+        print("nothing to move: the nodes are even, as far as they can be", file=sys.stderr)
+    elif answer["more"]:
+        print(f"these are the first {len(answer['moves'])}", file=sys.stderr)
+
+
+
 
 @node.command("label")
 @click.argument("name", shell_complete=clusters.complete_nodes)

@@ -27,6 +27,7 @@ from swarmctl.controller.listening import Listening
 from swarmctl.controller.locks import RecordLocks
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
+from swarmctl.controller.rebalancing import Rebalancing
 from swarmctl.controller.reconciler import Reconciler
 from swarmctl.controller.records import (
     AdminRecord,
@@ -77,6 +78,7 @@ class Cluster:
     listening: Listening = field(factory=lambda: Listening(trio.current_time))
     reconciler: Reconciler = field(init=False)
     drains: Drains = field(init=False)
+    rebalancing: Rebalancing = field(init=False)
     sessions: Sessions = field(init=False)
     deposed: StaleTerm | None = None
     locks: RecordLocks = field(factory=RecordLocks)
@@ -89,6 +91,7 @@ class Cluster:
     def __attrs_post_init__(self) -> None:
         self.reconciler = Reconciler(self.state, self.fleet, self.meters, self.wall)
         self.drains = Drains(self.state, self.fleet)
+        self.rebalancing = Rebalancing(self.state, self.fleet)
         self.sessions = Sessions(
             self.state,
             self.fleet,
@@ -113,12 +116,13 @@ class Cluster:
     @property
     def relocating(self) -> bool:
         """Whether something is to be moved, step by step."""
-        return self.drains.active
+        return self.drains.active or self.rebalancing.active
 
     def relocate(self, now: float) -> None:
         """Take away what is to run elsewhere, as much as may go now; ``now`` is monotonic."""
-        if self.drains.active and self.reconciler.settled:
+        if self.reconciler.settled:
             self.drains.step(now)
+            self.rebalancing.step(now)
 
     def announce(self) -> None:
         """Tell those who watch that something has changed."""
@@ -430,6 +434,7 @@ class Cluster:
         node = self.state.nodes.get(record.name)
         if node is None:
             self._know_node(record)
+            self.rebalancing.node_joined(trio.current_time())
             return
         assert node.record.public_key == record.public_key, "a node's key is pinned"
         node.record = record

@@ -6,6 +6,7 @@ from swarmctl.scheduler.filters import Reason
 from swarmctl.scheduler.model import Affinity, Node, Placement, Request
 from swarmctl.scheduler.planner import Batch, Placements, Plan, Unplaced
 from swarmctl.scheduler.rebalance import Move, Resident, plan_moves
+from swarmctl.scheduler.rebalance import Move, Resident, plan_moves
 from swarmctl.scheduler.score import Score
 from swarmctl.scheduler.snapshot import Snapshot, explain, plan
 
@@ -15,6 +16,7 @@ __all__ = [
     "Constraint",
     "Explanation",
     "InvalidConstraint",
+    "Move",
     "Move",
     "Node",
     "Placement",

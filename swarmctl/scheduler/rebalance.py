@@ -29,6 +29,8 @@ from swarmctl.scheduler.usage import View
 MARGIN: Final = 0.1
 # Instances of a node that are tried: the first few of a service that cannot move say it of all.
 _TRIED_MAX: Final = 64
+# Nodes that have nothing to give before no more are asked: the most loaded ones were.
+_BARREN_MAX: Final = 64
 
 
 @attrs.frozen
@@ -86,7 +88,8 @@ class _Balancer:
         if not giving.any():
             return ()
         made: list[Move] = []
-        while len(made) < moves_max and giving.any():
+        barren = 0
+        while len(made) < moves_max and barren < _BARREN_MAX and giving.any():
             load = view.usage.load
             source = int(np.flatnonzero(giving)[load[giving].argmax()])
             least = load[view.facts.schedulable].min()
@@ -95,6 +98,7 @@ class _Balancer:
             move = self._from(source)
             if move is None:
                 giving[source] = False  # What is on it cannot go, or is too large to.
+                barren += 1
             else:
                 made.append(move)
         return tuple(made)

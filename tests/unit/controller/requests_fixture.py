@@ -8,7 +8,15 @@ import trio
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import Access, admins_only
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.handlers import applying, drains, instances, nodes, services, streams
+from swarmctl.controller.handlers import (
+    applying,
+    drains,
+    instances,
+    nodes,
+    rebalancing,
+    services,
+    streams,
+)
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
 from swarmctl.proto import codec
@@ -47,6 +55,7 @@ class Rig:
             **streams.handlers(self.cluster),
             **nodes.handlers(self.cluster),
             **drains.handlers(self.cluster),
+            **rebalancing.handlers(self.cluster),
         }
         try:
             async with trio.open_nursery() as nursery:
