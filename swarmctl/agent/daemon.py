@@ -198,6 +198,8 @@ class Agent:
             )
             with trio.move_on_after(FIRST_LIST_S):
                 await self._listed.wait()
+                if self._fence is not None:
+                    await self._fence.wait_alive()
             task_status.started(self)
             refusal = await self.session.run()
             nursery.cancel_scope.cancel()

@@ -89,6 +89,9 @@ class Fence(Protocol):
     async def run(self) -> None:
         """Keep it alive until cancelled."""
 
+    async def wait_alive(self) -> None:
+        """Returns when it is alive, or after a few seconds."""
+
 
 class Leases:
     """Turns answers to heartbeats into renewals."""
@@ -183,10 +186,15 @@ class GuardFence:
             _log.error("the fencing guard has ended", code=self._process.returncode)
         # Not by trio: it is to outlive us. Forking takes a moment, so it does so in a thread.
         self._process = await trio.to_thread.run_sync(self._spawn)
+        await self.wait_alive()
+        if self.is_alive:
+            _log.info("fencing guard begins", pid=self._process.pid, folder=str(self.folder))
+
+    async def wait_alive(self) -> None:
+        """See Fence."""
         with trio.move_on_after(GUARD_START_S):
             while not self.is_alive:  # noqa: ASYNC110 - it tells by memory that we share
-                await trio.sleep(guard.BEAT_S / 5)
-            _log.info("fencing guard begins", pid=self._process.pid, folder=str(self.folder))
+                await trio.sleep(guard.BEAT_S / 10)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

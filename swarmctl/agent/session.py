@@ -209,6 +209,7 @@ class Session:
             self._outbox.inventory(),
             supervisor.assignment_digest,
             supervisor.templates_in_use(HELLO_TEMPLATES_BYTES),
+            self._leases.is_guarded,
         )
         try:
             self._send(hello)

@@ -189,6 +189,7 @@ class Sessions:
         node.report_sequence = node.unacknowledged = 0
         self._divergence[node.name] = _Divergence()
         self._state.fences.heard(node.name, now)
+        node.guarded = hello.guarded
         first = not node.reported
         self.losses.brake.returned(node.name)
         node.reported = True

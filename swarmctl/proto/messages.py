@@ -152,7 +152,8 @@ class Hello(Message):
 
     ``boot`` tells two live agents with one key apart: it is random for each start of an agent.
     ``inventory`` is complete; ``templates`` are those of it, by digest: a controller whose store
-    was restored may not know them, and has to count what they take.
+    was restored may not know them, and has to count what they take.  ``guarded`` is as in a
+    :class:`Heartbeat`.
     """
 
     TAG: ClassVar[int] = 3
@@ -166,6 +167,7 @@ class Hello(Message):
     inventory: tuple[InstanceReport, ...] = ()
     assignment_digest: int = 0
     templates: dict[bytes, bytes] = field(factory=dict)
+    guarded: bool = False
 
 
 @frozen

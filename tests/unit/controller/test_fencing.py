@@ -16,6 +16,9 @@ class GuardedNode(FakeNode):
 
     guarded = True
 
+    def hello(self):
+        return evolve(super().hello(), guarded=self.guarded)
+
     def heartbeat(self):
         return evolve(super().heartbeat(), guarded=self.guarded)
 
