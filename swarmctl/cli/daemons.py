@@ -230,7 +230,7 @@ def agent(
         config = AgentConfig(**parts)
         check_drivers(config)  # Before a join token is spent on it.
 
-        async def run(*, task_status: "trio.TaskStatus[None]") -> None:
+        async def run(*, task_status: "trio.TaskStatus[Any]") -> None:
             await run_agent(config, task_status=task_status)
 
         async with trio.open_nursery() as nursery:
