@@ -12,6 +12,7 @@ from swarmctl.proto import limits
 from swarmctl.proto.errors import SwarmError, UserError
 from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import RestartCondition, RestartPolicy, Template
+from swarmctl.spec.sizes import format_duration
 
 # The first restart after a good run: a container killed behind our back is back at once.
 RESTART_FIRST_S: Final = 0.1
@@ -43,7 +44,9 @@ def seconds(value: float) -> str:
     return f"{value:g} s"
 
 
-def after_exit(template: Template, exit_code: int | None, why: str, failures: int) -> Verdict:
+def after_exit(
+    template: Template, exit_code: int | None, why: str, failures: int, span_s: float = 0.0
+) -> Verdict:
     """What follows when an instance that ran has ended.
 
     Args:
@@ -51,6 +54,7 @@ def after_exit(template: Template, exit_code: int | None, why: str, failures: in
         exit_code: None when nobody knows it (it was taken away).
         why: the driver's words for the end, if any.
         failures: ends in a row, this one included, without a good run between them.
+        span_s: seconds since the first of them.
     """
     policy = template.restart
     ended = _end_in_words(exit_code, why)
@@ -63,8 +67,10 @@ def after_exit(template: Template, exit_code: int | None, why: str, failures: in
         return Verdict(None, InstanceState.FAILED, f"gave up after {times} restarts: {ended}")
     wait_s = max(delay_s(failures), policy.delay_s)
     if failures > limits.CRASH_LOOP_RESTARTS:
-        exits = "vanishes" if exit_code is None else f"exits {exit_code}"
-        reason = f"crash loop: {failures} restarts, {exits}, next try in {seconds(wait_s)}"
+        reason = (
+            f"crash loop: {failures} ends in {format_duration(max(1, round(span_s)))}, "
+            f"next try in {seconds(wait_s)}, {_last_end(exit_code, why)}"
+        )
     else:
         reason = f"{ended}; restarts in {seconds(wait_s)}"
     return Verdict(wait_s, InstanceState.STARTING, reason)
@@ -93,6 +99,12 @@ def after_launch_error(
 
 def _exhausted(policy: RestartPolicy, failures: int) -> bool:
     return bool(policy.max_attempts) and failures > policy.max_attempts
+
+
+def _last_end(exit_code: int | None, why: str) -> str:
+    if exit_code is None:
+        return f"last: {_end_in_words(None, why)}"
+    return f"last exit code {exit_code}" + (f" ({why})" if why else "")
 
 
 def _end_in_words(exit_code: int | None, why: str) -> str:

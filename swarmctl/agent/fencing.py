@@ -12,6 +12,7 @@ again finds the guard of the one before; after a boot nothing is left, neither i
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections import deque
@@ -40,6 +41,8 @@ GUARD_SILENT_S: Final = 1.5
 # Looking after it, and the time that a new one gets to show itself.
 LOOK_S: Final = 0.5
 GUARD_START_S: Final = 5.0
+# It looks at its page four times a second.
+GUARD_END_S: Final = 1.0
 # A start has to be over well before the lease: starts take a second, and a few on a busy machine.
 LEASE_LEFT_MIN_S: Final = 5.0
 # Heartbeats whose answer may still come; more are under way only where nobody answers.
@@ -175,11 +178,26 @@ class GuardFence:
         (self._list / str(incarnation)).unlink(missing_ok=True)
 
     async def run(self) -> None:
-        """Keep a guard alive until cancelled; it goes on without us."""
-        while True:
-            if not self.is_alive:
-                await self._start()
-            await trio.sleep(LOOK_S)
+        """Keep a guard alive until cancelled; one that has something to guard stays."""
+        try:
+            while True:
+                if not self.is_alive:
+                    await self._start()
+                await trio.sleep(LOOK_S)
+        finally:
+            if not any(self._list.iterdir()):
+                await self._dissolve()
+
+    async def _dissolve(self) -> None:
+        """Nothing is fenced, and we end: so does the guard, and nothing of it is left."""
+        pid = self._page[guard.GUARD_PID]
+        self._page[guard.GUARD_PID] = 0
+        with trio.move_on_after(GUARD_END_S, shield=True):
+            while guard.began(pid):  # noqa: ASYNC110 - it may be no child of ours
+                await trio.sleep(guard.BEAT_S / 10)
+            if self._process is not None:
+                self._process.poll()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _start(self) -> None:
         if self._process is not None and self._process.poll() is not None:

@@ -49,6 +49,7 @@ class Instance:
     begin (the agent's clock).
     ``serial`` is the supervisor's count at the last observation, against lists that are older.
     ``orphaned`` marks a create that outlived its caller: it is taken away when ``due``.
+    ``failing_since`` is when the first of the ``failures`` was (epoch seconds).
     ``health`` is the watch on its present attempt, or the last one; None without a health check.
     """
 
@@ -90,6 +91,7 @@ class Instance:
     assigned_digest: int = 0
     reported_digest: int = 0
     health: Watch | None = None
+    failing_since: float = 0.0
 
     @property
     def name(self) -> str:
@@ -108,6 +110,13 @@ class Instance:
         if self.applied != self.generation and self.applied != GENERATION_UNKNOWN:
             return Goal.RESTART
         return Goal.RUN
+
+    def failed(self, at: float) -> float:
+        """One more bad end, at ``at`` (epoch seconds); seconds since the first one in a row."""
+        self.failures += 1
+        if self.failures == 1 or not self.failing_since:
+            self.failing_since = at
+        return max(0.0, at - self.failing_since)
 
     @property
     def failed_watch(self) -> Watch | None:
@@ -169,6 +178,7 @@ class Instance:
                 self.exit_code,
                 self.reason,
                 self.since,
+                self.failing_since,
             )
         )
         return packed
@@ -208,6 +218,7 @@ def from_journal(incarnation: int, data: bytes) -> Instance:
             exit_code=values[16],
             reason=values[17],
             since=values[18],
+            failing_since=values[19] if len(values) > 19 else 0.0,
             restored=True,
             journaled=True,
         )

@@ -454,9 +454,9 @@ class Supervisor:
         if template is None:
             self._reject(instance, "this release of the agent cannot read its spec")
             return
-        instance.failures += 1
+        span_s = instance.failed(self.now + self.wall_offset_s)
         verdict = backoff.after_exit(
-            template, instance.exit_code, instance.exit_reason, instance.failures
+            template, instance.exit_code, instance.exit_reason, instance.failures, span_s
         )
         if verdict.delay_s is not None:
             instance.restarts += 1

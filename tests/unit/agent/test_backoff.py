@@ -73,6 +73,23 @@ def test_waits_grow_and_are_bounded():
     assert after_exit(made(ALWAYS, delay=5.0), 1, "", 1).delay_s == 5.0
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "why", "last"),
+    [
+        (1, "", "last exit code 1"),
+        (137, "out of memory", "last exit code 137 (out of memory)"),
+        (None, "unhealthy: no answer within 1 s", "last: unhealthy: no answer within 1 s"),
+        (None, "", "last: it is gone, and not by us"),
+    ],
+)
+def test_a_crash_loop_is_named(exit_code, why, last):
+    """How often in how long, when the next try is, and how the last one ended."""
+    assert "crash loop" not in after_exit(made(ALWAYS), exit_code, why, 3, 100.0).reason
+    verdict = after_exit(made(ALWAYS), exit_code, why, 5, 130.0)
+
+    assert verdict.reason == f"crash loop: 5 ends in 2m10s, next try in 4 s, {last}"
+
+
 def test_unavailable_daemon_is_waited_for_whatever_the_policy():
     """An instance that never ran is not failed because dockerd restarts."""
     verdict = after_launch_error(made(NEVER), DriverUnavailable("dockerd does not answer"), 9)
