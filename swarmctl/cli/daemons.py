@@ -7,6 +7,7 @@ to stop.  What a daemon needs (trio, the store, drivers) is imported when it run
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,6 +18,8 @@ from swarmctl.proto.errors import EnvironmentFault, InvalidSpec, sole_error
 
 if TYPE_CHECKING:
     import trio
+
+    from swarmctl.controller.etcd.address import EtcdAddress
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -63,8 +66,14 @@ def _supervised(command: _F) -> _F:
 @click.option(
     "--store",
     default="",
-    metavar="sqlite:FILE",
-    help="Where intent is kept; a file in --data unless given.",
+    metavar="sqlite:FILE|etcd://HOST:PORT,…",
+    help="Where intent is kept; a file in --data unless given. On etcd there may be several.",
+)
+@click.option(
+    "--join",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Another controller's cluster.key, on etcd; taken from there unless given.",
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="The data folder.")
 @click.option(
@@ -80,6 +89,7 @@ def controller(
     listen: tuple[str, ...],
     advertise: tuple[str, ...],
     store: str,
+    join: Path | None,
     data: Path | None,
     context_name: str,
     fencing_lease: str,
@@ -95,7 +105,10 @@ def controller(
     addresses = tuple(listen_address(one) for one in listen)
     lease_s = _lease(fencing_lease)
     folder = data or default_data("controller")
-    store_file = _store_file(store)
+    etcd = _etcd_address(store)
+    store_file = _store_file(store) if etcd is None else None
+    if join is not None and etcd is None:
+        raise InvalidSpec("a single controller joins no others", "--join", "give --store etcd://…")
 
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
         import trio
@@ -110,10 +123,16 @@ def controller(
             context_name=context_name,
             store_file=store_file,
             fencing_lease_s=lease_s,
+            join=join,
         )
+        run: Any = run_controller
+        if etcd is not None:
+            from swarmctl.controller.candidate import run_candidate
+
+            run = partial(run_candidate, address=etcd)
         try:
             async with trio.open_nursery() as nursery:
-                cluster = await nursery.start(run_controller_in, run_controller, config)
+                cluster = await nursery.start(run_controller_in, run, config)
                 task_status.started({"addresses": list(cluster.addresses)})
                 if notify_fd < 0 and sys.stderr.isatty():
                     _say_the_ways_in(folder)
@@ -360,16 +379,22 @@ def _primary_address() -> str:
         return str(probe.getsockname()[0])
 
 
+def _etcd_address(store: str) -> "EtcdAddress | None":
+    if not store.startswith("etcd:"):
+        return None
+    from swarmctl.controller.etcd.address import parse_etcd
+
+    return parse_etcd(store)
+
+
 def _store_file(store: str) -> Path | None:
     scheme, _, rest = store.partition(":")
     if not store:
         return None
-    if scheme == "etcd":
-        raise InvalidSpec(
-            "the etcd store is not built yet", "--store", "leave --store out: SQLite is embedded"
-        )
     if scheme != "sqlite" or not rest:
-        raise InvalidSpec(f'"{store}" is not a store', "--store", "write sqlite:FILE")
+        raise InvalidSpec(
+            f'"{store}" is not a store', "--store", "write sqlite:FILE or etcd://HOST:PORT,…"
+        )
     return Path(rest.removeprefix("//")).absolute()
 
 

@@ -45,6 +45,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "wait": ("services", "Wait until services run, stop or are gone"),
     "node": ("nodes", "Nodes: ls, inspect, drain, cordon, label, rm"),
     "token": ("nodes", "Join tokens: create, ls, revoke"),
+    "store": ("stores", "The store: backup, restore, migrate, release"),
     "context": ("contexts", "Ways into clusters: ls, use, add, rm"),
     "bench": ("bench", "Measure launches at scale, on simulated nodes"),
     "version": ("listing", "Versions of this command and of the controller"),

@@ -81,6 +81,7 @@ class Cluster:
     rebalancing: Rebalancing = field(init=False)
     sessions: Sessions = field(init=False)
     deposed: StaleTerm | None = None
+    hold: str = ""
     locks: RecordLocks = field(factory=RecordLocks)
     _commits: set[trio.CancelScope] = field(factory=set)
     _stopping: bool = False

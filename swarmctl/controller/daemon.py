@@ -19,7 +19,7 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from swarmctl.controller import completions, records
+from swarmctl.controller import completions, holding, records
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
@@ -31,7 +31,6 @@ from swarmctl.controller.handlers import (
     fencing,
     instances,
     nodes,
-    rebalancing,
     services,
     statistics,
     streams,
@@ -85,9 +84,10 @@ class ControllerConfig:
     """What an operator decides about a controller.
 
     ``advertise`` are the addresses that contexts and tokens carry; empty means those listened
-    on.  ``lost_after_s`` is how long a node may be silent, ``fencing_lease_s`` how long one
-    runs what is fenced without a word from here.  ``store_file`` is the SQLite store,
-    in ``data`` unless given.
+    on.  ``lost_after_s`` is how long a node may be silent, ``fencing_lease_s`` how long one runs
+    what is fenced without a word from here.  ``store_file`` is the SQLite store, in ``data`` unless
+    given; ``join`` another controller's ``cluster.key``.  ``takeover_grace_s`` is what nodes have
+    beyond ``lost_after_s`` to come from the controller that led before.
     """
 
     data: Path
@@ -97,6 +97,8 @@ class ControllerConfig:
     lost_after_s: float = limits.NODE_LOST_S
     fencing_lease_s: float = limits.FENCING_LEASE_S
     store_file: Path | None = None
+    join: Path | None = None
+    takeover_grace_s: float = 0.0
 
 
 async def _open_sqlite(path: Path, cluster_id: str) -> Store:
@@ -133,7 +135,7 @@ async def run_controller(
         access = Access()
         store = await stack.enter_async_context(_open_store(config, edges, identity.cluster_id))
         # Who listens has to know the keys: agents whose key is refused think that it was revoked.
-        await _let_in(access, store)
+        await let_in(access, store)
         # Listening comes before the term: a controller whose port is taken changes nothing.
         keypair = KeyPair(identity.public_key, identity.secret_key)
         listener = await stack.enter_async_context(
@@ -163,7 +165,7 @@ async def _open_store(
         await store.aclose()
 
 
-async def _let_in(access: Access, store: Store) -> None:
+async def let_in(access: Access, store: Store) -> None:
     """The keys in the store, before anything else of it."""
     for key, value in (await store.read(records.ADMIN)).items():
         admin = records.decode(value, AdminRecord, key)
@@ -180,7 +182,9 @@ class Controller:
         self.config = config
         self.cluster = cluster
         self._listener = listener
-        self._started_at = trio.current_time()
+        self._started_at = trio.current_time() + config.takeover_grace_s
+        for node in cluster.state.nodes.values():
+            node.heard_at = self._started_at
         self._to_commit = trio.Event()
         self._enrolments = 0
         self._malformed_by: dict[PeerId, int] = {}
@@ -216,6 +220,7 @@ class Controller:
             wall=wall,
         )
         await cluster.load()
+        cluster.hold = await holding.read(store)
         await _write_ways_in(config, cluster)
         _log.info("term taken", term=term, services=len(cluster.state.services))
         return cls(config, cluster, listener)
@@ -365,6 +370,9 @@ class Controller:
                 raise cluster.deposed
             if cluster.sessions.completions or self._term_is_low:
                 self._to_commit.set()
+            if cluster.hold:
+                cluster.announce()  # What nodes report is shown; they are told nothing.
+                continue
             if not cluster.reconciler.settled:
                 self._settle_if_due()
             if cluster.relocating:
@@ -452,9 +460,9 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
         **instances.handlers(cluster),
         **streams.handlers(cluster),
         **nodes.handlers(cluster),
-        **fencing.handlers(cluster),
+        **holding.handlers(cluster),
         **drains.handlers(cluster),
-        **rebalancing.handlers(cluster),
+        **fencing.handlers(cluster),
     }
 
 

@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from swarmctl.credentials import Context, JoinToken, parse_context, parse_token
 from swarmctl.folder import atomic_write
@@ -50,25 +50,44 @@ def load_or_make(folder: Path) -> ClusterIdentity:
         return _parse(path)
     pair = keys.generate()
     identity = ClusterIdentity(uuid.uuid4().hex, pair.public, pair.secret)
-    text = json.dumps(
-        {"cluster_id": identity.cluster_id, "public_key": pair.public, "secret_key": pair.secret}
-    )
-    atomic_write(path, text.encode(), _PRIVATE)
+    write_identity(folder, identity)
     return identity
+
+
+def write_identity(folder: Path, identity: ClusterIdentity) -> None:
+    """Leave ``identity`` in the folder."""
+    atomic_write(folder / CLUSTER_KEY, json.dumps(asdict(identity)).encode(), _PRIVATE)
 
 
 def _parse(path: Path) -> ClusterIdentity:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), error) from error
+    return parse_identity(text, str(path))
+
+
+def _unreadable(where: str, error: Exception) -> StorageFault:
+    # Its text is not repeated: it could quote the secret.
+    return StorageFault(
+        f"the cluster's key cannot be read: {type(error).__name__}",
+        where,
+        "restore it from a backup: without it no node or administrator knows this cluster",
+    )
+
+
+def parse_identity(text: str, where: str) -> ClusterIdentity:
+    """The identity in a ``cluster.key``.
+
+    Raises:
+        StorageFault: it is damaged.
+    """
+    try:
+        loaded = json.loads(text)
         pair = keys.KeyPair(loaded["public_key"], loaded["secret_key"])
         return ClusterIdentity(str(loaded["cluster_id"]), pair.public, pair.secret)
-    except (OSError, ValueError, KeyError, TypeError, KeyFileError) as error:
-        # Its text is not repeated: it could quote the secret.
-        raise StorageFault(
-            f"the cluster's key cannot be read: {type(error).__name__}",
-            str(path),
-            "restore it from a backup: without it no node or administrator knows this cluster",
-        ) from error
+    except (ValueError, KeyError, TypeError, KeyFileError) as error:
+        raise _unreadable(where, error) from error
 
 
 def _read(path: Path) -> str:
@@ -78,19 +97,35 @@ def _read(path: Path) -> str:
         raise StorageFault(f"it cannot be read: {error.strerror}", str(path)) from error
 
 
-def write_context(
-    folder: Path, identity: ClusterIdentity, addresses: tuple[str, ...], name: str
-) -> Context:
-    """The administrator's context, with a key pair kept over restarts and addresses of now."""
+def read_context(folder: Path) -> Context | None:
+    """The administrator's context in the folder; None when there is none."""
     path = folder / ADMIN_CONTEXT
-    if path.exists():
-        pair = parse_context(_read(path), str(path))
-        public_key, secret_key = pair.public_key, pair.secret_key
-    else:
-        made = keys.generate()
-        public_key, secret_key = made.public, made.secret
+    return parse_context(_read(path), str(path)) if path.exists() else None
+
+
+def write_context(
+    folder: Path,
+    identity: ClusterIdentity,
+    addresses: tuple[str, ...],
+    name: str,
+    pair: keys.KeyPair | None = None,
+) -> Context:
+    """The administrator's context, with a key pair kept over restarts and addresses of now.
+
+    Args:
+        folder: where.
+        identity: whose.
+        addresses: of all controllers.
+        name: of the context.
+        pair: for the first time; made unless given.
+    """
+    path = folder / ADMIN_CONTEXT
+    kept = read_context(folder)
+    if kept is not None:
+        pair = keys.KeyPair(kept.public_key, kept.secret_key)
+    pair = pair or keys.generate()
     context = Context(
-        name, addresses, identity.public_key, public_key, secret_key, identity.cluster_id
+        name, addresses, identity.public_key, pair.public, pair.secret, identity.cluster_id
     )
     atomic_write(path, context.to_json().encode(), _PRIVATE)
     return context

@@ -28,6 +28,7 @@ def handlers(
             "started": cluster.started_at,
             "addresses": list(cluster.addresses),
             "settled": cluster.reconciler.settled,
+            "hold": cluster.hold,
             "nodes": len(cluster.state.nodes),
             "services": len(cluster.state.services),
             "fencing_lease_s": cluster.state.fences.lease_s,

@@ -14,7 +14,7 @@ import outcome
 
 from swarmctl.controller.store.api import Entry, Op, Statistics
 from swarmctl.controller.store.commits import check_term, expected_keys, fold, validate
-from swarmctl.database import Migration, Schema, execute_rows, transaction
+from swarmctl.database import Migration, Schema, execute_rows, reading, transaction
 from swarmctl.groupcommit import GroupCommitter
 from swarmctl.proto.errors import InternalError
 from swarmctl.proto.incarnation import TERM_MAX
@@ -81,6 +81,17 @@ class SqliteStore:
             await store.aclose()
             raise
         return store
+
+    @classmethod
+    def stored_term(cls, path: Path) -> int:
+        """The highest term that the store in ``path`` gave; blocking.
+
+        Raises:
+            StorageFault: it cannot be read.
+        """
+        with reading(path, SCHEMA) as connection:
+            row = connection.execute("SELECT value FROM facts WHERE name = 'term'").fetchone()
+        return int(row[0])
 
     @property
     def cluster_id(self) -> str:

@@ -57,7 +57,7 @@ def test_amounts_have_units_where_people_have_them():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["controller", "--store", "etcd://h1,h2"], "etcd store is not built yet"),
+        (["controller", "--store", "etcd://h1:x,h2"], "is not the address of an etcd"),
         (["controller", "--store", "postgres:x"], '"postgres:x" is not a store'),
         (["controller", "--listen", "nonsense"], '"nonsense" is not an address'),
         (["agent", "--label", "zone"], "not of the form NAME=VALUE"),

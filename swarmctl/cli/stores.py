@@ -1,0 +1,96 @@
+"""``store``: copies of what the controllers keep, made and brought back."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from swarmctl.cli import clusters
+from swarmctl.proto.errors import InvalidSpec, sole_error
+
+if TYPE_CHECKING:
+    from swarmctl.controller.transfer import StoreAddress
+
+_RESTORED: Final = "restored from a backup"
+
+
+@click.group("store")
+def store() -> None:
+    """Back up, restore and move the store; release a cluster that is on hold."""
+
+
+@store.command()
+@click.argument("source", metavar="STORE")
+@click.argument("file", type=click.Path(path_type=Path))
+def backup(source: str, file: Path) -> None:
+    """Copy STORE (sqlite:FILE or etcd://HOST:PORT,…) into FILE, while it is in use.
+
+    Keep the data folder's cluster.key, admin.context and join.token beside it.
+    """
+    _copy(source, f"sqlite:{file}", "")
+
+
+@store.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("target", metavar="STORE")
+def restore(file: Path, target: str) -> None:
+    """Copy FILE, a backup, into STORE, which has to be empty; the cluster begins on hold.
+
+    On hold nothing is started or stopped; look at it with ps, then: swarmctl store release.
+    """
+    _copy(f"sqlite:{file}", target, _RESTORED)
+
+
+@store.command()
+@click.argument("source", metavar="STORE")
+@click.argument("target", metavar="STORE")
+def migrate(source: str, target: str) -> None:
+    """Copy one STORE into another, as from a file to etcd.
+
+    Stop the controller first; then start it with --store and the new one, and the same --data.
+    """
+    _copy(source, target, "")
+
+
+@store.command()
+@click.pass_context
+def release(ctx: click.Context) -> None:
+    """Let a cluster that is on hold go on: what its store says becomes true on the nodes."""
+    with clusters.connect(ctx) as client:
+        was = client.call("store.release")["was"]
+    print(f"released; it was on hold: {was}" if was else "it was not on hold")
+
+
+def _address(text: str) -> "StoreAddress":
+    from swarmctl.controller.etcd.address import SCHEME, parse_etcd
+
+    if text.startswith(SCHEME):
+        return parse_etcd(text, "STORE")
+    scheme, _, rest = text.partition(":")
+    if scheme != "sqlite" or not rest:
+        raise InvalidSpec(f'"{text}" is not a store', "STORE", "write sqlite:FILE or etcd://HOST")
+    return Path(rest.removeprefix("//")).absolute()
+
+
+def _copy(source: str, target: str, hold: str) -> None:
+    import trio
+
+    from swarmctl.controller import transfer
+
+    async def run() -> Any:
+        return await transfer.copy(_address(source), _address(target), hold)
+
+    try:
+        copied = trio.run(run)
+    except BaseExceptionGroup as group:
+        raise sole_error(group) from None
+    print(
+        f"{copied.entries} entries of cluster {copied.cluster_id[:8]} copied; "
+        f"the term is {copied.term} now"
+    )
+    if hold:
+        print("it begins on hold: look with ps, then: swarmctl store release", file=sys.stderr)
+
+
+COMMANDS: Final[dict[str, click.Command]] = {"store": store}

@@ -1,0 +1,306 @@
+"""Several controllers on a real etcd: processes that are killed and frozen, and nodes that go on.
+
+The nodes run the sim driver: what is tested is who leads, and that nothing restarts because of it.
+"""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from lab.etcd import EtcdCluster
+from swarmctl.client import Client
+from swarmctl.credentials import parse_context
+from swarmctl.proto.errors import SwarmError
+from swarmctl.spec import wire
+from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
+from tests.e2e.cluster import Cluster, Daemon, free_port, until
+
+# Lease (4 s), look (0.25 s), start of a leader; and slack for a busy machine.
+FAILOVER_S = 60.0
+
+
+def service(name: str, replicas: int = 4) -> ServiceSpec:
+    resources = Resources(memory_bytes=1 << 20)
+    template = Template(container=ContainerSpec("box"), resources=resources)
+    return ServiceSpec(name, template, replicas=replicas, driver="sim")
+
+
+class Controllers:
+    """Some controllers and nodes; requests go to whoever leads."""
+
+    def __init__(self, folder: Path, etcd: EtcdCluster, count: int) -> None:
+        self.folder = folder
+        self.etcd = etcd
+        self.base = Cluster(folder)
+        self.ports = [free_port() for _ in range(count)]
+        self.controllers = [self.make(number) for number in range(count)]
+        self.agents: list[Daemon] = []
+
+    def make(self, number: int, *more: str) -> Daemon:
+        return self.base.daemon(
+            f"c{number}",
+            *("controller", "--data", str(self.folder / f"c{number}"), "--store", self.etcd.url),
+            *("--listen", f"tcp://127.0.0.1:{self.ports[number]}", *more),
+        )
+
+    def start(self, nodes: int = 2) -> "Controllers":
+        for controller in self.controllers:
+            controller.start()
+        until(lambda: self.leader() is not None, FAILOVER_S, "a leader")
+        for number in range(nodes):
+            self.agents.append(self.agent(f"n{number}"))
+        for agent in self.agents:
+            agent.start()
+        self.await_ready()
+        return self
+
+    def agent(self, name: str, token_of: int = 0) -> Daemon:
+        return self.base.daemon(
+            name,
+            *("agent", "--name", name, "--data", str(self.folder / name), "--drivers", "sim"),
+            *("--join", str(self.folder / f"c{token_of}" / "join.token")),
+        )
+
+    def await_ready(self) -> None:
+        def ready() -> bool:
+            states = {one["node"]: one["state"] for one in self.ask("node.list")}
+            return all(states.get(agent.name) == "ready" for agent in self.agents)
+
+        until(ready, FAILOVER_S, "nodes ready")
+
+    # --- who leads ----------------------------------------------------------------------------
+
+    def leader(self) -> int | None:
+        """The number of who leads, by what the etcd says."""
+        import swarmctl.controller.etcd.client as etcd
+        from swarmctl.controller.etcd.address import parse_etcd
+
+        address = parse_etcd(self.etcd.url)
+        client = etcd.EtcdClient(address)
+        try:
+            found = etcd.entries(client.range(address.key("leader"), deadline_s=5))
+        finally:
+            client.close()
+        if not found:
+            return None
+        (port,) = (one.rpartition(":")[2] for one in json.loads(found[0][1])["addresses"])
+        return self.ports.index(int(port))
+
+    def await_leader(self, other_than: int = -1) -> int:
+        return until(
+            lambda: [one] if (one := self.leader()) not in (None, other_than) else [],
+            FAILOVER_S,
+            "another leader",
+        )[0]
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def client(self, of: int | None = None) -> Client:
+        """By the context that controller ``of`` wrote; by default whichever is there."""
+        numbers = range(len(self.controllers)) if of is None else [of]
+        path = next(p for n in numbers if (p := self.folder / f"c{n}" / "admin.context").exists())
+        return Client(parse_context(path.read_text(encoding="utf-8"), str(path)))
+
+    def ask(self, method: str, params=None, timeout_s: float = 10.0):
+        """As a user who tries again does."""
+
+        def attempt():
+            try:
+                with self.client() as client:
+                    return [client.call(method, params or {}, timeout_s=timeout_s)]
+            except SwarmError:
+                return []
+
+        return until(attempt, FAILOVER_S, method)[0]
+
+    def client_at(self, number: int) -> Client:
+        """By one controller alone."""
+        path = self.folder / f"c{number}" / "admin.context"
+        context = parse_context(path.read_text(encoding="utf-8"), str(path))
+        return Client(evolve(context, addresses=(f"tcp://127.0.0.1:{self.ports[number]}",)))
+
+    def asked_at(self, number: int, method: str, params=None):
+        """One request there, which has to work at once: no second try."""
+        with self.client_at(number) as client:
+            return client.call(method, params or {}, timeout_s=20.0)
+
+    def refusal(self) -> list[SwarmError]:
+        """How a write fails now; empty if it does not."""
+        spec = wire.encode_service(service("refused", 0))
+        try:
+            with self.client() as client:
+                client.call("service.apply", {"services": [spec]}, timeout_s=12.0)
+        except SwarmError as error:
+            return [error]
+        return []
+
+    def apply(self, *specs: ServiceSpec) -> None:
+        self.ask("service.apply", {"services": [wire.encode_service(one) for one in specs]})
+
+    def runs(self) -> dict[str, tuple[str, str, int]]:
+        """Instance to what tells one run from another."""
+        return {
+            one["instance"]: (one["node"], one["runtime_id"], one["restarts"])
+            for one in self.ask("instance.list", {"names": [], "all": True})
+            if one["state"] == "running"
+        }
+
+    def await_running(self, count: int) -> dict[str, tuple[str, str, int]]:
+        until(lambda: len(self.runs()) == count, FAILOVER_S, f"{count} running")
+        return self.runs()
+
+    def close(self) -> None:
+        for daemon in self.base.others:
+            if daemon.process is not None:
+                daemon.process.send_signal(signal.SIGCONT)
+                daemon.kill()
+
+
+@pytest.fixture
+def etcd(tmp_path: Path):
+    with EtcdCluster(tmp_path / "etcd", 3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def controllers(tmp_path: Path, etcd: EtcdCluster):
+    made = Controllers(tmp_path, etcd, 3)
+    try:
+        yield made.start()
+    finally:
+        print(made.base.logs())  # noqa: T201 - captured
+        made.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_another_leads_when_the_leader_is(controllers: Controllers, number: signal.Signals):
+    """Writes are taken again within seconds; every instance runs on; the old one does no harm."""
+    controllers.apply(service("web", 6))
+    before = controllers.await_running(6)
+    old = controllers.await_leader()
+
+    began = time.monotonic()
+    controllers.controllers[old].send_signal(number)
+    if number == signal.SIGKILL:
+        controllers.controllers[old].ended()
+    controllers.apply(service("after", 2))
+    took_s = time.monotonic() - began
+    print(f"failover: {took_s:.2f} s")  # noqa: T201 - captured
+
+    new = controllers.await_leader(old)
+    after = controllers.await_running(8)
+    assert {name: run for name, run in after.items() if name.startswith("web.")} == before
+    if number == signal.SIGSTOP:
+        controllers.controllers[old].send_signal(signal.SIGCONT)
+    else:
+        controllers.controllers[old].start()
+    # The old one follows: what it is asked it passes on, and nothing of what it knew is done.
+    assert controllers.asked_at(old, "node.list")
+    controllers.apply(service("web", 3))
+    controllers.await_running(5)
+    assert controllers.leader() == new
+    assert took_s < FAILOVER_S
+
+
+def test_any_controller_answers_by_the_leader(controllers: Controllers):
+    """Reads, writes and streams at each of three, whoever's context is used."""
+    for number in range(3):
+        spec = wire.encode_service(service(f"s{number}", 2))
+        controllers.asked_at(number, "service.apply", {"services": [spec]})
+        with controllers.client_at(number) as client:
+            params = {"names": [f"s{number}"], "for": "running", "timeout_s": 20.0}
+            with client.stream("service.wait", params) as stream:
+                for _ in stream:
+                    pass
+                assert stream.result is not None
+    for number in range(3):
+        services = controllers.asked_at(number, "service.list")
+        assert {one["service"] for one in services} == {"s0", "s1", "s2"}
+
+
+def test_the_cluster_outlives_who_made_it(controllers: Controllers, tmp_path: Path):
+    """The first controller and its folder are gone for good: its token and context still work."""
+    first = controllers.await_leader()
+    token, context = (
+        (tmp_path / f"c{first}" / name).read_text() for name in ("join.token", "admin.context")
+    )
+    controllers.controllers[first].kill()
+    shutil.rmtree(tmp_path / f"c{first}")
+    controllers.await_leader(first)
+
+    (tmp_path / "kept.token").write_text(token)
+    late = controllers.base.daemon(
+        "late",
+        *("agent", "--name", "late", "--data", str(tmp_path / "late"), "--drivers", "sim"),
+        *("--join", str(tmp_path / "kept.token")),
+    )
+    late.start()
+    controllers.agents.append(late)
+    controllers.await_ready()
+    with Client(parse_context(context, "kept")) as client:
+        assert len(client.call("node.list")) == 3
+    # An empty folder becomes a controller of the same cluster.
+    controllers.controllers[first].start()
+    again = parse_context((tmp_path / f"c{first}" / "admin.context").read_text(), "again")
+    assert again.public_key == parse_context(context, "kept").public_key
+
+
+def test_a_node_learns_of_a_controller_that_came_later(tmp_path: Path, etcd: EtcdCluster):
+    """It joined when there was one; that one goes, and it finds the other."""
+    cluster = Controllers(tmp_path, etcd, 2)
+    second = cluster.controllers.pop()
+    try:
+        cluster.start(nodes=1)
+        cluster.controllers.append(second)
+        second.start()
+        known = tmp_path / "n0" / "node.json"
+        until(lambda: str(cluster.ports[1]) in known.read_text(), FAILOVER_S, "it is known")
+        cluster.controllers[0].kill()
+        (tmp_path / "c0" / "admin.context").unlink()
+        cluster.await_leader(0)
+        cluster.await_ready()
+    finally:
+        print(cluster.base.logs())  # noqa: T201 - captured
+        cluster.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_etcds_members_fail_one_then_two(
+    controllers: Controllers, etcd: EtcdCluster, number: signal.Signals
+):
+    """One of three is not missed. Two: nothing stops, writes are refused by name, then it heals."""
+    controllers.apply(service("web", 4))
+    before = controllers.await_running(4)
+
+    etcd.members[0].send_signal(number)
+    controllers.apply(service("one", 1))
+    controllers.await_running(5)
+
+    etcd.members[1].send_signal(number)
+    until(lambda: "majority" in str(controllers.refusal()), FAILOVER_S, "a refusal by name")
+    for member in etcd.members[:2]:
+        if number == signal.SIGSTOP:
+            member.send_signal(signal.SIGCONT)
+        else:
+            member.kill()
+            etcd.spawn(member)
+    controllers.apply(service("two", 1))
+    after = controllers.await_running(6)
+    assert {name: run for name, run in after.items() if name.startswith("web.")} == before
+
+
+def test_a_revoked_token_stays_revoked(controllers: Controllers, tmp_path: Path):
+    """Whoever leads next has a file with the token, and does not take it for news."""
+    (token,) = controllers.ask("token.list")
+    controllers.ask("token.revoke", {"id": token["id"]})
+    old = controllers.await_leader()
+    controllers.controllers[old].kill()
+    controllers.await_leader(old)
+    assert not controllers.ask("token.list")
+    new = controllers.await_leader(old)
+    assert not (tmp_path / f"c{new}" / "join.token").exists()

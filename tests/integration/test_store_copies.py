@@ -1,0 +1,127 @@
+"""Copies of a store: between SQLite and etcd, into a file and back, and what they refuse."""
+
+from contextlib import aclosing
+
+import pytest
+import trio
+
+from swarmctl.controller import transfer
+from swarmctl.controller.holding import HOLD
+from swarmctl.controller.store.api import Put
+from swarmctl.controller.store.chunks import ChunkedStore
+from swarmctl.controller.store.etcd import EtcdStore
+from swarmctl.controller.store.sqlite import SqliteStore
+from swarmctl.proto.errors import Conflict, NotFound, StaleTerm, StorageFault
+from tests.integration.etcd_fixture import etcd, own_address
+from tests.integration.test_store_etcd_faults import client, grant
+
+__all__ = ["client", "etcd"]
+
+ENTRIES = {f"service/default/s{n:03}": bytes([n]) * (n * 20_000) for n in range(60)}
+
+
+async def opened(address):
+    if hasattr(address, "members"):
+        inner = await EtcdStore.open(address, new_cluster_id=lambda: "ab" * 16)
+    else:
+        inner = await SqliteStore.open(address, new_cluster_id=lambda: "ab" * 16)
+    return ChunkedStore(inner)
+
+
+async def fill(address):
+    store = await opened(address)
+    await store.take_term(above=41)
+    for key, value in ENTRIES.items():
+        await store.commit([Put(key, value)])
+    return store
+
+
+@pytest.mark.parametrize("way", ["to etcd", "to sqlite", "etcd to etcd"])
+async def test_all_of_it_is_copied_and_the_old_one_is_behind(etcd, tmp_path, way):
+    """Every entry, however large; the cluster's id; and a term that nodes take for newer."""
+    file = tmp_path / "store" / "store.db"
+    file.parent.mkdir()
+    source, target = {
+        "to etcd": lambda: (file, own_address(etcd)),
+        "to sqlite": lambda: (own_address(etcd), file),
+        "etcd to etcd": lambda: (own_address(etcd), own_address(etcd)),
+    }[way]()
+    async with aclosing(await fill(source)) as old:
+        copied = await transfer.copy(source, target)
+        assert copied.entries == len(ENTRIES)
+        assert copied.cluster_id == "ab" * 16
+        assert copied.term == old.term + 1
+        # Its own store did not change: it goes on until it is stopped, with the older term.
+        await old.commit([Put("later", b"")])
+    async with aclosing(await opened(target)) as new:
+        assert await new.read() == ENTRIES
+        assert new.cluster_id == "ab" * 16
+        assert await new.take_term() > copied.term
+
+
+async def test_a_backup_comes_back_on_hold(etcd, tmp_path):
+    """From etcd into a file, and into another etcd: all of it, and the reason of the hold."""
+    source, file, target = own_address(etcd), tmp_path / "backup.db", own_address(etcd)
+    async with aclosing(await fill(source)):
+        await transfer.copy(source, file)
+    await transfer.copy(file, target, "restored")
+    async with aclosing(await opened(target)) as store:
+        entries = await store.read()
+        assert entries.pop(HOLD) == b"restored"
+        assert entries == ENTRIES
+
+
+async def test_nothing_is_overwritten(etcd, tmp_path):
+    """A target with something in it, of another cluster, or in use is left as it is."""
+    source, target = tmp_path / "a" / "store.db", own_address(etcd)
+    source.parent.mkdir()
+    async with aclosing(await fill(source)):
+        pass
+    await transfer.copy(source, target)
+    with pytest.raises(Conflict, match="not empty"):
+        await transfer.copy(source, target)
+    other = own_address(etcd)
+    async with aclosing(await EtcdStore.open(other, new_cluster_id=lambda: "cd" * 16)):
+        pass
+    with pytest.raises(Conflict, match="another cluster"):
+        await transfer.copy(source, other)
+    with pytest.raises(NotFound):
+        await transfer.copy(tmp_path / "none.db", own_address(etcd))
+
+
+async def test_a_store_that_is_led_is_no_target(etcd, tmp_path, client):
+    """A controller that runs there would not know what was written under it."""
+    source, target = tmp_path / "store.db", own_address(etcd)
+    async with aclosing(await fill(source)):
+        pass
+    await trio.to_thread.run_sync(grant, client, target)
+    with pytest.raises(Conflict, match="controller"):
+        await transfer.copy(source, target)
+
+
+async def test_a_truncated_backup_is_refused(etcd, tmp_path):
+    """Named as damaged, with what to do; nothing of it is restored, and it is left as it is."""
+    source, target = tmp_path / "store.db", own_address(etcd)
+    async with aclosing(await fill(source)):
+        pass
+    whole = source.read_bytes()
+    source.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StorageFault, match="damaged") as caught:
+        await transfer.copy(source, target)
+    assert caught.value.hint
+    assert source.read_bytes() == whole[: len(whole) // 2]
+    async with aclosing(await opened(target)) as store:
+        assert await store.read() == {}
+
+
+async def test_the_old_store_cannot_come_back_over_the_new(etcd, tmp_path):
+    """Once a controller on the copy has a term, the copier's own is stale."""
+    source, target = tmp_path / "store.db", own_address(etcd)
+    async with aclosing(await fill(source)):
+        pass
+    await transfer.copy(source, target)
+    async with aclosing(await opened(target)) as first, aclosing(await opened(target)) as second:
+        await first.take_term()
+        await second.take_term()
+        with pytest.raises(StaleTerm):
+            await first.commit([Put("a", b"")])
