@@ -18,6 +18,7 @@ from typing import Final
 
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet, request_for
+from swarmctl.controller.preempting import Preempting
 from swarmctl.controller.records import SlotWish
 from swarmctl.controller.state import (
     ClusterState,
@@ -63,6 +64,7 @@ class Reconciler:
         # Services of which only the slots before this one were looked at.
         self._resume: dict[ServiceKey, int] = {}
         self.settled = False
+        self.preempting = Preempting(state, fleet)
         # Instances given to nodes so far.
         self.assigned = 0
 
@@ -79,6 +81,9 @@ class Reconciler:
         if state.capacity_changed:
             state.capacity_changed = False
             self._retry_unplaced()
+        if self.preempting.active:
+            # First: what they were waiting for must not go to others.
+            self._resume.update(dict.fromkeys(self.preempting.settle(), 1))
         requests: list[Request] = []
         wanting: dict[str, Service] = {}
         left = slots_max
@@ -96,6 +101,7 @@ class Reconciler:
             if slots and service.record.spec.template.fenced:
                 silent = [one.name for one in state.nodes.values() if not one.reported]
                 slots = state.fences.admit(service, slots, silent)
+            slots = self.preempting.asking(service, slots)
             if slots:
                 requests.append(request_for(service, slots))
                 wanting[scheduler_key(key)] = service
@@ -207,6 +213,8 @@ class Reconciler:
             # It is tried again and again: what stays as it was is no news.
             if not service.history or service.history[-1][1] != happened:
                 service.history.append((now, happened))
+        if made.unplaced and self.settled:
+            self.preempting.unplaced(made.unplaced, wanting, now)
 
     def _assign(self, service: Service, slot: int, node: str, now: float) -> None:
         state = self._state

@@ -68,6 +68,20 @@ def fitting(view: View, request: Request, copies: Ints) -> Bools:
     return _keep_affine(view, request, copies, fits)
 
 
+def eligible_but_for_room(view: View, request: Request) -> Bools:
+    """Which nodes could take a copy if there were room, by row."""
+    fits = view.facts.eligible(request).copy()
+    for resource, amount in request.needs:
+        if resource in view.facts.capacity:
+            fits &= view.facts.capacity[resource] >= amount
+        else:
+            fits &= False
+    copies = view.copies(request.service)
+    if request.max_per_node:
+        fits &= copies < request.max_per_node
+    return _keep_affine(view, request, copies, fits)
+
+
 def room(view: View, request: Request, copies: Ints) -> Ints:
     """How many copies each node can take, by row, as long as nothing else is placed."""
     limit = request.max_per_node or _NO_LIMIT
