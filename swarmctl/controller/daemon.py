@@ -31,6 +31,7 @@ from swarmctl.controller.handlers import (
     fencing,
     instances,
     nodes,
+    rebalancing,
     services,
     statistics,
     streams,
@@ -462,6 +463,7 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
         **nodes.handlers(cluster),
         **holding.handlers(cluster),
         **drains.handlers(cluster),
+        **rebalancing.handlers(cluster),
         **fencing.handlers(cluster),
     }
 
