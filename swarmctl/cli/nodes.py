@@ -114,8 +114,6 @@ def node_rebalance(ctx: click.Context, dry_run: bool, output: str) -> None:
         print(f"these are the first {len(answer['moves'])}", file=sys.stderr)
 
 
-
-
 @node.command("label")
 @click.argument("name", shell_complete=clusters.complete_nodes)
 @click.argument("labels", nargs=-1, required=True, metavar="K=V|K-...")

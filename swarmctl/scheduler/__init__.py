@@ -6,7 +6,6 @@ from swarmctl.scheduler.filters import Reason
 from swarmctl.scheduler.model import Affinity, Node, Placement, Request
 from swarmctl.scheduler.planner import Batch, Placements, Plan, Unplaced
 from swarmctl.scheduler.rebalance import Move, Resident, plan_moves
-from swarmctl.scheduler.rebalance import Move, Resident, plan_moves
 from swarmctl.scheduler.score import Score
 from swarmctl.scheduler.snapshot import Snapshot, explain, plan
 
@@ -16,7 +15,6 @@ __all__ = [
     "Constraint",
     "Explanation",
     "InvalidConstraint",
-    "Move",
     "Move",
     "Node",
     "Placement",

@@ -176,11 +176,6 @@ class Snapshot:
         self._settle()
         return self._view(self._usage.fork())
 
-    def fork(self) -> View:
-        """A view of its own to try things on."""
-        self._settle()
-        return self._view(self._usage.fork())
-
     def plan(self, requests: Sequence[Request], seed: int = 0, ways: Ways = _WAYS) -> Plan:
         """See ``plan``."""
         self._settle()
