@@ -233,6 +233,7 @@ class Candidate:
                 controller = await Controller.start(
                     config, self._identity.cluster, access, listener, store
                 )
+                controller.cluster.state.fences.may_grant = lambda: self._election.leads_surely
                 await self._let_relays_in(controller)
                 self._access = access
                 async with trio.open_nursery() as nursery:

@@ -142,6 +142,14 @@ class Election:
         self._standing.clear()
         self._stir.set()
 
+    @property
+    def leads_surely(self) -> bool:
+        """Whether we lead at this moment by our own clock, whatever was last looked at.
+
+        A process that was stopped asks this before it grants what only a leader may.
+        """
+        return self._leads and self._now() < self._renewed_at + LEASE_TTL_S
+
     async def wait_change(self) -> None:
         """Wait until :attr:`view` is another."""
         await self._changed.wait()

@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from swarmctl.agent import guard
-from swarmctl.agent.fencing import GuardFence, Leases, NotFenced
+from swarmctl.agent.fencing import GuardFence, Leases, NotFenced, guard_command
 
 PATIENCE_S = 10.0
 SLEEP = [sys.executable, "-S", "-c", "import sys, time; print(flush=True); time.sleep(600)"]
@@ -236,3 +236,17 @@ def test_a_containers_cgroup_is_never_above_it(path, own):
 def test_a_domain_is_known_by_its_argument(cmdline, is_one):
     """Not by mentioning the UUID: whoever looks for it is not it."""
     assert guard.is_domain(cmdline, frozenset({b"u-1"})) is is_one
+
+
+def test_the_executable_is_a_guard_too(fence, victim, monkeypatch):
+    """The one-file binary has no module to run: it takes a command that nobody types."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert guard_command() == [sys.executable, "guard"]
+    _, name = victim
+    command = [sys.executable, "-P", "-m", "swarmctl", "guard", str(fence.folder)]
+    process = subprocess.Popen(command)
+    until(lambda: fence.is_alive, "the guard")
+    fence.enlist(7, name)
+    until(lambda: ended(victim[0]), "the end")
+    fence._page[guard.GUARD_PID] = 0
+    assert process.wait(PATIENCE_S) == 0

@@ -4,6 +4,8 @@ import pytest
 from attrs import evolve
 from harness import FakeNode, Harness, cluster, spec
 
+from swarmctl.controller.election import LEASE_TTL_S, Election, Place
+from swarmctl.controller.etcd.address import EtcdAddress
 from swarmctl.proto.messages import HeartbeatAck
 from swarmctl.proto.states import InstanceState
 
@@ -233,3 +235,16 @@ def test_a_controller_that_may_not_grant_grants_nothing():
     harness.beat()
     (ack,) = [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
     assert ack.lease_s == 0.0
+
+
+async def test_a_leader_that_was_stopped_knows_by_its_clock_that_it_may_not_grant():
+    """Between waking up and hearing of it, one whose lease in etcd is over grants nothing."""
+    clock = [100.0]
+    address = EtcdAddress(("127.0.0.1:1",))
+    election = Election(address, Place("c1", ("tcp://127.0.0.1:1",)), now=lambda: clock[0])
+    assert not election.leads_surely
+    election._leads, election._renewed_at = True, 100.0
+    clock[0] += LEASE_TTL_S - 0.1
+    assert election.leads_surely
+    clock[0] += 0.2
+    assert not election.leads_surely
