@@ -214,6 +214,10 @@ class FenceBook:
             )
         return f"waits until it has ended on {node}"
 
+    def waits(self, key: "ServiceKey") -> bool:
+        """Whether a slot of the service waits for what time alone brings about."""
+        return self._waiting.get(key, _NEVER) < _NEVER
+
     def tick(self, now: float) -> "list[ServiceKey]":
         """Services to look at again: a slot of theirs need not wait any longer."""
         self.now = now

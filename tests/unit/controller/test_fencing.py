@@ -68,6 +68,7 @@ def test_a_lost_nodes_slot_waits_for_its_lease():
     harness.step()
     service = harness.state.services["default", "db"]
     assert f"may still run on {node}" in service.unplaced[1]
+    assert harness.state.fences.waits(service.key)
 
     until(harness, lambda: holder(harness).node != node)
     assert WAIT_S - 2.0 <= harness.now - heard_at <= WAIT_S + 6.0
@@ -113,6 +114,7 @@ def test_without_a_live_guard_an_operator_is_asked():
     assert where(harness) == [node]
     service = harness.state.services["default", "db"]
     assert f"swarmctl node fenced {node}" in service.unplaced[1]
+    assert not harness.state.fences.waits(service.key)
 
     assert harness.state.fences.release(node)
     until(harness, lambda: len(where(harness)) == 2, 10.0)
