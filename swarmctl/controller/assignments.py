@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 _ENTRY_BYTES: Final = 48
 _GROUP_BYTES: Final = 256
 _TEMPLATE_BYTES: Final = 32
+# All of them, for an instance that shares nothing.
+_ENTRY_MAX_BYTES: Final = _ENTRY_BYTES + _GROUP_BYTES + _TEMPLATE_BYTES
 
 
 def dispatch(
@@ -49,16 +51,25 @@ def pending(state: ClusterState, node: Node) -> list[Assign]:
     told = [one for one in instances if not one.quarantined]
     node.dirty.clear()
     node.needs_full = False
+    if len(told) * _ENTRY_MAX_BYTES + _templates_bytes(state, told) <= limits.ASSIGN_PART_BYTES:
+        return [_message(state, node, told, full=full)]
     return [
         _message(state, node, part, full=full and number == 0)
         for number, part in enumerate(_parts(state, node, told))
     ]
 
 
+def _templates_bytes(state: ClusterState, instances: Iterable[Instance]) -> int:
+    """What all templates of ``instances`` take at the most."""
+    encoded = state.templates
+    return sum([len(encoded.get(name, b"")) for name in {one.template for one in instances}])
+
+
 def _message(
     state: ClusterState, node: Node, instances: Sequence[Instance], *, full: bool
 ) -> Assign:
-    kept = [one for one in instances if not one.removing]
+    removed = tuple([one.incarnation for one in instances if one.removing])
+    kept = [one for one in instances if not one.removing] if removed else instances
     node.assignment_version += 1
     message = Assign(
         cluster_id=state.cluster_id,
@@ -67,7 +78,7 @@ def _message(
         full=full,
         templates=_new_templates(state, node, kept),
         groups=_grouped(kept),
-        removed=tuple(one.incarnation for one in instances if one.removing),
+        removed=removed,
     )
     node.known_templates.update(message.templates)
     return message
@@ -110,10 +121,16 @@ def _new_templates(
 def _grouped(instances: Iterable[Instance]) -> tuple[AssignedGroup, ...]:
     groups: dict[tuple[tuple[str, str], bytes, str], list[tuple[int, int, int, int, int]]] = {}
     for one in instances:
-        groups.setdefault((one.key, one.template, one.driver), []).append(
-            (one.slot, one.incarnation, int(one.desired), one.generation, one.carried_restarts)
-        )
+        entry = (one.slot, one.incarnation, int(one.desired), one.generation, one.carried_restarts)
+        of = (one.key, one.template, one.driver)
+        found = groups.get(of)
+        if found is None:
+            groups[of] = [entry]
+        else:
+            found.append(entry)
     return tuple(
-        AssignedGroup(key[1], key[0], template, driver, tuple(entries))
-        for (key, template, driver), entries in groups.items()
+        [
+            AssignedGroup(key[1], key[0], template, driver, tuple(entries))
+            for (key, template, driver), entries in groups.items()
+        ]
     )

