@@ -65,14 +65,22 @@ class Listening:
         """All of the batch was taken in."""
         self._busy = False
 
-    async def look(self) -> None:
-        """Notice that nothing arrives: the receiver has its turn and gets nothing."""
+    async def look(self) -> bool:
+        """Notice that nothing arrives: the receiver has its turn and gets nothing; whether so."""
         batches = self._batches
         for _ in range(_ROUNDS):
             await trio.lowlevel.checkpoint()
-        if batches == self._batches and not self._busy:
-            self._heard(self._now())
-            self._round, self._round_began = 0, self._now()
+        if batches != self._batches or self._busy:
+            return False
+        self._heard(self._now())
+        self._round, self._round_began = 0, self._now()
+        return True
+
+    async def catch_up(self, longest_s: float) -> None:
+        """Give way to the receiver until it has taken in all that arrived, or for ``longest_s``."""
+        until = self._now() + longest_s
+        while not await self.look() and self._now() < until:
+            pass
 
     def _heard(self, until: float) -> None:
         """All that had arrived by ``until`` is read."""

@@ -1,6 +1,7 @@
 """The storm brake, and the clock by which silence is measured."""
 
 import pytest
+import trio
 
 from swarmctl.controller.listening import Listening
 from swarmctl.controller.storm import StormBrake, is_storm
@@ -250,3 +251,25 @@ def test_a_flood_does_not_hide_a_node_for_ever():
         clock.now += 0.5
         listening.took(1_000, 1_000, emptied=False)
     assert listening.time() - began > 40
+
+
+@pytest.mark.parametrize(("batches", "least_s", "most_s"), [(3, 0.3, 0.4), (100, 1.0, 1.2)])
+async def test_giving_way_ends_when_all_that_arrived_is_read(batches, least_s, most_s):
+    """Or after the longest time, while more comes in than is read."""
+    clock = _Clock()
+    listening = Listening(clock)
+    began = clock.now
+
+    async def receive():
+        for _ in range(batches):
+            listening.took(100, 1_000, emptied=False)
+            clock.now += 0.1
+            await trio.lowlevel.checkpoint()
+            listening.done()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await listening.catch_up(1.0)
+        took_s = clock.now - began
+        nursery.cancel_scope.cancel()
+    assert least_s - 0.01 <= took_s <= most_s + 0.01
