@@ -29,6 +29,8 @@ class Outbox:
         self._supervisor = supervisor
         self._sequence = 0
         self._under_way: deque[tuple[int, tuple[int, ...]]] = deque()
+        # The last sequence that was used when :meth:`nudge` was asked before.
+        self._nudged = 0
         self.inventory_digest = 0
 
     @property
@@ -150,6 +152,20 @@ class Outbox:
                 # Unless the controller asked once more while this was under way.
                 if incarnation not in self._supervisor.unsent_gone:
                     self._supervisor.gone.pop(incarnation, None)
+
+    def nudge(self) -> Report | None:
+        """An empty report, when something sent before the last call is not acknowledged yet.
+
+        An acknowledgement covers all reports before it.  Should one have been lost, this asks for
+        another; what a lost report told, the digests show.
+        """
+        overdue = bool(self._under_way) and self._under_way[0][0] <= self._nudged
+        if overdue:
+            self._sequence += 1
+            # In place of the last one's: however often this is asked, it takes no more room.
+            self._under_way[-1] = (self._sequence, self._under_way[-1][1])
+        self._nudged = self._sequence
+        return Report(self._sequence, ()) if overdue else None
 
     def _built(self, instance: Instance) -> InstanceReport:
         self._count(

@@ -315,6 +315,8 @@ class Session:
     def _beat(self) -> None:
         if not self.machine.is_open:
             return
+        if (nudge := self._outbox.nudge()) is not None:
+            self._send(nudge)
         self._sequence += 1
         self._leases.sent(self._sequence)
         self._send(

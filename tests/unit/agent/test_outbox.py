@@ -50,6 +50,28 @@ def test_removal_is_told_until_it_is_acknowledged():
     assert node.outbox.next_report() is None
 
 
+def test_an_acknowledgement_that_was_lost_is_asked_for():
+    """At the second heartbeat after a report; nothing stays under way for ever, nor grows."""
+    node = node_with(1)
+    node.run()
+    assert node.outbox.nudge() is None
+    node.unwant(1)
+    node.assign(removed=(1,))
+    for _ in range(20):
+        node.act()
+        if node.ops:
+            node.answer(node.ops[0])
+    removal = node.outbox.next_report()
+    assert node.outbox.nudge() is None
+    nudges = [node.outbox.nudge() for _ in range(outbox.REPORTS_UNDER_WAY_MAX)]
+
+    assert [one.sequence - removal.sequence for one in nudges] == list(range(1, 33))
+    assert not node.outbox.full
+    node.outbox.acknowledged(nudges[-1].sequence)
+    assert node.supervisor.gone == {}
+    assert node.outbox.nudge() is None
+
+
 def test_report_taken_back_is_told_later():
     """News that the link did not take are not lost, and the order of sequences holds."""
     node = node_with(3)
