@@ -1,0 +1,151 @@
+"""Run seeds: ``python -m tests.sim.world --seeds 200 --seed-base 0``; see ``--help``.
+
+Every seed runs in a worker process with ``PYTHONHASHSEED=0``; workers share the seeds evenly and
+write one line of JSON a seed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from queue import SimpleQueue
+
+from tests.sim.world.report import Summary
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.world", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200, help="how many, unless --for is given")
+    parser.add_argument("--seed-base", type=int, default=0, help="the first")
+    parser.add_argument("--for", type=float, default=0.0, dest="for_s", help="seconds to run")
+    parser.add_argument("--at-least", type=int, default=200, help="seeds, whatever --for says")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--plant", default="", help="a bug to plant; see plants.py")
+    parser.add_argument("--until-found", action="store_true", help="end at the first that fails")
+    parser.add_argument("--show", action="store_true", help="every event of the first seed")
+    parser.add_argument("--worker", type=int, default=-1, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _seeds(options, worker, began):
+    """The seeds of one worker, as long as there is time."""
+    number = 0
+    while True:
+        offset = worker + number * options.jobs
+        if options.for_s:
+            enough = offset >= options.at_least
+            if enough and time.monotonic() - began > options.for_s:
+                return
+        elif offset >= options.seeds:
+            return
+        yield options.seed_base + offset
+        number += 1
+
+
+def _work(options):
+    from tests.sim.world.plants import planted
+    from tests.sim.world.world import run_seed
+
+    with planted(options.plant):
+        for seed in _seeds(options, options.worker, time.monotonic()):
+            began = time.process_time()
+            world = run_seed(seed)
+            books = world.books
+            line = {
+                "seed": seed,
+                "digest": world.trace.digest,
+                "events": world.trace.events,
+                "nodes": len(world.machines),
+                "cpu_s": time.process_time() - began,
+                "calm_after_s": world.calm_after_s,
+                "fired": dict(books.fired),
+                "checked": dict(books.checked),
+                "violations": books.violations,
+            }
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+
+def _show(options):
+    from tests.sim.world.plants import planted
+    from tests.sim.world.world import run_seed
+
+    with planted(options.plant):
+        world = run_seed(options.seed_base, keep_trace=True)
+    for line in world.trace.lines:
+        print(line)
+    print(f"{world.trace.events} events, digest {world.trace.digest}")
+    for text in world.books.violations:
+        print(f"VIOLATED {text}")
+    return 1 if world.books.violations else 0
+
+
+def _supervise(options):
+    """Start the workers, and sum up what they say."""
+    summary = Summary(options.plant)
+    lines = SimpleQueue()
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.sim.world", "--worker", str(n), *sys.argv[1:]],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+        )
+        for n in range(options.jobs)
+    ]
+    readers = [
+        threading.Thread(target=_read, args=(worker, lines), daemon=True) for worker in workers
+    ]
+    for reader in readers:
+        reader.start()
+    left = len(workers)
+    try:
+        while left and not (options.until_found and summary.failed):
+            line = lines.get()
+            if line is None:
+                left -= 1
+            else:
+                summary.add(json.loads(line))
+    except KeyboardInterrupt:
+        summary.interrupted = True
+    finally:
+        for worker in workers:
+            worker.terminate() if worker.poll() is None else None
+        broken = [worker.wait() for worker in workers]
+    early = summary.interrupted or (options.until_found and summary.failed)
+    summary.broken = [] if early else [code for code in broken if code]
+    return summary.tell()
+
+
+def _read(worker, lines):
+    for line in worker.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def main():
+    """What the arguments say; the exit code."""
+    options = _arguments()
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # The order of sets is part of a run.
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.sim.world", *sys.argv[1:]],
+            os.environ | {"PYTHONHASHSEED": "0"},
+        )
+    if options.show:
+        return _show(options)
+    if options.worker >= 0:
+        try:
+            _work(options)
+        except KeyboardInterrupt:
+            pass  # The one who started us sums up.
+        return 0
+    return _supervise(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""What goes wrong: each fault is a function that begins it, waits, and lets it end.
+
+A seed enables about half of them (so that they meet in ever other combinations) and begins one of
+those every second or so.  What they count as fired is their effect: a drop is a payload lost.
+"""
+
+import trio
+
+from swarmctl.proto.errors import LaunchFailed
+from swarmctl.transport.memory import Direction
+from tests.sim.world.disks import FULL, USUAL_SYNC_S
+from tests.sim.world.processes import Killer
+
+# A process is killed at one of its next steps; busy ones take hundreds a second.
+_STEPS = (1, 5, 20, 60, 200)
+
+
+async def _crash_controller(world):
+    await _kill_at_some_step(world, world.controllers[world.serving], "crash-controller")
+
+
+async def _crash_agent(world):
+    await _kill_at_some_step(world, world.random.choice(world.agents), "crash-agent")
+
+
+async def _kill_at_some_step(world, process, fault):
+    def done(was_alive):
+        if was_alive:
+            world.books.fire(fault, process.name)
+
+    killer = Killer(process, world.random.randint(1, world.random.choice(_STEPS)), done)
+    killer.arm()
+    await trio.sleep(world.random.uniform(0.5, 4.0))
+    killer.disarm()
+
+
+def _kill_within(world, process, fault):
+    """A hook: kill ``process`` within the time that it is given."""
+
+    def kill():
+        if process.kill():
+            world.books.fire(fault, process.name)
+
+    return lambda within_s: world.later(world.random.uniform(0.0, within_s), kill)
+
+
+async def _crash_mid_commit(world):
+    process = world.controllers[world.serving]
+    world.disk.on_write = _kill_within(world, process, "crash-mid-commit")
+    await trio.lowlevel.checkpoint()
+
+
+async def _crash_mid_write(world):
+    for machine in world.random.sample(world.machines, 4):
+        process = world.agent_of(machine)
+        machine.journal.on_write = _kill_within(world, process, "crash-mid-write")
+    await trio.lowlevel.checkpoint()
+
+
+async def _crash_mid_call(world):
+    for machine in world.random.sample(world.machines, 4):
+        machine.on_call = _kill_within(world, world.agent_of(machine), "crash-mid-call")
+    await trio.lowlevel.checkpoint()
+
+
+async def _crash_machine(world):
+    machine = world.random.choice(world.machines)
+    process = world.agent_of(machine)
+    process.wanted = False
+    try:
+        process.kill()
+        machine.lose_power()
+        world.books.fire("crash-machine", machine.name)
+        await trio.sleep(world.random.uniform(0.5, 10.0))
+    finally:
+        process.wanted = True
+
+
+async def _crash_instance(world):
+    machine = world.random.choice(world.machines)
+    running = sorted(machine.running())
+    if running:
+        machine.kill_instance(world.random.choice(running))
+        world.books.fire("crash-instance", machine.name)
+    await trio.lowlevel.checkpoint()
+
+
+async def _crash_many(world):
+    """Several agents and the controller at once, as when a rack loses power for a moment."""
+    victims = world.random.sample(world.agents, world.random.randint(2, 6))
+    killed = [process.kill() for process in [world.controllers[world.serving], *victims]]
+    world.books.fire("crash-many", sum(killed))
+    await trio.lowlevel.checkpoint()
+
+
+async def _usurp(world):
+    """A second controller begins on the same store, and the first, cut off, does not know."""
+    old = world.serving
+    if not world.controllers[old].alive or world.usurping:
+        await trio.lowlevel.checkpoint()
+        return
+    world.usurping = True
+    endpoint = world.endpoints[old]
+    try:
+        world.isolate_controller(old)
+        world.serving = 1 - old
+        world.controllers[1 - old].wanted = True
+        world.controllers[old].wanted = False
+        world.books.fire("usurp", endpoint)
+        await trio.sleep(world.random.uniform(1.0, 10.0))
+    finally:
+        world.controllers[old].kill()
+        world.network.sever(endpoint=endpoint)
+        world.usurping = False
+        world.network.unblock()  # All: a partition that began earlier ends, too.
+
+
+async def _drop(world):
+    world.network.drop = world.random.uniform(0.02, 0.4)
+    await _for_a_while(world)
+    world.network.drop = 0.0
+
+
+async def _delay(world):
+    world.network.slow, world.network.slow_s = world.random.uniform(0.1, 1.0), 1.5
+    await _for_a_while(world)
+    world.network.slow = 0.0
+
+
+async def _duplicate(world):
+    world.network.duplicate = world.random.uniform(0.05, 0.5)
+    await _for_a_while(world)
+    world.network.duplicate = 0.0
+
+
+async def _reorder(world):
+    world.network.reorder = world.random.uniform(0.05, 0.5)
+    await _for_a_while(world)
+    world.network.reorder = 0.0
+
+
+async def _for_a_while(world):
+    await trio.sleep(world.random.uniform(1.0, 8.0))
+
+
+async def _partition(world):
+    await _partition_of(world, "partition", None)
+
+
+async def _partition_to_agents(world):
+    await _partition_of(world, "partition-to-agents", Direction.TO_LINK)
+
+
+async def _partition_to_controller(world):
+    await _partition_of(world, "partition-to-controller", Direction.TO_LISTENER)
+
+
+async def _partition_of(world, name, direction):
+    count = world.random.choice((1, 1, 2, 5, len(world.machines)))
+    some = world.random.sample(world.machines, count)
+    for machine in some:
+        world.network.block(public_key=world.keys[machine.name].public, direction=direction)
+    world.books.fire(name, count)
+    await trio.sleep(world.random.uniform(0.5, 12.0))
+    world.network.unblock()  # All: a partition that began later ends early.
+    world.restore_isolation()
+
+
+async def _sever(world):
+    if world.random.random() < 0.5:
+        cut = world.network.sever()
+    else:
+        machine = world.random.choice(world.machines)
+        cut = world.network.sever(public_key=world.keys[machine.name].public)
+    world.books.fire("sever", cut, times=bool(cut))
+    await trio.lowlevel.checkpoint()
+
+
+async def _slow_store(world):
+    world.disk.slow(world.random.uniform(0.05, 1.0))
+    world.books.fire("slow-store")
+    await _for_a_while(world)
+    world.disk.slow(USUAL_SYNC_S)
+
+
+async def _stalled_store(world):
+    world.disk.hold()
+    world.books.fire("stalled-store")
+    await trio.sleep(world.random.uniform(0.5, 4.0))
+    world.disk.release()
+
+
+async def _full_store(world):
+    world.disk.full = True
+    await trio.sleep(world.random.uniform(0.5, 5.0))
+    world.disk.full = False
+
+
+async def _slow_journal(world):
+    some = world.random.sample(world.machines, 5)
+    for machine in some:
+        machine.journal.sync_s = world.random.uniform(0.05, 2.0)
+    world.books.fire("slow-journal")
+    await _for_a_while(world)
+    for machine in some:
+        machine.journal.sync_s = USUAL_SYNC_S
+
+
+async def _full_journal(world):
+    some = world.random.sample(world.machines, 8)
+    for machine in some:
+        machine.journal.fault = FULL
+    await _for_a_while(world)
+    for machine in some:
+        machine.journal.fault = None
+
+
+async def _driver_away(world):
+    machine = world.random.choice(world.machines)
+    machine.host.reachable = False
+    await _for_a_while(world)
+    machine.host.reachable = True
+
+
+async def _driver_silent(world):
+    machine = world.random.choice(world.machines)
+    if machine.silent is None:
+        machine.silent = trio.Event()
+        await trio.sleep(world.random.uniform(1.0, 12.0))
+        machine.speak()
+    else:
+        await trio.lowlevel.checkpoint()
+
+
+async def _driver_fails(world):
+    for machine in world.random.sample(world.machines, 5):
+        what = world.random.choice(("create", "start", "stop", "remove"))
+        machine.host.fail_next(what, LaunchFailed("chance says so", machine.name))
+    world.books.fire("driver-fails")
+    await trio.lowlevel.checkpoint()
+
+
+async def _events_lost(world):
+    machine = world.random.choice(world.machines)
+    machine.host.lose_events(world.owner(machine.name))
+    world.books.fire("events-lost", machine.name)
+    await trio.lowlevel.checkpoint()
+
+
+async def _clock_drifts(world):
+    for clock in world.random.sample(world.clocks, 5):
+        clock.drift(world.random.uniform(-0.05, 0.05))
+    world.books.fire("clock-drift")
+    await trio.lowlevel.checkpoint()
+
+
+async def _clock_steps(world):
+    clock = world.random.choice(world.clocks)
+    clock.offset_s += world.random.uniform(-1, 1) * 10 ** world.random.uniform(0, 5)
+    world.books.fire("clock-step")
+    await trio.lowlevel.checkpoint()
+
+
+FAULTS = {
+    "crash-controller": _crash_controller,
+    "crash-agent": _crash_agent,
+    "crash-mid-commit": _crash_mid_commit,
+    "crash-mid-write": _crash_mid_write,
+    "crash-mid-call": _crash_mid_call,
+    "crash-machine": _crash_machine,
+    "crash-instance": _crash_instance,
+    "crash-many": _crash_many,
+    "usurp": _usurp,
+    "drop": _drop,
+    "delay": _delay,
+    "duplicate": _duplicate,
+    "reorder": _reorder,
+    "partition": _partition,
+    "partition-to-agents": _partition_to_agents,
+    "partition-to-controller": _partition_to_controller,
+    "sever": _sever,
+    "slow-store": _slow_store,
+    "stalled-store": _stalled_store,
+    "store-full": _full_store,
+    "slow-journal": _slow_journal,
+    "journal-full": _full_journal,
+    "driver-away": _driver_away,
+    "driver-silent": _driver_silent,
+    "driver-fails": _driver_fails,
+    "events-lost": _events_lost,
+    "clock-drift": _clock_drifts,
+    "clock-step": _clock_steps,
+}
+# Effects that no fault is chosen for: crashes bring them.
+EFFECTS = ("unsynced-commit-lost", "unsynced-journal-lost", "call-outlives-caller", "partitioned")

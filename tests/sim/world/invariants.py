@@ -1,0 +1,207 @@
+"""What must hold, whatever happens; and what must hold again once it has stopped happening."""
+
+from collections import Counter
+
+from swarmctl.controller.records import SlotWish
+from swarmctl.proto.errors import Conflict, Refused, StaleTerm, StorageFault
+from swarmctl.proto.states import NodeState
+from swarmctl.spec import wire
+from tests.sim.world.machines import CPU_MILLIS
+
+# Two instances of a fenced service never run at once: looked at once nodes keep leases.
+FENCING_IS_BUILT = False
+# By these a daemon may end by itself: its disk, a successor, a session that still counts, or a
+# key that its controller, which has only begun, does not know yet.
+_ENDINGS = (StorageFault, StaleTerm, Conflict, Refused)
+
+
+class Invariants:
+    """Looks at one world."""
+
+    def __init__(self, world):
+        self.world = world
+        self.homes = {}
+
+    # --- at every step ------------------------------------------------------------------------
+
+    def created(self, machine, launch):
+        """A machine has an instance more."""
+        home = self.homes.setdefault(launch.incarnation, machine.name)
+        self.world.books.check(
+            "incarnation-on-one-node",
+            home == machine.name,
+            lambda: f"{launch.instance} ({launch.incarnation}) on {home} and {machine.name}",
+        )
+
+    def journaled(self, machine, launch):
+        """An agent is about to create."""
+        self.world.books.check(
+            "journaled-before-created",
+            machine.journal.has(launch.incarnation),
+            lambda: f"{launch.instance} on {machine.name}",
+        )
+
+    def started(self, machine, instance):
+        """An instance begins to run."""
+        world = self.world
+        world.trace.note("started", machine.name, instance.launch.instance)
+        used = sum(
+            one.launch.template.resources.cpu_millis or 0 for one in machine.alive().values()
+        )
+        world.books.check(
+            "within-capacity", used <= CPU_MILLIS, lambda: f"{machine.name} runs {used} millis"
+        )
+        if FENCING_IS_BUILT and instance.launch.service == "fenced":
+            twins = [
+                other.name
+                for other in world.machines
+                for one in other.alive().values()
+                if (one.launch.service, one.launch.slot)
+                == (instance.launch.service, instance.launch.slot)
+            ]
+            world.books.check("fenced-runs-once", len(twins) == 1, lambda: f"on {twins}")
+
+    def process_ended(self, process, error):
+        """A daemon ended by itself."""
+        self.world.books.check(
+            "ends-for-a-reason",
+            isinstance(error, _ENDINGS),
+            lambda: f"{process.name}: {type(error).__name__}: {error}",
+        )
+
+    # --- once the faults have stopped ---------------------------------------------------------
+
+    def differences(self):
+        """What is not yet as it should be, in words; nothing when all is."""
+        records = self.world.disk.services()
+        found = self._intruders(records)
+        for name, record in records.items():
+            found += self._job(name, record) if record.spec.template.job else self._slots(record)
+        return found + self._controller()
+
+    def _intruders(self, records):
+        """Instances that nobody asked for."""
+        found = []
+        for machine in self.world.machines:
+            for one in machine.book.values():
+                record = records.get(one.launch.service)
+                wanted = (
+                    record is not None
+                    and one.launch.slot <= record.spec.replicas
+                    and record.wish(one.launch.slot) is not SlotWish.REMOVED
+                )
+                if not wanted:
+                    found.append(f"{one.launch.instance} is on {machine.name}, and not wanted")
+        return found
+
+    def _holders(self, name):
+        """Slot to the instances that run, with their machines."""
+        found = {}
+        for machine in self.world.machines:
+            for one in machine.alive().values():
+                if one.launch.service == name:
+                    found.setdefault(one.launch.slot, []).append((machine, one))
+        return found
+
+    def _slots(self, record):
+        name, found = record.spec.name, []
+        holders = self._holders(name)
+        restarted = next(one for one in self.world.users if one.name == name).restarted_at
+        wanted = wire.digest(wire.encode_template(record.spec.template))
+        for slot in range(1, record.spec.replicas + 1):
+            there = holders.get(slot, [])
+            runs = record.wish(slot) is SlotWish.RUNNING
+            if len(there) != runs:
+                nodes = [machine.name for machine, _ in there]
+                found.append(f"{name}.{slot} should run {runs:d} times and does on {nodes}")
+            for machine, one in there:
+                if wire.digest(wire.encode_template(one.launch.template)) != wanted:
+                    found.append(f"{name}.{slot} on {machine.name} is of an older spec")
+                if one.started_at < restarted.get(slot, 0.0):
+                    found.append(f"{name}.{slot} on {machine.name} was not restarted")
+        return found
+
+    def _job(self, name, record):
+        missing = set(range(1, record.spec.replicas + 1)) - set(record.completed)
+        found = [f"{name}.{slot} is not completed" for slot in sorted(missing)]
+        return found + [f"{name}.{slot} still runs" for slot in self._holders(name)]
+
+    def _controller(self):
+        """The serving controller sees what there is."""
+        cluster = self.world.cluster
+        if cluster is None:
+            return ["no controller serves"]
+        found = [] if cluster.reconciler.settled else ["the controller has not settled"]
+        for machine in self.world.machines:
+            node = cluster.state.nodes.get(machine.name)
+            if node is None:
+                found.append(f"{machine.name} is not registered")
+                continue
+            if node.state is not NodeState.READY:
+                found.append(f"{machine.name} is {node.state.value} {node.reasons}")
+            agent = self.world.agent_of(machine).value
+            if agent is None:
+                found.append(f"{machine.name} is not supervised")
+                continue
+            found += self._pictures(machine, agent, node)
+        return found
+
+    def _pictures(self, machine, agent, node):
+        """The controller's picture of a node is its agent's, and that is the machine's."""
+        found = []
+        known, seen = agent.supervisor.instances, set(node.instances)
+        if seen != set(known):
+            found.append(
+                f"{machine.name}: controller or agent alone has {sorted(seen ^ set(known))}"
+            )
+        if not set(machine.book) <= set(known):
+            found.append(f"{machine.name}: {sorted(set(machine.book) - set(known))} not supervised")
+        jobs = {one.name for one in self.world.users if one.job}
+        taken = sum(
+            self._cpu_millis(one.service) for one in known.values() if one.service not in jobs
+        )
+        counted = self.world.cluster.fleet.snapshot.allocated(machine.name).get("cpu_millis", 0)
+        if taken != counted:
+            found.append(f"{machine.name}: {counted} millis allocated, {taken} taken")
+        return found
+
+    def _cpu_millis(self, service):
+        return next(one for one in self.world.users if one.name == service).cpu_millis
+
+    # --- nothing is left over -----------------------------------------------------------------
+
+    def leaks(self):
+        """What is still there though nobody needs it, in words."""
+        world, cluster = self.world, self.world.cluster
+        left = {
+            "completions": len(cluster.sessions.completions),
+            "locks": len(cluster.locks),
+            "commits": len(cluster._commits),
+            "leaving": len(cluster.state.leaving),
+            "quarantined": len(cluster.state.quarantine),
+            "requests of the controller": len(cluster.caller._pending),
+            "unplaced": sum(len(one.unplaced) for one in cluster.state.services.values()),
+            "untold": sum(len(one.dirty) for one in cluster.state.nodes.values()),
+            "sessions": len(cluster.sessions._by_peer) - len(world.machines),
+            "wires": len(world.network.wires) - len(world.machines),
+        }
+        counts = Counter()
+        for process in world.agents:
+            agent = process.value
+            if agent is None:
+                return [f"{process.name} does not supervise"]
+            counts[process.tasks()] += 1
+            left[f"reports of {process.name}"] = (
+                len(agent.outbox._under_way)
+                + len(agent.supervisor.gone)
+                + len(agent.supervisor.unsent_gone)
+                + len(agent.supervisor.dirty)
+            )
+            left[f"records of {process.name}"] = sum(
+                number >= 1 << 40 and number not in agent.supervisor.instances
+                for number in agent._journal._records
+            )
+        found = [f"{count} {what}" for what, count in left.items() if count]
+        if len(counts) != 1:
+            found.append(f"agents have different numbers of tasks at rest: {dict(counts)}")
+        return found

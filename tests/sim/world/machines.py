@@ -1,0 +1,192 @@
+"""A node: its instances, its driver, its clock, its disk; what outlives its agent."""
+
+import random
+
+import attrs
+import trio
+
+from swarmctl.agent.drivers.api import Phase
+from swarmctl.agent.drivers.sim import EXIT_KILLED, Delay, SimDriver, SimHost, SimSettings
+from swarmctl.agent.facts import Machine as MachineFacts
+from swarmctl.proto.errors import DriverUnavailable
+from tests.sim.world.disks import Journal
+
+# Two to five instances: together they take up to two thirds of all machines.
+CPU_MILLIS = 500
+# Virtual time begins at 0; a clock of the day does not.
+_EPOCH_S = 1_700_000_000.0
+_DELAYS = {
+    "prepare": Delay(0.0, 0.2),
+    "create": Delay(0.0, 0.1),
+    "start": Delay(0.0, 0.2),
+    "stop": Delay(0.0, 0.5),
+}
+# All alike, and with room: what is short on the machine that runs the test is not our affair.
+FACTS = MachineFacts(4, 2**33, 2**32, 2**36, 2**35)
+
+
+@attrs.define
+class Clock:
+    """What a machine takes for the time of day: ``rate`` too fast, and ``offset_s`` ahead."""
+
+    rate: float = 0.0
+    offset_s: float = 0.0
+
+    def at(self, true_s):
+        """Its time of day at the virtual time ``true_s``."""
+        return _EPOCH_S + true_s * (1.0 + self.rate) + self.offset_s
+
+    def now(self):
+        """Its time of day."""
+        return self.at(trio.current_time())
+
+    def drift(self, rate):
+        """Run faster by ``rate`` from now on, without a step."""
+        self.offset_s += trio.current_time() * (self.rate - rate)
+        self.rate = rate
+
+
+class Host(SimHost):
+    """The instances of a machine. Its books are watched: ``on_start`` and ``on_create``."""
+
+    def __init__(self, machine, settings):
+        super().__init__(settings)
+        self.machine = machine
+
+    def create(self, owner, launch):
+        new = launch.incarnation not in self.book(owner)
+        instance = super().create(owner, launch)
+        if new:
+            self.machine.world.invariants.created(self.machine, launch)
+        return instance
+
+    def start(self, owner, launch, *, tell=True):
+        present = self.book(owner).get(launch.incarnation)
+        again = present is not None and present.alive
+        instance = super().start(owner, launch, tell=tell)
+        if not again:
+            self.machine.world.invariants.started(self.machine, instance)
+        return instance
+
+    def _tell(self, owner, event):
+        self.machine.world.trace.note("event", self.machine.name, event.kind.value)
+        super()._tell(owner, attrs.evolve(event, at=self.machine.clock.at(event.at)))
+
+
+class Driver(SimDriver):
+    """The daemon of a machine as its agent sees it: slow, and now and then away or silent."""
+
+    def __init__(self, owner, host):
+        super().__init__(owner, host)
+        self.machine = host.machine
+
+    async def create(self, launch):
+        self.machine.world.invariants.journaled(self.machine, launch)
+        return await self._effect("create", super().create(launch), launch)
+
+    async def start(self, launch):
+        return self._told(await self._effect("start", super().start(launch), launch))
+
+    async def list(self):
+        return [self._told(one) for one in await super().list()]
+
+    def _told(self, found):
+        """The daemon tells the machine's time of day."""
+        at = self.machine.clock.at
+        return attrs.evolve(
+            found,
+            started_at=at(found.started_at) if found.started_at else 0.0,
+            finished_at=at(found.finished_at) if found.finished_at else 0.0,
+        )
+
+    async def _effect(self, what, call, launch):
+        """A call whose caller may die before the effect, after it, or while the daemon works."""
+        if self.machine.on_call is not None:
+            on_call, self.machine.on_call = self.machine.on_call, None
+            on_call(0.2)
+        try:
+            result = await call
+        except trio.Cancelled:
+            self.machine.abandoned(what, self.owner, launch)
+            raise
+        await trio.sleep(self.machine.random.uniform(0.0, 0.02))
+        return result
+
+    async def _meet(self, operation, effect=None):
+        self.machine.world.trace.note("call", self.machine.name, operation)
+        if self.machine.silent is not None:
+            self.machine.world.books.fire("driver-silent", self.machine.name, operation)
+            await self.machine.silent.wait()
+            raise DriverUnavailable("the simulated daemon was restarted", "sim")
+        if not self.host.reachable:
+            self.machine.world.books.fire("driver-away", self.machine.name, operation)
+        await super()._meet(operation, effect)
+
+    async def probe(self):
+        if self.machine.silent is not None:
+            await self.machine.silent.wait()
+        return await super().probe()
+
+
+@attrs.define(eq=False)
+class Machine:
+    """A node; ``silent`` is set while its daemon takes calls and answers none."""
+
+    world: object
+    name: str
+    folder: object
+    random: random.Random
+    clock: Clock = attrs.field(factory=Clock)
+    silent: trio.Event | None = None
+    on_call: object = None
+    host: Host = attrs.field(init=False)
+    journal: Journal = attrs.field(init=False)
+
+    def __attrs_post_init__(self):
+        settings = SimSettings(**_DELAYS, seed=self.random.getrandbits(32))
+        self.host = Host(self, settings)
+        self.journal = Journal(self.world.books, self.name, self.random)
+
+    @property
+    def book(self):
+        """Its instances, by incarnation."""
+        return self.host.book(self.world.owner(self.name))
+
+    def alive(self):
+        """Its instances that run."""
+        return {number: one for number, one in self.book.items() if one.alive}
+
+    def running(self):
+        """Its instances that run and are not on their way out."""
+        return {n: one for n, one in self.book.items() if one.phase is Phase.RUNNING}
+
+    def kill_instance(self, incarnation):
+        """Behind its agent's back."""
+        self.host.kill(self.world.owner(self.name), incarnation)
+
+    def lose_power(self):
+        """All that ran has ended, and nobody is told."""
+        owner = self.world.owner(self.name)
+        for one in self.alive().values():
+            self.host._end(owner, one, EXIT_KILLED, trio.current_time())
+
+    def abandoned(self, what, owner, launch):
+        """A call's caller is gone; the daemon may carry it out all the same, a little later."""
+        if not self.host.reachable or self.random.random() < 0.5:
+            return
+        effect = self.host.create if what == "create" else self.host.start
+        if what == "start" and launch.incarnation not in self.host.book(owner):
+            return
+        self.world.books.fire("call-outlives-caller", self.name, what)
+        self.world.later(self.random.uniform(0.0, 1.0), lambda: self._finish(effect, owner, launch))
+
+    def _finish(self, effect, owner, launch):
+        gone = effect == self.host.start and launch.incarnation not in self.host.book(owner)
+        if not gone:
+            effect(owner, launch)
+
+    def speak(self):
+        """Its daemon answers again; calls under way are told that it was restarted."""
+        if self.silent is not None:
+            self.silent.set()
+            self.silent = None

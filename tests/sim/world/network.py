@@ -1,0 +1,69 @@
+"""The wires: what is lost, late, doubled or out of order, and who cannot reach whom.
+
+Clients' connections behave like TCP: what arrives, arrives once and in order.  Between agents and
+controllers payloads may also be doubled and overtake each other: messages of the session are to
+bear that (DESIGN 1.3).
+"""
+
+from zlib import crc32
+
+from swarmctl.transport.memory import Direction, MemoryNetwork, Stray
+
+# A network of one building.
+_USUAL_S = (0.0005, 0.005)
+
+
+class Network(MemoryNetwork):
+    """The network of one run. Rates (0 to 1) and ``slow_s`` are set by faults."""
+
+    def __init__(self, books, random):
+        super().__init__()
+        self.books = books
+        self.random = random
+        self.names = {}
+        self.tcp_only = set()
+        self.drop = 0.0
+        self.duplicate = 0.0
+        self.reorder = 0.0
+        self.slow = 0.0
+        self.slow_s = 0.0
+        self.fate = self._decide
+
+    def calm(self):
+        """No more faults."""
+        self.drop = self.duplicate = self.reorder = self.slow = 0.0
+        self.unblock()
+
+    def _decide(self, passage):
+        name = self.names.get(passage.public_key, "?")
+        way = "->" if passage.direction is Direction.TO_LISTENER else "<-"
+        random, books = self.random, self.books
+        books.trace.note("sent", name, way, len(passage.payload), crc32(passage.payload))
+        if self.drop and random.random() < self.drop:
+            books.fire("drop", name)
+            return None
+        delay_s = random.uniform(*_USUAL_S)
+        if self.slow and random.random() < self.slow:
+            books.fire("delay", name)
+            delay_s += random.uniform(0.0, self.slow_s)
+        if passage.public_key in self.tcp_only:
+            return delay_s
+        if self.duplicate and random.random() < self.duplicate:
+            books.fire("duplicate", name)
+            return Stray((delay_s, delay_s + random.expovariate(2.0)))
+        if self.reorder and random.random() < self.reorder:
+            books.fire("reorder", name)
+            return Stray((delay_s + random.expovariate(2.0),))
+        return delay_s
+
+    def _is_lost(self, wire, direction):
+        return any(
+            one.covers(wire.endpoint, wire.public_key, direction) for one in self._partitions
+        )
+
+    def fate_of(self, wire, direction, payload):
+        """Count what a partition swallows, apart from what is dropped."""
+        fate = super().fate_of(wire, direction, payload)
+        if fate is None and self._is_lost(wire, direction):
+            self.books.fire("partitioned", self.names.get(wire.public_key, "?"), direction.value)
+        return fate

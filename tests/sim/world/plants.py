@@ -1,0 +1,85 @@
+"""Bugs to plant, each a mistake that somebody could make: the simulator has to find them."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+from swarmctl.agent.instance import Instance
+from swarmctl.agent.transitions import Goal
+from swarmctl.controller import sessions
+from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.store import memory
+from swarmctl.controller.store.commits import validate
+from tests.sim.world.disks import Journal
+
+
+def _no_fence():
+    """The store does not compare the writer's term: a deposed controller goes on writing."""
+    return mock.patch.object(memory, "check_term", return_value=None)
+
+
+def _acknowledge_first():
+    """A commit is answered when it is queued; the disk comes later."""
+
+    async def commit(self, ops):
+        ops = tuple(ops)
+        validate(ops)
+        waiting = memory._Waiting(ops)
+        self._queue.append(waiting)
+        self._waiting_ops += max(1, len(ops))
+        self._disk.books.world.later(0.2, lambda: self._queue and self._sync_first())
+        await memory.trio.lowlevel.checkpoint()
+        return self._disk.revision + len(self._queue)
+
+    return mock.patch.object(memory.MemoryStore, "commit", commit)
+
+
+def _ignore_generation():
+    """An agent knows that a restart was asked for, and does not do it."""
+    goal = Instance.goal.fget
+
+    def without(self):
+        found = goal(self)
+        return Goal.RUN if found is Goal.RESTART else found
+
+    return mock.patch.object(Instance, "goal", property(without))
+
+
+def _keep_what_returns():
+    """What comes back on a node that was lost stays beside its replacement."""
+
+    def lenient(state, report, node):
+        verdict, why = judge(state, report, node)
+        newer = "newer" in why
+        return (Verdict.QUARANTINE, why) if verdict is Verdict.REMOVE and newer else (verdict, why)
+
+    return mock.patch.object(sessions, "judge", lenient)
+
+
+def _create_unwritten():
+    """A journal that answers before its disk has the record."""
+
+    async def commit(self, write):
+        self._queue.append(write)
+        self.books.world.later(0.2, lambda: self._queue and self._take(self._queue.popleft()))
+        await memory.trio.lowlevel.checkpoint()
+
+    return mock.patch.object(Journal, "_commit", commit)
+
+
+PLANTS = {
+    "no-fence": _no_fence,
+    "acknowledge-first": _acknowledge_first,
+    "ignore-generation": _ignore_generation,
+    "keep-what-returns": _keep_what_returns,
+    "create-unwritten": _create_unwritten,
+}
+
+
+@contextmanager
+def planted(name):
+    """With the bug ``name`` in the product; the empty name plants none."""
+    if name:
+        with PLANTS[name]():
+            yield
+    else:
+        yield

@@ -1,0 +1,332 @@
+"""One world: who is in it, and how it begins, is troubled, and comes to rest."""
+
+import json
+import logging
+import random
+import shutil
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import structlog
+import trio
+import trio._core._run as trio_run
+import trio.testing
+
+from swarmctl.agent.config import AgentConfig
+from swarmctl.agent.daemon import Edges as AgentEdges
+from swarmctl.agent.daemon import run_agent
+from swarmctl.agent.drivers.api import Owner
+from swarmctl.controller import identity as identities
+from swarmctl.controller.daemon import ControllerConfig, run_controller
+from swarmctl.controller.daemon import Edges as ControllerEdges
+from swarmctl.credentials import Context, JoinToken
+from swarmctl.transport import keys
+from swarmctl.transport.keys import KeyPair
+from tests.sim.world.books import Books
+from tests.sim.world.disks import USUAL_SYNC_S, Disk
+from tests.sim.world.faults import FAULTS
+from tests.sim.world.invariants import Invariants
+from tests.sim.world.machines import CPU_MILLIS, FACTS, Clock, Driver, Machine
+from tests.sim.world.network import Network
+from tests.sim.world.processes import Process
+from tests.sim.world.trace import Trace
+from tests.sim.world.users import User
+
+NODES = 20
+TROUBLE_S = 30.0
+# Lost nodes, backoff of what crashed, roll-outs a quarter at a time: all of it is over by then.
+CALM_WITHIN_S = 120.0
+_LOOK_S = 0.5
+# What is at rest stays so: a few heartbeats, and the look at the drivers.
+_REST_S = 6.0
+ENDPOINTS = ("tcp://10.0.0.1:7077", "tcp://10.0.0.2:7077")
+USERS = ("web", "db", "fenced")
+
+
+class World:
+    """All of it; :meth:`run` is one run of a seed."""
+
+    def __init__(self, seed, folder, *, keep_trace=False):
+        self.seed = seed
+        self.folder = folder
+        self.endpoints = ENDPOINTS
+        self.random = self.chance("faults")
+        self.restart_random = self.chance("restarts")
+        self.trace = Trace(keep=keep_trace)
+        self.books = Books(self.trace, self)
+        self.network = Network(self.books, self.chance("network"))
+        self.disk = Disk(self.books, self.chance("store"))
+        self.invariants = Invariants(self)
+        self.users = []
+        self.machines = []
+        self.agents = []
+        self.controllers = []
+        self.serving = 0
+        self.usurping = False
+        self.isolated = None
+        self.user_starts = 0
+        self.clocks = [Clock(), Clock()]
+        self.calm_after_s = None
+        self.keys = {}
+        self._make_identities(self.chance("keys"))
+        self._make_machines()
+        self._make_users()
+
+    def chance(self, what):
+        """A source of chance of its own, so that more of one does not change the others."""
+        return random.Random(f"{self.seed}/{what}")
+
+    def owner(self, name):
+        """Whose instances a machine's agent has."""
+        return Owner(self.identity.cluster_id, name)
+
+    def agent_of(self, machine):
+        """The agent's process."""
+        return self.agents[self.machines.index(machine)]
+
+    @property
+    def cluster(self):
+        """What the controller that serves has in memory; None while none does."""
+        return self.controllers[self.serving].value
+
+    def later(self, delay_s, function):
+        """Call ``function`` after a while."""
+
+        async def wait():
+            await trio.sleep(delay_s)
+            function()
+
+        self.nursery.start_soon(wait)
+
+    # --- making it ----------------------------------------------------------------------------
+
+    def _make_identities(self, chance):
+        """What else would be drawn from the system's own chance."""
+
+        def pair():
+            secret = keys.encode_z85(chance.randbytes(32))
+            return KeyPair(keys.public_of(secret), secret)
+
+        server, self.admin, token = pair(), pair(), pair()
+        cluster_id = chance.randbytes(16).hex()
+        self.identity = identities.ClusterIdentity(cluster_id, server.public, server.secret)
+        self.token = JoinToken("first", ENDPOINTS, server.public, token.public, token.secret)
+        context = Context(
+            "default", ENDPOINTS, server.public, self.admin.public, self.admin.secret, cluster_id
+        )
+        for number in range(2):
+            data = self.folder / f"c{number}"
+            data.mkdir(mode=0o700)
+            (data / identities.CLUSTER_KEY).write_text(json.dumps(attrs.asdict(self.identity)))
+            (data / identities.ADMIN_CONTEXT).write_text(context.to_json())
+            (data / identities.JOIN_TOKEN).write_text(self.token.to_text())
+        self.network.names = {self.admin.public: "user", token.public: "join"}
+        self.network.tcp_only.add(self.admin.public)
+        for number in range(1, NODES + 1):
+            name = f"n{number}"
+            self.keys[name] = pair()
+            self.network.names[self.keys[name].public] = name
+            (self.folder / name).mkdir(mode=0o700)
+            keys.save(self.keys[name], self.folder / name / "node.key")
+
+    def _make_machines(self):
+        for number in range(1, NODES + 1):
+            name = f"n{number}"
+            machine = Machine(self, name, self.folder / name, self.chance(name))
+            self.machines.append(machine)
+            self.clocks.append(machine.clock)
+            self.agents.append(Process(self, name, self._agent, self._cut_agent, value=None))
+        for number in range(2):
+            self.controllers.append(
+                Process(self, f"c{number}", self._control, self._cut_controller, number == 0)
+            )
+
+    def _make_users(self):
+        self.users = [User(self, name, self.chance(name)) for name in USERS]
+        self.users.append(User(self, "job", self.chance("job"), job=True))
+        by_name = {user.name: user for user in self.users}
+        self.disk.on_service = lambda name, record: by_name[name].synced(record)
+
+    # --- processes ----------------------------------------------------------------------------
+
+    async def _control(self, process):
+        number = self.controllers.index(process)
+
+        async def open_store(path, cluster_id):
+            process.store = await self.disk.open(path, cluster_id)
+            return process.store
+
+        edges = ControllerEdges(self.network.open_listener, open_store, self.clocks[number].now)
+        config = ControllerConfig(
+            self.folder / f"c{number}", (ENDPOINTS[number],), advertise=ENDPOINTS
+        )
+        await run_controller(config, edges=edges, task_status=_Started(process))
+
+    def _cut_controller(self, process):
+        self.network.sever(endpoint=ENDPOINTS[self.controllers.index(process)])
+        if process.store is not None:
+            self.disk.crash(process.store)
+            process.store = None
+
+    async def _agent(self, process):
+        machine = self.machines[self.agents.index(process)]
+
+        @asynccontextmanager
+        async def open_journal(_path):
+            yield machine.journal
+
+        edges = AgentEdges(
+            self.network.open_link,
+            lambda _config, owner: {"sim": Driver(owner, machine.host)},
+            open_journal,
+            self.chance(f"{machine.name}/{process.starts}"),
+            machine.clock.now,
+            lambda _path: FACTS,
+            lambda: f"the agent of {machine.name}",
+        )
+        config = AgentConfig(
+            data=machine.folder,
+            name=machine.name,
+            join=str(self.folder / "c0" / identities.JOIN_TOKEN),
+            drivers=("sim",),
+            capacity={"cpu_millis": CPU_MILLIS},
+        )
+        await run_agent(config, edges=edges, task_status=_Started(process))
+
+    def _cut_agent(self, process):
+        machine = self.machines[self.agents.index(process)]
+        self.network.sever(public_key=self.keys[machine.name].public)
+        machine.journal.lose()
+
+    def isolate_controller(self, number):
+        """No agent reaches it; users do."""
+        self.isolated = number
+        for pair in [*self.keys.values(), self.token]:
+            public = pair.public if isinstance(pair, KeyPair) else pair.public_key
+            self.network.block(endpoint=ENDPOINTS[number], public_key=public)
+            for wire in list(self.network.wires.values()):
+                if (wire.endpoint, wire.public_key) == (ENDPOINTS[number], public):
+                    wire.lose_under_way()
+                    wire.end()
+
+    def restore_isolation(self):
+        """After all partitions were lifted: this one stays as long as its controller is a stray."""
+        if self.usurping and self.isolated is not None:
+            self.isolate_controller(self.isolated)
+
+    # --- a run --------------------------------------------------------------------------------
+
+    async def run(self):
+        """Begin, trouble, calm down, look."""
+        async with trio.open_nursery() as self.nursery:
+            self.nursery.start_soon(self._end_when_violated)
+            for process in [self.controllers[0], *self.agents]:
+                self.nursery.start_soon(process.keep)
+            self.nursery.start_soon(self._keep_second)
+            await self._trouble()
+            self._heal()
+            await self._settle()
+            self.nursery.cancel_scope.cancel()
+
+    async def _keep_second(self):
+        while not self.controllers[1].wanted:  # noqa: ASYNC110 - set by whoever usurps
+            await trio.sleep(0.1)
+        await self.controllers[1].keep()
+
+    async def _end_when_violated(self):
+        await self.books.violated.wait()
+        self.nursery.cancel_scope.cancel()
+
+    async def _trouble(self):
+        """Users ask and faults happen, at the same time."""
+        enabled = [name for name in FAULTS if self.random.random() < 0.5] or list(FAULTS)
+        self.trace.note("enabled", *enabled)
+        async with trio.open_nursery() as asking:
+            for user in self.users:
+                asking.start_soon(user.live, TROUBLE_S)
+            async with trio.open_nursery() as faults:
+                await trio.sleep(self.random.choice((0.0, 1.0, 3.0)))
+                while trio.current_time() < TROUBLE_S:
+                    faults.start_soon(FAULTS[self.random.choice(enabled)], self)
+                    await trio.sleep(self.random.expovariate(1.0))
+            self._heal()
+
+    def _heal(self):
+        """All faults end."""
+        self.isolated = None
+        self.network.calm()
+        self.disk.full = False
+        self.disk.on_write = None
+        self.disk.slow(USUAL_SYNC_S)
+        self.disk.release()
+        for machine in self.machines:
+            machine.journal.fault = None
+            machine.journal.sync_s = USUAL_SYNC_S
+            machine.journal.on_write = machine.on_call = None
+            machine.host.reachable = True
+            machine.host._faults.clear()
+            machine.speak()
+        self.trace.note("healed")
+
+    async def _settle(self):
+        """All becomes as users asked, within the bound, and stays so, with nothing left over."""
+        healed_at = calm_at = trio.current_time()
+        while trio.current_time() < calm_at + _REST_S:
+            for user in self.users:
+                user.look()
+            differences = self.invariants.differences()
+            late = trio.current_time() > healed_at + CALM_WITHIN_S
+            text = _some(differences)
+            self.books.check("comes-to-rest", not (differences and late), text)
+            await trio.sleep(_LOOK_S)
+            if differences:
+                calm_at = trio.current_time()
+        self.calm_after_s = calm_at - healed_at
+        leaks = self.invariants.leaks()
+        self.books.check("nothing-left-over", not leaks, lambda: _some(leaks))
+
+
+def _some(texts):
+    return "; ".join(texts[:5])
+
+
+class _Started:
+    """A task status that keeps what was started at its process."""
+
+    def __init__(self, process):
+        self._process = process
+
+    def started(self, value=None):
+        self._process.value = value
+
+
+def _watch_log(world):
+    """A defect that is logged and survived is a defect all the same."""
+
+    def watch(_logger, _method, event):
+        if event.get("exc_info"):
+            world.books.check("no-defect", holds=False, what=f"logged: {event}")
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[watch],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        cache_logger_on_first_use=False,
+    )
+
+
+def run_seed(seed, *, keep_trace=False):
+    """One run; the world as it was at the end."""
+    shared = Path("/dev/shm")
+    where = Path(tempfile.mkdtemp(prefix="swarmctl-sim-", dir=shared if shared.is_dir() else None))
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    trio_run._r.seed(seed)
+    try:
+        world = World(seed, where, keep_trace=keep_trace)
+        _watch_log(world)
+        trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
+        return world
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
