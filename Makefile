@@ -9,10 +9,15 @@ DEMO ?=
 BENCH ?=
 # What make bench-compare compares with: a report, or a folder with some.
 BASE ?=
+# Seconds that make test simulates for: as many seeds as fit, and at least 200.
+SIMULATE_S ?= 110
+# What make soak simulates: how many seeds, from which on.
+SEEDS ?= 1000
+SEED_BASE ?= 0
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down purge test test-slow check quick bench bench-compare docs binary image lock venv ready
+.PHONY: help demo down purge test soak test-slow check quick bench bench-compare docs binary image lock venv ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +36,10 @@ test: ready ## every test, real daemons included, as CI runs it
 	@$(MAKE) --no-print-directory check image
 	$(PYTEST) -q -m 'not slow and not alone' -n 2 --dist loadfile tests/integration tests/e2e tests/unit tests/sim
 	$(PYTEST) -q -m 'not slow and alone' tests
+	$(PY) -m tests.sim.world --for $(SIMULATE_S) --at-least 200
+
+soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
+	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE)
 
 test-slow: ready ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests
