@@ -148,4 +148,5 @@ def node_view(node: Node, allocated: dict[str, int], brake_ends_at: float = 0.0)
         "release": node.facts.release,
         "address": node.facts.address,
         "joined": node.joined_at,
+        "guarded": node.guarded,
     }
