@@ -304,3 +304,45 @@ def test_a_revoked_token_stays_revoked(controllers: Controllers, tmp_path: Path)
     assert not controllers.ask("token.list")
     new = controllers.await_leader(old)
     assert not (tmp_path / f"c{new}" / "join.token").exists()
+
+
+def test_a_restored_store_begins_on_hold(tmp_path: Path):
+    """Older than what runs: nothing is taken away before an operator has looked and said so."""
+    cluster = Cluster(tmp_path)
+    store, backup = f"sqlite:{cluster.data / 'store.db'}", tmp_path / "backup.db"
+    try:
+        cluster.agent("n0", drivers="sim")
+        cluster.start()
+        cluster.apply(service("web", 2))
+        cluster.wait("web")
+        assert cluster.swarmctl("store", "backup", store, str(backup)).code == 0
+        cluster.apply(service("web", 4), service("new", 1))
+        cluster.wait("web", "new")
+        before = {name: one["runtime_id"] for name, one in cluster.ps().items()}
+        assert len(before) == 5
+
+        cluster.controller.kill()
+        refused = cluster.swarmctl("store", "restore", str(backup), store)
+        assert refused.code == 1
+        assert "not empty" in refused.err
+        for file in cluster.data.glob("store.db*"):
+            file.unlink()
+        restored = cluster.swarmctl("store", "restore", str(backup), store)
+        assert restored.code == 0, restored.err
+        cluster.controller.start()
+        until(cluster.all_ready, what="the node")
+        assert cluster.call("cluster.info")["hold"]
+        shown = until(lambda: len(now := cluster.ps()) == 5 and now, what="all of it in ps")
+        assert {name: one["runtime_id"] for name, one in shown.items()} == before
+        assert {one["state"] for one in shown.values()} == {"running", "quarantined"}
+
+        assert "backup" in cluster.swarmctl("store", "release").out
+        # What the store knows becomes true; what it does not know is still not touched.
+        until(lambda: set(cluster.ps()) == {"web.1", "web.2", "new.1"}, what="the backup's truth")
+        after = {name: one["runtime_id"] for name, one in cluster.ps().items()}
+        assert after == {name: before[name] for name in after}
+    finally:
+        print(cluster.logs())  # noqa: T201 - captured
+        for daemon in cluster.others:
+            if daemon.process is not None:
+                daemon.kill()

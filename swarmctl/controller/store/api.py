@@ -1,11 +1,12 @@
-"""The store: where intent is durable. One contract, kept by SQLite, by memory, later by etcd.
+"""The store: where intent is durable. One contract, kept by SQLite, by etcd and by memory.
 
 A store maps keys (paths of names: ``service/default/web``, ``node/n1``, ``tombstone/...``) to
 values. Only the controller that holds the highest *term* may write: every commit compares the
 term within its transaction, so a stalled old controller can do nothing (DESIGN 8.1).
 
 The bounds are those that every backend can keep (DESIGN 8.8): ``VALUE_MAX_BYTES`` a value,
-``TRANSACTION_OPS_MAX`` operations a commit, ``KEY_MAX_BYTES`` a key.
+``TRANSACTION_OPS_MAX`` operations and ``TRANSACTION_BYTES_MAX`` a commit, ``KEY_MAX_BYTES`` a key.
+Records may be larger: :mod:`swarmctl.controller.store.chunks` keeps those over any backend.
 """
 
 from collections.abc import Sequence

@@ -37,8 +37,8 @@ SCHEMA: Final = Schema(
         ),
     ),
     recovery=(
-        "stop the controller, keep this file aside, and put a backup of it in its place; "
-        "nothing that runs on the nodes is stopped meanwhile"
+        "stop the controller, move this file and its -wal and -shm aside, and bring a backup back: "
+        "swarmctl store restore FILE sqlite:THIS; nothing that runs is stopped meanwhile"
     ),
 )
 # Sorts after every printable character, so that a prefix is a range of keys.
