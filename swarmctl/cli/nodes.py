@@ -139,6 +139,23 @@ def _change(ctx: click.Context, names: tuple[str, ...], change: dict[str, Any]) 
         print(name)
 
 
+@node.command("release")
+@click.pass_context
+def node_release(ctx: click.Context) -> None:
+    """End the wait for nodes that vanished many at once.
+
+    When many nodes fall silent within seconds, the fault is likelier with the controller or the
+    network than with them, and what they had is not placed elsewhere for five minutes. This ends
+    that wait now.
+    """
+    with clusters.connect(ctx) as client:
+        found = client.call("node.release")
+    if found["released"]:
+        print(f"released: {found['instances']} instances of lost nodes are placed elsewhere")
+    else:
+        print("nothing to release: no wait for lost nodes is under way")
+
+
 @node.command("fenced")
 @click.argument("names", nargs=-1, required=True, shell_complete=clusters.complete_nodes)
 @click.pass_context
