@@ -195,6 +195,7 @@ class Agent:
                 learn=self._learn,
                 random_=self._edges.random,
                 leases=Leases(self._fence),
+                wall=self._edges.wall,
             )
             with trio.move_on_after(FIRST_LIST_S):
                 await self._listed.wait()
@@ -315,7 +316,7 @@ class Agent:
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
         machine = self._edges.look(self._config.data)
-        self._pressure = facts.pressure(machine, self._config.data)
+        self._pressure = facts.pressure(machine, self._config.data, self._pressure)
         for name, one in self._health.items():
             self._note_health(name, one)
         process = self._edges.process_name()

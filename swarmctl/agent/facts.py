@@ -7,7 +7,7 @@ comes back, or a disk that fills, is known without a restart.
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,9 @@ PROBE_DEADLINE_S: Final = 8.0
 DISK_FREE_MIN_BYTES: Final = 128 * 1024 * 1024
 # Less than this part of the memory available, and the kernel will soon kill something.
 MEMORY_FREE_MIN: Final = 0.02
+
+# So many times that has to be free again, so that a node does not fall sick and heal in turns.
+PRESSURE_RELIEF: Final = 1.5
 
 MEMINFO: Final = Path("/proc/meminfo")
 
@@ -141,11 +144,22 @@ async def probe_all(drivers: Mapping[str, Driver]) -> dict[str, Health]:
     return {name: found[name] for name in drivers}
 
 
-def pressure(machine: Machine, data: Path) -> list[str]:
-    """What the machine itself is short of, in words."""
+def pressure(machine: Machine, data: Path, before: Collection[str] = ()) -> list[str]:
+    """What the machine itself is short of, in words.
+
+    Args:
+        machine: as it is now.
+        data: the folder whose disk counts.
+        before: what was said last: the end of a shortage takes a little more than its absence.
+    """
     reasons = []
-    if machine.disk_free_bytes < DISK_FREE_MIN_BYTES:
+    if machine.disk_free_bytes < DISK_FREE_MIN_BYTES * _relief(before, "disk:"):
         reasons.append(f"disk: {machine.disk_free_bytes // 2**20} MiB free under {data}")
-    if machine.memory_available_bytes < machine.memory_bytes * MEMORY_FREE_MIN:
+    least = machine.memory_bytes * MEMORY_FREE_MIN * _relief(before, "memory:")
+    if machine.memory_available_bytes < least:
         reasons.append(f"memory: {machine.memory_available_bytes // 2**20} MiB available")
     return reasons
+
+
+def _relief(before: Collection[str], kind: str) -> float:
+    return PRESSURE_RELIEF if any(one.startswith(kind) for one in before) else 1.0

@@ -84,6 +84,7 @@ class Session:
         learn: remember where the controllers are.
         random_: for jitter.
         leases: those of fenced instances.
+        wall: this machine's clock, epoch seconds; 0 where it is not to be told.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Session:
         learn: Callable[[tuple[str, ...]], None] = lambda _addresses: None,
         random_: random.Random,
         leases: Leases | None = None,
+        wall: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.boot = f"{random_.getrandbits(64):016x}"
         self.machine = SessionMachine()
@@ -116,6 +118,7 @@ class Session:
         self._learn = learn
         self._random = random_
         self._leases = leases or Leases(None)
+        self._wall = wall
         self._final: SwarmError | None = None
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
@@ -327,6 +330,7 @@ class Session:
                 self._outbox.inventory_digest,
                 self._reasons(),
                 self._leases.is_guarded,
+                self._wall(),
             )
         )
 

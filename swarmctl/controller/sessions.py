@@ -12,6 +12,7 @@ from attrs import define, evolve, frozen
 
 from swarmctl.controller import assignments
 from swarmctl.controller.access import NODE, name_of, role_of
+from swarmctl.controller.ailments import Ailments, never_ran
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
@@ -110,6 +111,7 @@ class Sessions:
         self.addresses: tuple[str, ...] = ()
         state.fences.begin(now())
         self.losses = Losses(state, fleet, self._end_session, wake=wake, now=now, wall=wall)
+        self.ailments = Ailments()
         # The highest term an agent has seen from others, when ours is not above: it is raised.
         self.term_seen = 0
         # Slots of jobs that have succeeded, with the report to acknowledge once committed.
@@ -135,7 +137,7 @@ class Sessions:
         if node is None:
             self._answer(peer, SayHello())
             return True
-        node.heard_at = self._now()
+        self.ailments.hear(node, self._now())
         match message:
             case Heartbeat():
                 self._heartbeat(peer, node, message)
@@ -159,10 +161,6 @@ class Sessions:
         if node.peer is not None:
             self._by_peer.pop(node.peer, None)
             node.peer = None
-
-    def peer_of(self, node: Node) -> bytes | None:
-        """The connection of a node's live session."""
-        return node.peer
 
     # --- hello -------------------------------------------------------------------------------
 
@@ -347,6 +345,7 @@ class Sessions:
         if state is InstanceState.RUNNING and before in _LAUNCHING:
             took_s = self._wall() - service.record.updated_at
             self._meters.launches.add(took_s, len(instances))
+            self.ailments.launched(instances[0].node, instances[0].template, self._now())
         if service.record.spec.template.job:
             for instance in instances:
                 self._note_completion(instance)
@@ -372,6 +371,9 @@ class Sessions:
             return
         if instance.state is InstanceState.RUNNING and before in _LAUNCHING:
             self._meters.launches.add(self._wall() - service.record.updated_at)
+            self.ailments.launched(instance.node, instance.template, self._now())
+        elif never_ran(instance) and self.ailments.failed(self._state, instance, self._now()):
+            self.refresh(self._state.nodes[instance.node])
         self._note_completion(instance)
         # A roll-out goes on when one runs or fails; a node that returns ends the loss.
         if service.rolling or before is InstanceState.LOST:
@@ -434,8 +436,9 @@ class Sessions:
             # What it had was given away; only a whole inventory mends the picture.
             self._answer(peer, SayHello())
             return
-        if beat.reasons != node.reasons:
-            node.reasons = beat.reasons
+        reasons = self.ailments.beat(node.name, beat, self._now(), self._wall())
+        if reasons != node.reasons:
+            node.reasons = reasons
             self.refresh(node)
             self._wake()
         counts = self._divergence.setdefault(node.name, _Divergence())
@@ -497,6 +500,7 @@ class Sessions:
         if node.peer is not None:
             self.peer_departed(node.peer)
         self._divergence.pop(node.name, None)
+        self.ailments.forget(node.name)
 
     # --- sending -----------------------------------------------------------------------------
 

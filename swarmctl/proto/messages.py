@@ -191,7 +191,8 @@ class Heartbeat(Message):
     """The agent lives; the digests show whether both sides agree (:mod:`swarmctl.proto.digest`).
 
     ``reasons`` name what is wrong on the node: it is sick while there is one.  ``guarded`` says
-    that its guard would end fenced instances now.
+    that its guard would end fenced instances now.  ``wall_s`` is the node's clock, in epoch
+    seconds; 0 says nothing.
     """
 
     TAG: ClassVar[int] = 5
@@ -201,6 +202,7 @@ class Heartbeat(Message):
     inventory_digest: int
     reasons: tuple[str, ...] = ()
     guarded: bool = False
+    wall_s: float = 0.0
 
 
 @frozen
