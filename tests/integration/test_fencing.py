@@ -174,6 +174,9 @@ def test_never_two_at_once(tmp_path, private_dockerd):
         _judge(watcher, before, failed_at)
         after = {name: cluster.ps(name)[f"{name}.1"] for name in names}
         assert {one["node"] for one in after.values()} == {"spare"}
+        cluster.remove_all()
+        for agent in cluster.agents.values():
+            agent.stop()  # With nothing to guard, their guards end with them.
     finally:
         print(cluster.logs(), *guard_logs())  # noqa: T201 - captured
         _heal(cluster, dockerd)
