@@ -71,7 +71,7 @@ async def _drained(cluster: Cluster, call: Call) -> Any:
             )
         if now >= deadline:
             raise WaitExpired(
-                f"{_left(open_)} still there after {timeout_s:g} s: {_reasons(open_)}",
+                f"{_left(open_)} still there after {round(timeout_s or 0.0, 1):g} s: {_reasons(open_)}",
                 ", ".join(open_),
                 f"the drain goes on; 'swarmctl node uncordon {' '.join(open_)}' ends it",
             )
