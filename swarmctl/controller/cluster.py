@@ -117,7 +117,8 @@ class Cluster:
     @property
     def relocating(self) -> bool:
         """Whether something is to be moved, step by step."""
-        return self.drains.active or self.rebalancing.active
+        looks_on = self.reconciler.preempting.unfinished
+        return self.drains.active or self.rebalancing.active or looks_on
 
     def relocate(self, now: float) -> None:
         """Take away what is to run elsewhere, as much as may go now; ``now`` is monotonic."""

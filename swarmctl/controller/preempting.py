@@ -27,14 +27,15 @@ from swarmctl.controller.state import (
 )
 from swarmctl.proto.states import LIVE, NodeState
 from swarmctl.scheduler import Unplaced
-from swarmctl.scheduler.preemption import Occupant, choose_victims
+from swarmctl.scheduler.preemption import NODES_MAX, Occupant, choose_victims
 
 _log = structlog.get_logger(__name__)
 
 # Copies that room is kept for at a time: each is looked at in every cycle until it is placed.
 _KEPT_MAX: Final = 1_000
-# Services for which nobody was found, in one cycle: each look costs some milliseconds.
-_VAIN_LOOKS_MAX: Final = 4
+# Looks in one cycle: one at as many nodes as are looked at once, full of small instances, takes
+# some 50 ms. The rest have their turn in the cycles after it.
+_LOOKS_MAX: Final = 4
 _Slot = tuple[ServiceKey, int]
 
 
@@ -62,18 +63,26 @@ class Preempting:
         self._kept: dict[_Slot, _Kept] = {}
         # Why victims that have no other place yet are nowhere.
         self._told: dict[_Slot, str] = {}
-        self._turn = 0
+        # Services that have not looked at all nodes yet, and which part of them is next.
+        self._unfinished: set[ServiceKey] = set()
+        self._turns: dict[ServiceKey, int] = {}
 
     @property
     def active(self) -> bool:
-        """Whether room is kept, or a victim has no place."""
-        return bool(self._kept or self._told)
+        """Whether room is kept, a victim has no place, or there is more to look at."""
+        return bool(self._kept or self._told or self._unfinished)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is more to look at, in another cycle."""
+        return bool(self._unfinished)
 
     # --- the reconciler's questions ----------------------------------------------------------
 
     def settle(self) -> list[ServiceKey]:
         """Give back the room whose time has come; the services that are to be placed first."""
-        due: list[ServiceKey] = []
+        due = list(self._unfinished)
+        self._unfinished.clear()
         for slot, kept in list(self._kept.items()):
             if any(one in kept.node.instances for one in kept.awaited) and self._holds(slot, kept):
                 continue
@@ -113,33 +122,36 @@ class Preempting:
         lowest = min(
             (service.record.spec.priority for service in self._state.services.values()), default=0
         )
-        vain = 0
+        looks = _LOOKS_MAX
         for one in sorted(unplaced, key=lambda each: -each.request.priority):
-            if one.request.priority <= lowest or vain >= _VAIN_LOOKS_MAX:
+            if one.request.priority <= lowest:
                 return
-            vain += not self._make_room(wanting[one.service], one.slots, now)
-        self._turn += 1
+            looks = self._make_room(wanting[one.service], one.slots, now, looks)
 
     # --- making room -------------------------------------------------------------------------
 
-    def _make_room(self, service: Service, slots: Iterable[int], now: float) -> bool:
-        """Room for as many of ``slots`` as there are victims for; whether for one at least."""
-        request = request_for(service, [1])
-        found = False
+    def _make_room(self, service: Service, slots: Iterable[int], now: float, looks: int) -> int:
+        """Room for as many of ``slots`` as there are victims for; the looks that are left."""
+        request, key = request_for(service, [1]), service.key
         for slot in slots:
-            if len(self._kept) >= _KEPT_MAX:
+            if not looks or len(self._kept) >= _KEPT_MAX:
+                self._unfinished.add(key)
                 break
-            chosen = choose_victims(self._fleet.snapshot, request, self._occupants, turn=self._turn)
+            looks -= 1
+            turn = self._turns.pop(key, 0)
+            chosen = choose_victims(self._fleet.snapshot, request, self._occupants, turn=turn)
             if chosen is None:
+                if (turn + 1) * NODES_MAX < len(self._state.nodes):
+                    self._turns[key] = turn + 1
+                    self._unfinished.add(key)
                 break
-            found = True
             node = self._state.nodes[chosen.node]
             victims = [node.instances[_number(one)] for one in chosen.victims]
             awaited = [node.instances[_number(one)] for one in chosen.awaited]
             self._keep(service, slot, node, [*victims, *awaited])
             for victim in victims:
                 self._send_away(victim, service, slot, now)
-        return found
+        return looks
 
     def _occupants(self, name: str) -> Iterator[Occupant]:
         """What is on a node and may go; nothing fenced, and nothing that nobody here knows."""

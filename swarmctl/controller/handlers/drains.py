@@ -70,8 +70,9 @@ async def _drained(cluster: Cluster, call: Call) -> Any:
                 f"'swarmctl node uncordon {' '.join(open_)}' ends it",
             )
         if now >= deadline:
+            waited = f"{round(now - began, 1):g} s"
             raise WaitExpired(
-                f"{_left(open_)} still there after {round(timeout_s or 0.0, 1):g} s: {_reasons(open_)}",
+                f"{_left(open_)} still there after {waited}: {_reasons(open_)}",
                 ", ".join(open_),
                 f"the drain goes on; 'swarmctl node uncordon {' '.join(open_)}' ends it",
             )

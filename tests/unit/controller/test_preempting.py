@@ -149,3 +149,20 @@ async def test_ps_and_explain_name_who_took_the_place(autojump_clock, tmp_path):
         assert "is nowhere: preempted by vip.1 (priority 50) on a" in explained["lines"][0]
         states = {one.state for one in rig.nodes["a"].instances.values()}
         assert states == {InstanceState.RUNNING}
+
+
+def test_many_that_matter_more_get_their_room_a_few_a_cycle():
+    """What one cycle does not look at, the next ones do, without anything else happening."""
+    harness = cluster("a", "b", "c")
+    harness.apply(of("low", 12, 1))
+    harness.run()
+    harness.apply(of("vip", 10, 50))
+    harness.reconciler.cycle()
+    assert sum(one.removing for one in harness.state.all_instances()) == 4
+    assert harness.reconciler.preempting.unfinished
+    harness.reconciler.cycle()
+    assert sum(one.removing for one in harness.state.all_instances()) == 8
+    harness.run(20)
+    assert len(harness.running("vip")) == 10
+    assert len(harness.running("low")) == 2
+    assert not harness.reconciler.preempting.unfinished
