@@ -7,7 +7,8 @@ heartbeats carry the reasons).  Seen only from here are
   another node meanwhile; an image that does not exist fails everywhere, and is nobody's illness;
 - *heartbeats that jitter*: it lives, but falls silent for longer than a living node does, again
   and again, or is lost and returns;
-- *a clock that is off*: its time and ours differ, in several heartbeats in a row.
+- *a clock that is off*: its time and ours differ, in several heartbeats in a row. When that is so
+  of more than half of the nodes, it is ours that is off, and no node is blamed.
 
 Each has its way back.  Gaps and clocks heal when they have been well for a while; a node where
 launches failed is left alone for a minute, then tried again, and for twice as long each time that
@@ -18,6 +19,7 @@ launch that succeeds one look into a table.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -69,8 +71,12 @@ class _Signs:
 class Ailments:
     """The signs of all nodes; see the module's docstring."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Callable[[], int]) -> None:
+        """Of so many ``nodes``."""
+        self._nodes = nodes
         self._signs: dict[str, _Signs] = {}
+        # Nodes whose clock seems to be off.
+        self._off: set[str] = set()
         # Where a template was launched lately: two nodes, and when.
         self._launched: dict[bytes, dict[str, float]] = {}
 
@@ -87,7 +93,7 @@ class Ailments:
             signs.gaps.popleft()
         if len(signs.gaps) >= _GAPS_MIN:
             found.append(f"heartbeats come late: {_GAPS_MIN} times in {_GAPS_WINDOW_S:g} s")
-        if signs.clock_beats >= _CLOCK_BEATS:
+        if node in self._off and 2 * len(self._off) <= self._nodes():
             way = "ahead" if signs.clock_off_s > 0 else "behind"
             found.append(f"its clock is {abs(signs.clock_off_s):.0f} s {way}")
         if not found and signs.well(now):
@@ -126,8 +132,12 @@ class Ailments:
             signs = signs or self._of(node)
             signs.clock_beats = min(_CLOCK_BEATS, signs.clock_beats + 1)
             signs.clock_off_s = offset_s
+            if signs.clock_beats == _CLOCK_BEATS:
+                self._off.add(node)
         elif signs is not None and abs(offset_s) < _CLOCK_OFF_S / 2:
             signs.clock_beats = max(0, signs.clock_beats - 1)
+            if not signs.clock_beats:
+                self._off.discard(node)
 
     def launched(self, node: str, template: bytes, now: float) -> None:
         """Something was launched there."""
@@ -168,6 +178,7 @@ class Ailments:
     def forget(self, node: str) -> None:
         """It was taken out of the registry."""
         self._signs.pop(node, None)
+        self._off.discard(node)
 
     def _of(self, node: str) -> _Signs:
         return self._signs.setdefault(node, _Signs())

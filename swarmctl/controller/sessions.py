@@ -111,7 +111,7 @@ class Sessions:
         self.addresses: tuple[str, ...] = ()
         state.fences.begin(now())
         self.losses = Losses(state, fleet, self._end_session, wake=wake, now=now, wall=wall)
-        self.ailments = Ailments()
+        self.ailments = Ailments(lambda: len(state.nodes))
         # The highest term an agent has seen from others, when ours is not above: it is raised.
         self.term_seen = 0
         # Slots of jobs that have succeeded, with the report to acknowledge once committed.

@@ -268,6 +268,10 @@ class World:
             machine.host.reachable = True
             machine.host._faults.clear()
             machine.speak()
+        for clock in self.clocks:
+            # As a time service does: a node whose clock stays off is sick, and stays so.
+            clock.drift(0.0)
+            clock.offset_s = 0.0
         self.trace.note("healed")
 
     async def _settle(self):

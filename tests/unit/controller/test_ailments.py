@@ -22,7 +22,7 @@ def fail(ailments, node, times, template=IMAGE, at=100.0):
 
 def test_launches_that_fail_there_and_not_elsewhere_make_a_node_sick():
     """Three in a row, of something that runs on another node."""
-    ailments = Ailments()
+    ailments = Ailments(lambda: 4)
     ailments.launched("good", IMAGE, 90.0)
     assert not fail(ailments, "bad", 2)
     assert fail(ailments, "bad", 1)
@@ -39,7 +39,7 @@ def test_what_fails_everywhere_is_no_nodes_illness():
         lambda it: it.launched("good", OTHER, 90.0),
         lambda it: it.launched("good", IMAGE, -1000.0),
     ):
-        ailments = Ailments()
+        ailments = Ailments(lambda: 4)
         prepare(ailments)
         assert not fail(ailments, "bad", 10)
         assert ailments.reasons("bad", 101.0) == ()
@@ -47,7 +47,7 @@ def test_what_fails_everywhere_is_no_nodes_illness():
 
 def test_a_success_in_between_ends_the_row():
     """One that fails now and then is not sick."""
-    ailments = Ailments()
+    ailments = Ailments(lambda: 4)
     ailments.launched("good", IMAGE, 90.0)
     for _ in range(5):
         assert not fail(ailments, "so-so", 2)
@@ -57,7 +57,7 @@ def test_a_success_in_between_ends_the_row():
 
 def test_it_is_tried_again_later_and_later():
     """A minute at first, twice as long each time that it fails once more."""
-    ailments = Ailments()
+    ailments = Ailments(lambda: 4)
     now, rests = 100.0, []
     for _ in range(4):
         ailments.launched("good", IMAGE, now)
@@ -74,7 +74,7 @@ def test_it_is_tried_again_later_and_later():
 
 def test_heartbeats_that_come_late_again_and_again():
     """Three gaps in a minute; a minute without heals."""
-    ailments = Ailments()
+    ailments = Ailments(lambda: 4)
     node = Node(NodeRecord("n", "k", 0.0))
     now = 0.0
     for gap in (2.0, 3.0, 2.0, 4.0, 2.0):
@@ -92,7 +92,7 @@ def test_heartbeats_that_come_late_again_and_again():
 
 def test_a_clock_that_is_off_in_several_heartbeats():
     """One may have been on its way for long; it heals when it is set."""
-    ailments = Ailments()
+    ailments = Ailments(lambda: 4)
 
     def beat(offset_s):
         return ailments.beat(
@@ -143,3 +143,20 @@ def test_a_node_where_launches_fail_is_avoided_and_what_failed_runs_elsewhere():
     assert list(running.values()).count(["b"]) == 1
     harness.run(60)
     assert harness.state.nodes["b"].state is NodeState.READY
+
+
+def test_when_most_clocks_are_off_it_is_ours():
+    """No node is blamed for it."""
+    ailments = Ailments(lambda: 4)
+
+    def beat(name, offset_s):
+        return ailments.beat(name, Heartbeat(1, 1, 0, 0, wall_s=1000 + offset_s), 5.0, 1000.0)
+
+    def beats(offset_s, *names):
+        return [[beat(name, offset_s) for _ in range(3)][-1] for name in names]
+
+    assert beats(60.0, "a", "b") == [("its clock is 60 s ahead",)] * 2
+    assert beats(60.0, "c") == [()]
+    assert beats(60.0, "a", "b", "c") == [()] * 3
+    assert beats(0.0, "b", "c") == [()] * 2
+    assert beat("a", 60.0) == ("its clock is 60 s ahead",)
