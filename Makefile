@@ -64,6 +64,7 @@ quick: ## in seconds: lint of what changed, its unit tests without the property 
 bench: ready ## launches at scale in ten minutes, into bench/results; then the other benchmarks
 	$(PY) -m bench.launch.suite $(BENCH)
 	$(PY) -m bench.launch_real
+	$(PY) -m bench.small_machine
 	$(PY) -m bench.placement --small
 	$(PY) -m bench.commits
 	$(PY) -m bench.startup

@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,8 +126,11 @@ class BenchCluster:
 
 
 @contextmanager
-def bench_cluster() -> Iterator[BenchCluster]:
-    """Start both daemons; ended, with what they left, at the end."""
+def bench_cluster(agent_prefix: Sequence[str] = ()) -> Iterator[BenchCluster]:
+    """Start both daemons; ended, with what they left, at the end.
+
+    ``agent_prefix`` is a command that the agent's is given to, as its last arguments.
+    """
     with tempfile.TemporaryDirectory(prefix="swarmctl-bench-") as name:
         folder = Path(name)
         # QEMU's own user passes through to the console logs.
@@ -143,6 +146,7 @@ def bench_cluster() -> Iterator[BenchCluster]:
                     folder,
                     *("agent", "--name", "bench", "--data", str(folder / "agent")),
                     *("--join", str(data / "join.token"), "--drivers", "docker,libvirt"),
+                    prefix=agent_prefix,
                 )
             )
             context = parse_context((data / "admin.context").read_text(), "admin.context")
@@ -160,11 +164,14 @@ def bench_cluster() -> Iterator[BenchCluster]:
                 process.wait(START_S)
 
 
-def _start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+def _start(folder: Path, *arguments: str, prefix: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
     read_end, notify = os.pipe()
     with (folder / f"{arguments[0]}.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "swarmctl", *arguments, "--notify-fd", str(notify)],
+            [
+                *(*prefix, sys.executable, "-P", "-m", "swarmctl"),
+                *(*arguments, "--notify-fd", str(notify)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
