@@ -84,6 +84,7 @@ class User:
         self.cpu_millis = random.choice((100, 150, 200))
         self.grace_s = random.choice((1.0, 3.0))
         self.restarted_at = {}
+        self.priority = world.chance(f"{name}'s priority").choice((0, 0, 50))
 
     # --- what may be durable ----------------------------------------------------------------
 
@@ -172,7 +173,14 @@ class User:
             job=self.job,
         )
         fencing = "lease" if self.name == "fenced" else "none"
-        spec = ServiceSpec(self.name, template, replicas, driver="sim", fencing=fencing)
+        spec = ServiceSpec(
+            self.name,
+            template,
+            replicas,
+            driver="sim",
+            fencing=fencing,
+            priority=self.priority,
+        )
         params = {"services": [wire.encode_service(spec)]}
         return "service.apply", params, self.wish.with_spec(spec)
 
@@ -217,35 +225,43 @@ class User:
             await trio.sleep(0.5)
 
     async def _request(self, method, params):
-        world = self.world
-        world.user_starts += 1
-        pair = KeyPair(world.admin.public, world.admin.secret)
-        caller = RpcCaller()
-        number = self.random.randrange(len(world.endpoints))
-        addresses = world.endpoints[number:] + world.endpoints[:number]
-        try:
-            async with (
-                world.network.open_link(addresses, world.identity.public_key, pair) as link,
-                trio.open_nursery() as nursery,
-            ):
-                await link.wait_connected()
-                nursery.start_soon(self._listen, link, caller)
-                await caller.call(
-                    b"c",
-                    lambda message: link.send(codec.encode(message)),
-                    method,
-                    params,
-                    timeout_s=_PATIENCE_S,
-                )
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise sole_error(group) from group
+        self.world.user_starts += 1
+        await request(self.world, self.random, method, params)
 
-    @staticmethod
-    async def _listen(link, caller):
-        while True:
-            for payload in await link.receive_batch():
-                caller.on_message(b"c", codec.decode(payload))
+
+async def request(world, random, method, params):
+    """Ask whichever controller answers, over a connection of its own.
+
+    Raises:
+        SwarmError: it was refused, or nobody knows.
+    """
+    pair = KeyPair(world.admin.public, world.admin.secret)
+    caller = RpcCaller()
+    number = random.randrange(len(world.endpoints))
+    addresses = world.endpoints[number:] + world.endpoints[:number]
+    try:
+        async with (
+            world.network.open_link(addresses, world.identity.public_key, pair) as link,
+            trio.open_nursery() as nursery,
+        ):
+            await link.wait_connected()
+            nursery.start_soon(_listen, link, caller)
+            await caller.call(
+                b"c",
+                lambda message: link.send(codec.encode(message)),
+                method,
+                params,
+                timeout_s=_PATIENCE_S,
+            )
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole_error(group) from group
+
+
+async def _listen(link, caller):
+    while True:
+        for payload in await link.receive_batch():
+            caller.on_message(b"c", codec.decode(payload))
 
 
 def _generation(wish, slot):

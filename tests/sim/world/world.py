@@ -30,6 +30,7 @@ from tests.sim.world.faults import FAULTS
 from tests.sim.world.invariants import Invariants
 from tests.sim.world.machines import CPU_MILLIS, FACTS, Clock, Driver, Machine
 from tests.sim.world.network import Network
+from tests.sim.world.operators import Operator
 from tests.sim.world.processes import Process
 from tests.sim.world.trace import Trace
 from tests.sim.world.users import User
@@ -146,6 +147,7 @@ class World:
     def _make_users(self):
         self.users = [User(self, name, self.chance(name)) for name in USERS]
         self.users.append(User(self, "job", self.chance("job"), job=True))
+        self.operator = Operator(self, self.chance("operator"))
         by_name = {user.name: user for user in self.users}
         self.disk.on_service = lambda name, record: by_name[name].synced(record)
 
@@ -227,6 +229,7 @@ class World:
             self.nursery.start_soon(self._keep_second)
             await self._trouble()
             self._heal()
+            await self.operator.put_back()
             await self._settle()
             self.nursery.cancel_scope.cancel()
 
@@ -246,6 +249,7 @@ class World:
         async with trio.open_nursery() as asking:
             for user in self.users:
                 asking.start_soon(user.live, TROUBLE_S)
+            asking.start_soon(self.operator.live, TROUBLE_S)
             async with trio.open_nursery() as faults:
                 await trio.sleep(self.random.choice((0.0, 1.0, 3.0)))
                 while trio.current_time() < TROUBLE_S:
