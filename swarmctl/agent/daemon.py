@@ -20,7 +20,7 @@ import structlog
 import trio
 from attrs import frozen
 
-from swarmctl.agent import adoption, enrol, facts
+from swarmctl.agent import adoption, enrol, facts, guard
 from swarmctl.agent.actions import Actions
 from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers
@@ -61,6 +61,7 @@ class Edges:
     look: Callable[[Path], facts.Machine] = facts.look
     process_name: Callable[[], str] = process_name
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
+    boottime_ns: Callable[[], int] = guard.boottime_ns
 
 
 def real_edges() -> Edges:
@@ -194,7 +195,7 @@ class Agent:
                 rejoin=lambda: enrol.rejoin(self._membership, self._edges.open_link),
                 learn=self._learn,
                 random_=self._edges.random,
-                leases=Leases(self._fence),
+                leases=Leases(self._fence, self._edges.boottime_ns),
                 wall=self._edges.wall,
             )
             with trio.move_on_after(FIRST_LIST_S):

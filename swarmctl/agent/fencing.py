@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -97,10 +98,13 @@ class Fence(Protocol):
 
 
 class Leases:
-    """Turns answers to heartbeats into renewals."""
+    """Turns answers to heartbeats into renewals, by the clock of the node's boot."""
 
-    def __init__(self, fence: Fence | None) -> None:
+    def __init__(
+        self, fence: Fence | None, boottime_ns: Callable[[], int] = guard.boottime_ns
+    ) -> None:
         self._fence = fence
+        self._boottime_ns = boottime_ns
         self._sent: deque[tuple[int, int]] = deque(maxlen=HEARTBEATS_REMEMBERED)
 
     @property
@@ -111,7 +115,7 @@ class Leases:
     def sent(self, sequence: int) -> None:
         """A heartbeat is about to be sent."""
         if self._fence is not None:
-            self._sent.append((sequence, guard.boottime_ns()))
+            self._sent.append((sequence, self._boottime_ns()))
 
     def granted(self, sequence: int, lease_s: float) -> None:
         """The controller's answer to the heartbeat ``sequence``."""
