@@ -7,6 +7,7 @@ those every second or so.  What they count as fired is their effect: a drop is a
 import trio
 
 from swarmctl.proto.errors import LaunchFailed
+from swarmctl.proto.limits import CLOCK_DRIFT_MAX
 from swarmctl.transport.memory import Direction
 from tests.sim.world.disks import FULL, USUAL_SYNC_S
 from tests.sim.world.processes import Killer
@@ -250,6 +251,8 @@ async def _events_lost(world):
 async def _clock_drifts(world):
     for clock in world.random.sample(world.clocks, 5):
         clock.drift(world.random.uniform(-0.05, 0.05))
+    for machine in world.random.sample(world.machines, 5):
+        machine.quartz.drift(world.random.uniform(-CLOCK_DRIFT_MAX, CLOCK_DRIFT_MAX))
     world.books.fire("clock-drift")
     await trio.lowlevel.checkpoint()
 
@@ -292,4 +295,10 @@ FAULTS = {
     "clock-step": _clock_steps,
 }
 # Effects that no fault is chosen for: crashes bring them.
-EFFECTS = ("unsynced-commit-lost", "unsynced-journal-lost", "call-outlives-caller", "partitioned")
+EFFECTS = (
+    "lease-ran-out",
+    "unsynced-commit-lost",
+    "unsynced-journal-lost",
+    "call-outlives-caller",
+    "partitioned",
+)

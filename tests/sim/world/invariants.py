@@ -8,8 +8,6 @@ from swarmctl.proto.states import NodeState
 from swarmctl.spec import wire
 from tests.sim.world.machines import CPU_MILLIS
 
-# Two instances of a fenced service never run at once: looked at once nodes keep leases.
-FENCING_IS_BUILT = False
 # By these a daemon may end by itself: its disk, a successor, a session that still counts, or a
 # key that its controller, which has only begun, does not know yet.
 _ENDINGS = (StorageFault, StaleTerm, Conflict, Refused)
@@ -51,7 +49,7 @@ class Invariants:
         world.books.check(
             "within-capacity", used <= CPU_MILLIS, lambda: f"{machine.name} runs {used} millis"
         )
-        if FENCING_IS_BUILT and instance.launch.service == "fenced":
+        if instance.launch.template.fenced:
             twins = [
                 other.name
                 for other in world.machines

@@ -10,6 +10,7 @@ from swarmctl.agent.drivers.sim import EXIT_KILLED, Delay, SimDriver, SimHost, S
 from swarmctl.agent.facts import Machine as MachineFacts
 from swarmctl.proto.errors import DriverUnavailable
 from tests.sim.world.disks import Journal
+from tests.sim.world.guards import Guard
 
 # Two to five instances: together they take up to two thirds of all machines.
 CPU_MILLIS = 500
@@ -137,6 +138,8 @@ class Machine:
     folder: object
     random: random.Random
     clock: Clock = attrs.field(factory=Clock)
+    quartz: Clock = attrs.field(factory=Clock)
+    guard: Guard = attrs.field(init=False)
     silent: trio.Event | None = None
     on_call: object = None
     host: Host = attrs.field(init=False)
@@ -145,6 +148,7 @@ class Machine:
     def __attrs_post_init__(self):
         settings = SimSettings(**_DELAYS, seed=self.random.getrandbits(32))
         self.host = Host(self, settings)
+        self.guard = Guard(self)
         self.journal = Journal(self.world.books, self.name, self.random)
 
     @property
@@ -169,6 +173,7 @@ class Machine:
         owner = self.world.owner(self.name)
         for one in self.alive().values():
             self.host._end(owner, one, EXIT_KILLED, trio.current_time())
+        self.guard.lose_power()
 
     def abandoned(self, what, owner, launch):
         """A call's caller is gone; the daemon may carry it out all the same, a little later."""

@@ -6,6 +6,7 @@ from unittest import mock
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
 from swarmctl.controller import sessions
+from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.store import memory
 from swarmctl.controller.store.commits import validate
@@ -66,7 +67,17 @@ def _create_unwritten():
     return mock.patch.object(Journal, "_commit", commit)
 
 
+def _no_lease_check():
+    """A fenced slot is placed anew as soon as its node is lost."""
+
+    def admit(_self, _service, slots, _unreported):
+        return slots
+
+    return mock.patch.object(FenceBook, "admit", admit)
+
+
 PLANTS = {
+    "no-lease-check": _no_lease_check,
     "no-fence": _no_fence,
     "acknowledge-first": _acknowledge_first,
     "ignore-generation": _ignore_generation,

@@ -62,7 +62,6 @@ class Summary:
         print("invariant                    checked    in seeds")
         for name in sorted(self.checked):
             print(f"  {name:<26} {self.checked[name]:>7} {self.checked_in[name]:>9}")
-        print("  (fenced-runs-once is looked at once nodes keep leases)")
         if self.held:
             print(
                 f"{min(self.events)} to {max(self.events)} events a seed on {min(self.nodes)} "

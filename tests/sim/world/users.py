@@ -171,6 +171,7 @@ class User:
             resources=Resources(cpu_millis=self.cpu_millis),
             stop_grace_period_s=self.grace_s,
             job=self.job,
+            fenced=self.name == "fenced",
         )
         fencing = "lease" if self.name == "fenced" else "none"
         spec = ServiceSpec(

@@ -22,6 +22,7 @@ from swarmctl.controller import identity as identities
 from swarmctl.controller.daemon import ControllerConfig, run_controller
 from swarmctl.controller.daemon import Edges as ControllerEdges
 from swarmctl.credentials import Context, JoinToken
+from swarmctl.proto.limits import FENCING_LEASE_MIN_S
 from swarmctl.transport import keys
 from swarmctl.transport.keys import KeyPair
 from tests.sim.world.books import Books
@@ -162,7 +163,10 @@ class World:
 
         edges = ControllerEdges(self.network.open_listener, open_store, self.clocks[number].now)
         config = ControllerConfig(
-            self.folder / f"c{number}", (ENDPOINTS[number],), advertise=ENDPOINTS
+            self.folder / f"c{number}",
+            (ENDPOINTS[number],),
+            advertise=ENDPOINTS,
+            fencing_lease_s=FENCING_LEASE_MIN_S,
         )
         await run_controller(config, edges=edges, task_status=_Started(process))
 
@@ -187,6 +191,8 @@ class World:
             machine.clock.now,
             lambda _path: FACTS,
             lambda: f"the agent of {machine.name}",
+            lambda _config: machine.guard,
+            machine.guard.now_ns,
         )
         config = AgentConfig(
             data=machine.folder,
@@ -226,6 +232,8 @@ class World:
             self.nursery.start_soon(self._end_when_violated)
             for process in [self.controllers[0], *self.agents]:
                 self.nursery.start_soon(process.keep)
+            for machine in self.machines:
+                self.nursery.start_soon(machine.guard.watch)
             self.nursery.start_soon(self._keep_second)
             await self._trouble()
             self._heal()
