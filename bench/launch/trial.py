@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from bench.launch.check import Check, check, read_lists, skew
 from bench.launch.cluster import BenchCluster
@@ -143,12 +143,15 @@ class Trial:
             time.sleep(_LOOK_S)
         return time.monotonic() - began
 
-    def check(self) -> None:
-        """Let the independent checker compare both sides; nothing may be under way."""
+    def check(self, *, replaced: int = 0) -> None:
+        """Let the independent checker compare both sides; nothing may be under way.
+
+        ``replaced`` instances are gone that nobody asked to touch.
+        """
         self.progress.phase("checking", 0)
         files = self.cluster.lists()
         specs = list(self.specs.values())
-        self.checked = check(specs, self.client, files)
+        self.checked = evolve(check(specs, self.client, files), replaced=replaced)
         if any(spec.placement.spread for spec in specs):
             self.found["spread_skew_max"] = skew(specs, read_lists(files))
 

@@ -183,9 +183,10 @@ class Controller:
         self.config = config
         self.cluster = cluster
         self._listener = listener
-        self._started_at = trio.current_time() + config.takeover_grace_s
+        began = cluster.listening.time() + config.takeover_grace_s
+        cluster.sessions.losses.take_over(began)
         for node in cluster.state.nodes.values():
-            node.heard_at = self._started_at
+            node.heard_at = began
         self._to_commit = trio.Event()
         self._enrolments = 0
         self._malformed_by: dict[PeerId, int] = {}
@@ -374,8 +375,10 @@ class Controller:
             if cluster.hold:
                 cluster.announce()  # What nodes report is shown; they are told nothing.
                 continue
-            if not cluster.reconciler.settled:
-                self._settle_if_due()
+            if not cluster.reconciler.settled and cluster.sessions.losses.settle(
+                self.config.lost_after_s
+            ):
+                cluster.reconciler.settle()
             if cluster.relocating:
                 cluster.relocate(trio.current_time())
             await converge(cluster)
@@ -412,21 +415,6 @@ class Controller:
         for node in cluster.state.nodes.values():
             if node.peer is not None:
                 cluster.state.resend(node)
-
-    def _settle_if_due(self) -> None:
-        """The takeover rule (DESIGN 8.4): all have reported, or have been silent long enough."""
-        cluster = self.cluster
-        waited = trio.current_time() - self._started_at
-        silent = [node.name for node in cluster.state.nodes.values() if not node.reported]
-        if silent and waited < self.config.lost_after_s:
-            return
-        if cluster.sessions.losses.awaits(len(silent)):
-            return
-        if silent:
-            _log.warning("taking over without", nodes=silent)
-        for name in silent:
-            cluster.sessions.losses.give_up(cluster.state.nodes[name])
-        cluster.reconciler.settle()
 
     async def _tick(self) -> None:
         sessions = self.cluster.sessions

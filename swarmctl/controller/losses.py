@@ -3,9 +3,14 @@
 Silence is measured by :mod:`swarmctl.controller.listening`, and losses of many at once are
 waited out by :mod:`swarmctl.controller.storm`.  What a lost node had is marked lost, and the
 reconciler places it elsewhere; once the node returns it is told what was replaced.
+
+After a takeover all nodes come at once, and one waits for the handshakes of thousands of others
+without a word that could be heard.  So a registered node's silence is counted from the last
+arrival of any of them: while nodes keep arriving, none is given up (DESIGN 8.4).
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -17,6 +22,8 @@ from swarmctl.proto.messages import InstanceReport
 from swarmctl.proto.states import LIVE, InstanceState, NodeState
 
 _log = structlog.get_logger(__name__)
+# Nodes that a line of the log names; `node ls` has the others.
+_NAMED: Final = 20
 
 
 class Losses:
@@ -48,6 +55,7 @@ class Losses:
         self._wake = wake
         self._now = now
         self._wall = wall
+        self._took_over_at = self._arrived_at = now()
 
     def check_lost(self, lost_after_s: float) -> None:
         """Call nodes lost that have been silent for too long, and free their slots."""
@@ -83,9 +91,44 @@ class Losses:
             self._lose(instance, silent_s)
         self._wake()
 
+    # --- the takeover ------------------------------------------------------------------------
+
+    def take_over(self, at: float) -> None:
+        """Nodes that have not reported yet are silent since ``at``."""
+        self._took_over_at = self._arrived_at = at
+
+    def arrived(self, node: Node) -> None:
+        """A node reports; the first time since the takeover shows that others may still come."""
+        if not node.reported and node.heard_at <= self._took_over_at:
+            self._arrived_at = max(self._arrived_at, self._now())
+
+    def settle(self, lost_after_s: float) -> bool:
+        """The takeover rule: whether what silent nodes had may be placed elsewhere.
+
+        When it may, they are given up.
+        """
+        nodes = self._state.nodes.values()
+        if self._still_arriving(lost_after_s) and any(not node.reported for node in nodes):
+            return False
+        silent = [node for node in nodes if not node.reported]
+        if self._awaits(len(silent)):
+            return False
+        if silent:
+            names = [node.name for node in silent]
+            _log.warning("taking over without", count=len(names), nodes=names[:_NAMED])
+        for node in silent:
+            self._give_up(node)
+        return True
+
+    def _still_arriving(self, lost_after_s: float) -> bool:
+        now = self._now()
+        # Some that come one by one for ever must not hold up what others had.
+        longest_s = max(limits.STORM_BRAKE_S, lost_after_s)
+        return now - self._arrived_at < lost_after_s and now - self._took_over_at < longest_s
+
     # --- the storm brake ---------------------------------------------------------------------
 
-    def awaits(self, silent: int) -> bool:
+    def _awaits(self, silent: int) -> bool:
         """Whether a takeover waits on for nodes that have not reported: too many are silent."""
         before = self.brake.holds
         waits = self.brake.takeover(self._now(), silent, len(self._state.nodes))
@@ -126,7 +169,7 @@ class Losses:
         )
         self._wake()
 
-    def give_up(self, node: Node) -> None:
+    def _give_up(self, node: Node) -> None:
         """A registered node has not reported since the controller started, for too long."""
         node.state = NodeState.LOST
         self._state.fences.silent(node.name)

@@ -181,6 +181,7 @@ class Sessions:
         self._by_peer[peer] = node
         node.peer, node.boot = peer, hello.boot
         node.facts = self._shared.share(hello.facts)
+        self.losses.arrived(node)
         node.heard_at = now
         node.joined_at = self._wall()
         node.known_templates.clear()

@@ -208,6 +208,12 @@ class World:
         """Nothing gets through to or from a machine any more."""
         self.network.block(public_key=self.machines[name].key)
 
+    def cut_only(self, names):
+        """Nothing gets through to or from these machines; everything to the others."""
+        self.network.unblock()
+        for name in names:
+            self.cut(name)
+
     def heal(self):
         """Everything gets through again."""
         self.network.unblock()

@@ -58,6 +58,46 @@ async def test_changes_are_possible_while_machines_are_still_silent(autojump_clo
         assert await world.until_runs(service("db", 3)) < 2
 
 
+async def test_nothing_is_replaced_while_machines_still_arrive(autojump_clock, tmp_path):
+    """They come back one by one, the last long after a silent one would be given up."""
+    async with a_cluster(tmp_path, nodes=10) as world:
+        web = service(replicas=30)
+        await world.apply(web)
+        await world.until_runs(web)
+        before = world.incarnations()
+        order = sorted(world.machines)
+        world.cut_only(order)
+        await world.restart_controller()
+        for count in range(1, len(order) + 1):
+            await trio.sleep(3)
+            assert not world.cluster.reconciler.settled
+            world.cut_only(order[count:])
+
+        await world.until(lambda: world.cluster.reconciler.settled, patience_s=10)
+        await trio.sleep(10)
+        assert world.incarnations() == before
+        assert world.agrees()
+
+
+async def test_a_machine_that_never_comes_is_given_up_after_the_last_arrival(
+    autojump_clock, tmp_path
+):
+    """The others' arrivals put that off, and then it is time."""
+    async with a_cluster(tmp_path, nodes=4) as world:
+        web = service(replicas=8)
+        await world.apply(web)
+        await world.until_runs(web)
+        world.cut_only(["n1", "n2"])
+        await world.restart_controller()
+        await trio.sleep(1)
+        world.cut_only(["n2"])
+        await world.until(lambda: world.cluster.state.nodes["n1"].reported)
+        took = await world.until(lambda: world.cluster.reconciler.settled)
+        await world.until(lambda: all(set(nodes) != {"n2"} for nodes in world.running().values()))
+
+        assert 4 <= took <= 6
+
+
 async def test_services_that_were_there_before_any_machine_are_placed(autojump_clock, tmp_path):
     """Also by a controller that was started again meanwhile, and has nobody to wait for."""
     async with a_cluster(tmp_path, nodes=0) as world:
@@ -392,7 +432,9 @@ async def test_after_any_trouble_the_cluster_converges(autojump_clock, tmp_path,
             for one in world.book(machine).values():
                 assert one.launch.template.container.image == "z"
             assert machine.errors == []
-        for node in world.cluster.state.nodes.values():
-            assert node.state is NodeState.READY
+        nodes = world.cluster.state.nodes.values()
+        # One whose heartbeats were lost is called sick for a minute after the last.
+        await world.until(lambda: all(node.state is NodeState.READY for node in nodes))
+        for node in nodes:
             allocated = world.cluster.fleet.snapshot.allocated(node.name).get("cpu_millis", 0)
             assert allocated == 100 * len(node.instances)

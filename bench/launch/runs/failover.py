@@ -108,7 +108,7 @@ def run(trial: Trial) -> None:
         "seconds_to_all_back": back_s,
         "seconds_to_placed_on_all": everywhere_s,
     }
-    trial.check()
+    trial.check(replaced=trial.found["failover"]["instances_replaced"])
 
 
 def _found(

@@ -35,4 +35,4 @@ def run(trial: Trial) -> None:
         "controller_cpu_us_per_join": (after.cpu_s - before.cpu_s) * 1e6 / nodes,
         "instances_replaced": sum(len(had[node] - has[node]) for node in had),
     }
-    trial.check()
+    trial.check(replaced=trial.found["join_storm"]["instances_replaced"])

@@ -164,7 +164,7 @@ class Harness:
             self.state.services[service.key] = service
             self.state.fences.learn(service)
             self.state.templates[service.template] = service.encoded_template
-        self.started_at = self.now
+        self.sessions.losses.take_over(self.now)
 
     def _send(self, peer, message):
         for node in self.nodes.values():
@@ -198,14 +198,8 @@ class Harness:
 
     def settle_if_due(self):
         """The takeover rule, as the daemon applies it."""
-        silent = [node for node in self.state.nodes.values() if not node.reported]
-        if self.reconciler.settled or (silent and self.now - self.started_at < LOST_AFTER_S):
-            return
-        if self.sessions.losses.awaits(len(silent)):
-            return
-        for node in silent:
-            self.sessions.losses.give_up(node)
-        self.reconciler.settle()
+        if not self.reconciler.settled and self.sessions.losses.settle(LOST_AFTER_S):
+            self.reconciler.settle()
 
     def step(self, *, deliver=True):
         """One cycle, and what the nodes answer."""
