@@ -129,6 +129,7 @@ class Session:
         self._takes_groups = False
         self._heartbeat_s = limits.HEARTBEAT_S
         self._sequence = 0
+        self._hellos = 0
         self._pauses = 0
         self._renewed_at = -RENEW_MIN_S
 
@@ -201,6 +202,7 @@ class Session:
         supervisor = self._supervisor
         supervisor.missing_templates.clear()
         self._heard_at = trio.current_time()
+        self._hellos += 1
         hello = Hello(
             PROTOCOL_VERSION,
             swarmctl.__version__,
@@ -213,6 +215,7 @@ class Session:
             supervisor.assignment_digest,
             supervisor.templates_in_use(HELLO_TEMPLATES_BYTES),
             self._leases.is_guarded,
+            sequence=self._hellos,
         )
         try:
             self._send(hello)

@@ -180,6 +180,7 @@ class Sessions:
             self._by_peer.pop(node.peer, None)
         self._by_peer[peer] = node
         node.peer, node.boot = peer, hello.boot
+        node.hello_sequence = hello.sequence
         node.facts = self._shared.share(hello.facts)
         self.losses.arrived(node)
         node.heard_at = now
@@ -215,6 +216,9 @@ class Sessions:
 
     def _acceptable(self, peer: bytes, node: Node, hello: Hello) -> bool:
         """Whether this hello may open a session; refuses it if not."""
+        if hello.boot == node.boot and 0 < hello.sequence <= node.hello_sequence:
+            _log.info("a late hello left alone", node=node.name, sequence=hello.sequence)
+            return False
         if not PROTOCOL_OLDEST <= hello.protocol <= PROTOCOL_VERSION + 1:
             self._refuse(
                 peer,
@@ -289,6 +293,8 @@ class Sessions:
     # --- reports -----------------------------------------------------------------------------
 
     def _report(self, peer: bytes, node: Node, message: Report) -> None:
+        if message.sequence < node.report_sequence:
+            return  # Overtaken: what it would undo is newer. What only it tells, the digests show.
         check_reports(message.instances)
         check_groups(message.groups)
         before = len(self.completions)

@@ -181,6 +181,7 @@ class Node:
     reasons: tuple[str, ...] = ()
     peer: bytes | None = None
     boot: str = ""
+    hello_sequence: int = 0
     reported: bool = False
     heard_at: float = 0.0
     joined_at: float = 0.0

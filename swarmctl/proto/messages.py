@@ -154,6 +154,7 @@ class Hello(Message):
     ``inventory`` is complete; ``templates`` are those of it, by digest: a controller whose store
     was restored may not know them, and has to count what they take.  ``guarded`` is as in a
     :class:`Heartbeat`.
+    ``sequence`` counts the hellos of a boot from 1: one that is late tells of what is over.
     """
 
     TAG: ClassVar[int] = 3
@@ -168,6 +169,7 @@ class Hello(Message):
     assignment_digest: int = 0
     templates: dict[bytes, bytes] = field(factory=dict)
     guarded: bool = False
+    sequence: int = 0
 
 
 @frozen
