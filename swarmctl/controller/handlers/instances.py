@@ -335,7 +335,7 @@ def _is_final(cluster: Cluster, service: Service) -> bool:
     """Whether "nothing fits" may be said aloud: nobody is about to leave, to end or to report."""
     job = service.record.spec.template.job
     ends = job and any(service.tally[state] for state in LIVE)
-    waits = cluster.state.fences.waits(service.key)
+    waits = cluster.state.fences.waits(service.key) or cluster.reconciler.preempting.unfinished
     return cluster.reconciler.settled and not ends and not waits and not _is_leaving(cluster)
 
 
