@@ -13,8 +13,8 @@ from attrs import evolve
 
 from swarmctl.controller import records
 from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.jobs import Completion
 from swarmctl.controller.records import ServiceRecord, service_key
-from swarmctl.controller.sessions import Completion
 from swarmctl.controller.state import Instance, Service, ServiceKey
 from swarmctl.controller.store.api import Put
 from swarmctl.proto import limits

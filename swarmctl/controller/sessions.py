@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
-from swarmctl.controller import assignments
+from swarmctl.controller import assignments, jobs
 from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.ailments import Ailments, never_ran
+from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
@@ -39,7 +40,7 @@ from swarmctl.proto.messages import (
     SayHello,
     Welcome,
 )
-from swarmctl.proto.states import LIVE, Desired, InstanceState, NodeState
+from swarmctl.proto.states import Desired, InstanceState, NodeState
 from swarmctl.spec import wire
 
 SendTo = Callable[[bytes, Message], None]
@@ -62,15 +63,6 @@ class _Divergence:
 
     assignment: int = 0
     inventory: int = 0
-
-
-@frozen
-class Completion:
-    """A job's slot that has succeeded; ``peer`` waits for the acknowledgement of ``sequence``."""
-
-    instance: Instance
-    peer: bytes = b""
-    sequence: int = 0
 
 
 class Sessions:
@@ -141,7 +133,8 @@ class Sessions:
         match message:
             case Heartbeat():
                 self._heartbeat(peer, node, message)
-            case Report():
+            # One that was overtaken would undo newer ones; what only it tells, the digests show.
+            case Report() if message.sequence >= node.report_sequence:
                 self._report(peer, node, message)
             case FactsChanged():
                 check_facts(message.facts)
@@ -171,7 +164,8 @@ class Sessions:
                 peer, "refused", f"this key is not pinned for a node {hello.node}", final=True
             )
             return
-        if not self._acceptable(peer, node, hello):
+        late = hello.boot == node.boot and 0 < hello.sequence <= node.hello_sequence
+        if late or not self._acceptable(peer, node, hello):
             return
         check_facts(hello.facts)
         check_reports(hello.inventory)
@@ -179,8 +173,7 @@ class Sessions:
         if node.peer is not None:
             self._by_peer.pop(node.peer, None)
         self._by_peer[peer] = node
-        node.peer, node.boot = peer, hello.boot
-        node.hello_sequence = hello.sequence
+        node.peer, node.boot, node.hello_sequence = peer, hello.boot, hello.sequence
         node.facts = self._shared.share(hello.facts)
         self.losses.arrived(node)
         node.heard_at = now
@@ -216,9 +209,6 @@ class Sessions:
 
     def _acceptable(self, peer: bytes, node: Node, hello: Hello) -> bool:
         """Whether this hello may open a session; refuses it if not."""
-        if hello.boot == node.boot and 0 < hello.sequence <= node.hello_sequence:
-            _log.info("a late hello left alone", node=node.name, sequence=hello.sequence)
-            return False
         if not PROTOCOL_OLDEST <= hello.protocol <= PROTOCOL_VERSION + 1:
             self._refuse(
                 peer,
@@ -293,8 +283,6 @@ class Sessions:
     # --- reports -----------------------------------------------------------------------------
 
     def _report(self, peer: bytes, node: Node, message: Report) -> None:
-        if message.sequence < node.report_sequence:
-            return  # Overtaken: what it would undo is newer. What only it tells, the digests show.
         check_reports(message.instances)
         check_groups(message.groups)
         before = len(self.completions)
@@ -367,9 +355,10 @@ class Sessions:
             return
         if instance is None:
             instance = self._admit(node, report)
-        before = instance.state
+        before, attempt = instance.state, instance.attempt
         self._state.observe(instance, report)
-        if instance.state is not before:
+        # What fails to launch is tried again, and the state in between may never be told.
+        if instance.state is not before or (never_ran(instance) and instance.attempt != attempt):
             self._state_changed(instance, before)
 
     def _state_changed(self, instance: Instance, before: InstanceState) -> None:
@@ -387,19 +376,7 @@ class Sessions:
             self._state.dirty_services.add(instance.key)
 
     def _note_completion(self, instance: Instance) -> None:
-        """A job's copy that has succeeded is to be committed, and takes nothing any more."""
-        service = self._state.services.get(instance.key)
-        if service is None or not service.record.spec.template.job:
-            return
-        if instance.state is not InstanceState.SUCCEEDED:
-            if instance.state in LIVE:  # Started again, as a user asked.
-                self._fleet.allocate(self._state, instance)
-            return
-        if instance.counted:
-            self._fleet.free(self._state, instance)
-            self._state.capacity_changed = True
-        holds = service.holders.get(instance.slot) is instance
-        if holds and instance.slot not in service.record.completed:
+        if jobs.settle(self._state, self._fleet, instance):
             self.completions.append(Completion(instance))
 
     def _admit(self, node: Node, report: InstanceReport) -> Instance:

@@ -1,0 +1,32 @@
+"""Copies of jobs that have succeeded: what that means at once, before it is durable."""
+
+from attrs import frozen
+
+from swarmctl.controller.placing import Fleet
+from swarmctl.controller.state import ClusterState, Instance
+from swarmctl.proto.states import LIVE, InstanceState
+
+
+@frozen
+class Completion:
+    """A job's slot that has succeeded; ``peer`` waits for the acknowledgement of ``sequence``."""
+
+    instance: Instance
+    peer: bytes = b""
+    sequence: int = 0
+
+
+def settle(state: ClusterState, fleet: Fleet, instance: Instance) -> bool:
+    """What has succeeded takes nothing any more; whether that it has is to be committed."""
+    service = state.services.get(instance.key)
+    if service is None or not service.record.spec.template.job:
+        return False
+    if instance.state is not InstanceState.SUCCEEDED:
+        if instance.state in LIVE:  # Started again, as a user asked.
+            fleet.allocate(state, instance)
+        return False
+    if instance.counted:
+        fleet.free(state, instance)
+        state.capacity_changed = True
+    holds = service.holders.get(instance.slot) is instance
+    return holds and instance.slot not in service.record.completed
