@@ -10,7 +10,10 @@ core: plan 2 us, assign 3 us, dispatch 3 us, take in the report 3 us.
 
 from typing import Final
 
+import trio
+
 from swarmctl.controller.cluster import Cluster
+from swarmctl.proto.states import InstanceState
 
 # Slots looked at, and nodes told, before other tasks get their turn: some 50 ms of work.
 _SLOTS_A_TURN: Final = 10_000
@@ -22,12 +25,29 @@ _GIVE_WAY_S: Final = 0.2
 # message costs as much as ten instances.
 _DISPATCH_A_NODE: Final = 20
 
+# Instances that a node was given and has not said a word about, on average, before more is placed:
+# what waits on the way to a busy node also keeps our answers to its heartbeats from it.
+_UNANSWERED_A_NODE: Final = 20
+# Nodes that answer nothing hold the others up by no more than this, a part.
+_ANSWERS_S: Final = 1.0
+_ANSWERS_LOOK_S: Final = 0.01
+
+
+async def _await_answers(cluster: Cluster) -> None:
+    """Let the nodes answer what they were told, before they are told more."""
+    state = cluster.state
+    allowed = _UNANSWERED_A_NODE * len(state.nodes)
+    until = trio.current_time() + _ANSWERS_S
+    while state.tally[InstanceState.ASSIGNED] > allowed and trio.current_time() < until:
+        await trio.sleep(_ANSWERS_LOOK_S)
+
 
 async def converge(cluster: Cluster) -> None:
     """Place what wants a node, and tell the nodes, until nothing is dirty."""
     told = cluster.reconciler.assigned
     more = True
     while more:
+        await _await_answers(cluster)
         more = cluster.reconciler.cycle(_SLOTS_A_TURN)
         waiting = cluster.reconciler.assigned - told
         if more and waiting < _DISPATCH_A_NODE * len(cluster.state.nodes):
