@@ -10,6 +10,7 @@ It serves only after its term is committed (DESIGN 8.1).
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from time import time as wall_clock
@@ -55,6 +56,7 @@ from swarmctl.proto.errors import (
     sole_error,
 )
 from swarmctl.proto.messages import Enrol, Heartbeat, Message, Refuse, Report, ReportAck
+from swarmctl.transport.answers import Answers
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
 from swarmctl.transport.bounds import BATCH_MAX, BATCH_MAX_BYTES
 from swarmctl.transport.bulk import BulkServer
@@ -187,6 +189,7 @@ class Controller:
         cluster.sessions.losses.take_over(began)
         for node in cluster.state.nodes.values():
             node.heard_at = began
+        self._answers = Answers(listener.send, listener.disconnect)
         self._to_commit = trio.Event()
         self._enrolments = 0
         self._malformed_by: dict[PeerId, int] = {}
@@ -240,6 +243,7 @@ class Controller:
                 others = RpcServer(admins_only(_handlers(self.cluster, self._listener)), nursery)
                 server = BulkServer(others, applying.bulk(self.cluster), nursery)
                 nursery.start_soon(self._receive, server, nursery)
+                nursery.start_soon(self._answers.run)
                 nursery.start_soon(self._reconcile, server)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._commit)
@@ -270,6 +274,7 @@ class Controller:
             for peer in self._listener.take_departed():
                 self._malformed_by.pop(peer, None)
                 server.peer_departed(peer)
+                self._answers.peer_departed(peer)
                 self.cluster.sessions.peer_departed(peer)
                 self.cluster.caller.fail_peer(peer, "the agent's connection has ended")
             self.cluster.listening.done()
@@ -313,10 +318,7 @@ class Controller:
         if isinstance(message, Refuse):
             _log.warning("refused by an agent", user=arrival.user_id, what=message.what)
             return
-
-        def answer(reply: Message) -> None:
-            cluster.send(arrival.peer, reply)
-
+        answer = partial(self._answers.send, arrival.peer)
         size_bytes = len(arrival.payload)
         if not server.on_message(arrival.peer, arrival.user_id, message, answer, size_bytes):
             raise ProtocolError(f"a {type(message).__name__} is not for a controller")

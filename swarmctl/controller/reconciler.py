@@ -63,6 +63,8 @@ class Reconciler:
         self._seed = seed
         # Services of which only the slots before this one were looked at.
         self._resume: dict[ServiceKey, int] = {}
+        # Services of which something may be nowhere: those to look at when there is room again.
+        self._nowhere: set[ServiceKey] = set()
         self.settled = False
         self.preempting = Preempting(state, fleet)
         # Instances given to nodes so far.
@@ -86,12 +88,14 @@ class Reconciler:
             self._resume.update(dict.fromkeys(self.preempting.settle(), 1))
         requests: list[Request] = []
         wanting: dict[str, Service] = {}
+        looked_into: list[Service] = []
         left = slots_max
         while left > 0 and (state.dirty_services or self._resume):
             key, start = self._next_service()
             service = state.services.get(key)
             if service is None:
                 continue
+            looked_into.append(service)
             slots, looked_at = self._slots_to_place(service, start, left)
             left -= looked_at
             if start + looked_at <= service.record.spec.replicas and looked_at:
@@ -107,6 +111,7 @@ class Reconciler:
                 wanting[scheduler_key(key)] = service
         if requests:
             self._place(requests, wanting)
+        self._nowhere.update(service.key for service in looked_into if service.unplaced)
         return bool(state.dirty_services or self._resume)
 
     def _next_service(self) -> tuple[ServiceKey, int]:
@@ -122,9 +127,9 @@ class Reconciler:
         return key, 1
 
     def _retry_unplaced(self) -> None:
-        self._state.dirty_services.update(
-            key for key, service in self._state.services.items() if service.unplaced
-        )
+        """Look again at what found no node: costs as much as that is, not as all there is."""
+        self._state.dirty_services |= self._nowhere
+        self._nowhere.clear()
 
     # --- what a service wants ---------------------------------------------------------------
 

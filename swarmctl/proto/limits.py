@@ -73,6 +73,8 @@ BULK_WAIT_S: Final = 0.5
 BULK_UNDER_WAY: Final = 2_000
 # Bytes of simple requests that wait; four of the largest messages, or 50,000 usual ones.
 BULK_BYTES: Final = 32 * 1024 * 1024
+# Bytes of answers that wait for clients to read; as much as may come in.
+ANSWERS_BYTES: Final = 32 * 1024 * 1024
 # Records of simple requests that share a transaction, in bytes: below any store's bound.
 BULK_COMMIT_BYTES: Final = 512 * 1024
 # A client comes again with what was refused so many times, if its deadline allows.
