@@ -20,7 +20,7 @@ from urllib.parse import quote
 import attrs
 
 from swarmctl.folder import storage_fault, sync_folder
-from swarmctl.proto.errors import InternalError, StorageFault, SwarmError
+from swarmctl.proto.errors import InternalError, StorageDamaged, StorageFault, SwarmError
 from swarmctl.proto.limits import STORE_CHECK_S, STORE_LOCK_S
 
 # Pages in the log before they are copied into the file: at SQLite's default of 1,000 a busy store
@@ -87,9 +87,9 @@ _FAULTS: Final = {
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def damaged(path: Path, schema: Schema, reason: str) -> StorageFault:
+def damaged(path: Path, schema: Schema, reason: str) -> StorageDamaged:
     """The fault for a file that cannot be trusted any more; the file is left as it is."""
-    return StorageFault(
+    return StorageDamaged(
         f"the {schema.title} is damaged: {reason}", where=str(path), hint=schema.recovery
     )
 

@@ -83,6 +83,12 @@ def _supervised(command: _F) -> _F:
     metavar="TIME",
     help="How long a node runs what is fenced without a word of the controller.",
 )
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Begin anew where the store file is lost or damaged (it is kept aside), on hold, from "
+    "what the nodes run.",
+)
 @click.option("--context-name", default="default", hidden=True)
 @_supervised
 def controller(
@@ -93,6 +99,7 @@ def controller(
     data: Path | None,
     context_name: str,
     fencing_lease: str,
+    rebuild: bool,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -109,6 +116,12 @@ def controller(
     store_file = _store_file(store) if etcd is None else None
     if join is not None and etcd is None:
         raise InvalidSpec("a single controller joins no others", "--join", "give --store etcd://…")
+    if rebuild and etcd is not None:
+        raise InvalidSpec(
+            "only a SQLite store is rebuilt",
+            "--rebuild",
+            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
+        )
 
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
         import trio
@@ -124,6 +137,7 @@ def controller(
             store_file=store_file,
             fencing_lease_s=lease_s,
             join=join,
+            rebuild=rebuild,
         )
         run: Any = run_controller
         if etcd is not None:

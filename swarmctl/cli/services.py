@@ -5,6 +5,7 @@ from typing import Any, Final
 import click
 
 from swarmctl.cli import clusters
+from swarmctl.cli.adopting import adopt
 from swarmctl.cli.output import age_column, output_option, show_data, show_list
 from swarmctl.cli.tables import Column, Row, column
 from swarmctl.cli.waiting import (
@@ -80,6 +81,9 @@ def service_rollback(ctx: click.Context, name: str, wait: bool | None, timeout: 
             undo = f"swarmctl service rollback {name}"
             meanwhile = f"the service {name} goes on rolling back"
             wait_for(client, Waiting((name,), "running", timeout_s, meanwhile, undo))
+
+
+service.add_command(adopt)
 
 
 @click.command()

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from swarmctl.cli import clusters
+from swarmctl.cli.adopting import show_adopted
+from swarmctl.cli.output import output_option
+from swarmctl.cli.waiting import COMMIT_TIMEOUT_S
 from swarmctl.proto.errors import InvalidSpec, sole_error
 
 if TYPE_CHECKING:
@@ -54,12 +57,26 @@ def migrate(source: str, target: str) -> None:
 
 
 @store.command()
+@click.option("--dry-run", is_flag=True, help="Only show what a rebuilt store would adopt.")
+@output_option()
 @click.pass_context
-def release(ctx: click.Context) -> None:
-    """Let a cluster that is on hold go on: what its store says becomes true on the nodes."""
+def release(ctx: click.Context, dry_run: bool, output: str) -> None:
+    """Let a cluster that is on hold go on: what its store says becomes true on the nodes.
+
+    After 'controller --rebuild' what the nodes run is adopted first, and shown; wait until
+    'node ls' shows them all. What is not wanted is removed before: swarmctl rm NAME.
+    """
     with clusters.connect(ctx) as client:
-        was = client.call("store.release")["was"]
-    print(f"released; it was on hold: {was}" if was else "it was not on hold")
+        answer = client.call("store.release", {"dry_run": dry_run}, timeout_s=COMMIT_TIMEOUT_S)
+    services, was = answer.get("services") or [], answer["was"]
+    if services or output != "table":
+        show_adopted(services, output)
+    if output != "table":
+        return
+    if dry_run:
+        print(f"on hold: {was}; nothing was changed" if was else "it is not on hold")
+    else:
+        print(f"released; it was on hold: {was}" if was else "it was not on hold")
 
 
 def _address(text: str) -> "StoreAddress":

@@ -20,13 +20,14 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from swarmctl.controller import completions, holding, records
+from swarmctl.controller import completions, holding, rebuilding, records
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.convergence import converge
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.handlers import (
+    adopting,
     applying,
     drains,
     fencing,
@@ -41,7 +42,6 @@ from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
-from swarmctl.controller.store.sqlite import SqliteStore
 from swarmctl.folder import DataFolder
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import (
@@ -90,7 +90,8 @@ class ControllerConfig:
     on.  ``lost_after_s`` is how long a node may be silent, ``fencing_lease_s`` how long one runs
     what is fenced without a word from here.  ``store_file`` is the SQLite store, in ``data`` unless
     given; ``join`` another controller's ``cluster.key``.  ``takeover_grace_s`` is what nodes have
-    beyond ``lost_after_s`` to come from the controller that led before.
+    beyond ``lost_after_s`` to come from the controller that led before.  ``rebuild`` begins a new
+    store in place of one that is lost or damaged (:mod:`swarmctl.controller.rebuilding`).
     """
 
     data: Path
@@ -102,18 +103,18 @@ class ControllerConfig:
     store_file: Path | None = None
     join: Path | None = None
     takeover_grace_s: float = 0.0
-
-
-async def _open_sqlite(path: Path, cluster_id: str) -> Store:
-    return await SqliteStore.open(path, new_cluster_id=lambda: cluster_id)
+    rebuild: bool = False
 
 
 @frozen
 class Edges:
-    """Where the daemon touches the world; simulations put their own in place."""
+    """Where the daemon touches the world; simulations put their own in place.
+
+    Without an ``open_store`` it is the SQLite store's file, with what care files need.
+    """
 
     open_listener: OpenListener = open_listener
-    open_store: OpenStore = _open_sqlite
+    open_store: OpenStore | None = None
     wall: Callable[[], float] = wall_clock
 
 
@@ -134,6 +135,8 @@ async def run_controller(
     edges = edges or Edges()
     async with AsyncExitStack() as stack:
         stack.enter_context(DataFolder.open(config.data, "controller"))
+        if config.rebuild:
+            rebuilding.check_identity(config.data)
         identity = identities.load_or_make(config.data)
         access = Access()
         store = await stack.enter_async_context(_open_store(config, edges, identity.cluster_id))
@@ -155,7 +158,13 @@ async def _open_store(
     config: ControllerConfig, edges: Edges, cluster_id: str
 ) -> AsyncGenerator[Store, None]:
     path = config.store_file or config.data / _STORE_FILE
-    store = ChunkedStore(await edges.open_store(path, cluster_id))
+    if edges.open_store is not None:
+        store = ChunkedStore(await edges.open_store(path, cluster_id))
+    elif config.rebuild:
+        store = await rebuilding.begin(path, cluster_id)
+    else:
+        rebuilding.check_not_lost(path, config.data)
+        store = await rebuilding.open_store(path, cluster_id)
     try:
         if store.cluster_id != cluster_id:
             raise Conflict(
@@ -451,7 +460,7 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
         **instances.handlers(cluster),
         **streams.handlers(cluster),
         **nodes.handlers(cluster),
-        **holding.handlers(cluster),
+        **adopting.handlers(cluster),
         **drains.handlers(cluster),
         **rebalancing.handlers(cluster),
         **fencing.handlers(cluster),

@@ -1,21 +1,21 @@
 """On hold: a controller that looks, and tells no node anything (DESIGN 8.5).
 
-A store that was restored is older than what runs. Until an operator has looked and releases it,
-nothing is placed, started, stopped or taken away; nodes report as ever and ``ps`` shows all. The
-hold is in the store, so it outlives the controller.
+A store that was restored is older than what runs, one that is rebuilt knows nothing of it. Until an
+operator has looked and releases it, nothing is placed, started, stopped or taken away; nodes report
+as ever and ``ps`` shows all. The hold is in the store, so it outlives the controller.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
-from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.store.api import Delete, Store
-from swarmctl.transport.rpc import Call, Handler
+from swarmctl.controller.store.api import Store
 
 _log = structlog.get_logger(__name__)
 
 HOLD: Final = "hold"
+# Why, of a store that ``controller --rebuild`` began: its release takes in what the nodes run.
+REBUILT: Final = "rebuilt from what the nodes run"
 
 
 async def read(store: Store) -> str:
@@ -24,22 +24,3 @@ async def read(store: Store) -> str:
     if reason:
         _log.warning("on hold until 'swarmctl store release'", why=reason)
     return reason
-
-
-def handlers(cluster: Cluster) -> dict[str, Handler]:
-    """Method to handler."""
-
-    async def release(call: Call) -> Any:
-        del call
-        reason = cluster.hold
-
-        def follow() -> None:
-            cluster.hold = ""
-            cluster.wake()
-
-        if reason:
-            await cluster.commit([Delete(HOLD)], follow)
-            _log.warning("released", why=reason)
-        return {"was": reason}
-
-    return {"store.release": release}

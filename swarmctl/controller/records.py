@@ -24,7 +24,7 @@ from cattrs import Converter
 
 from swarmctl.controller.slots import SlotSet, slot_set
 from swarmctl.proto import limits
-from swarmctl.proto.errors import InvalidSpec, StorageFault
+from swarmctl.proto.errors import InvalidSpec, StorageDamaged
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.wire import canonical, converter
 
@@ -217,7 +217,7 @@ def decode(data: bytes, cls: type[_T], key: str) -> _T:
     """The inverse of :func:`encode`.
 
     Raises:
-        StorageFault: the value is damaged; ``key`` says which.
+        StorageDamaged: the value is damaged; ``key`` says which.
     """
     try:
         plain = msgpack.unpackb(data, strict_map_key=False)
@@ -226,6 +226,8 @@ def decode(data: bytes, cls: type[_T], key: str) -> _T:
         return _converter().structure(plain, cls)
     except Exception as error:
         # Whatever cattrs or msgpack trip over, the meaning is one: this record is damaged.
-        raise StorageFault(
-            f"the record {key} is damaged: {error}", hint="restore the store from a backup"
+        raise StorageDamaged(
+            f"the record {key} is damaged: {error}",
+            hint="restore a backup: swarmctl store restore; or take in what the nodes run: "
+            "swarmctl controller --rebuild",
         ) from error

@@ -50,8 +50,8 @@ def _reason(instance: Instance) -> str:
 def _quarantine_reason(instance: Instance) -> str:
     return (
         f"{instance.state.label} on {instance.node}, and this controller knows no service "
-        f"{instance.key[1]}: apply its stack to adopt it, or take it away with "
-        f"'swarmctl rm {instance.name}'"
+        f"{instance.key[1]}: adopt it with 'swarmctl service adopt {instance.key[1]}' or apply its "
+        f"stack, or take it away with 'swarmctl rm {instance.name}'"
     )
 
 
@@ -107,14 +107,15 @@ def service_view(state: ClusterState, service: Service) -> View:
         "running": running,
         "completed": len(service.record.completed),
         "states": state.counts(service),
-        "image": _image_of(service),
+        "image": image_of(service),
         "revision": service.record.revision,
         "created": service.record.created_at,
         "updated": service.record.updated_at,
     }
 
 
-def _image_of(service: Service) -> str:
+def image_of(service: Service) -> str:
+    """What it is made from, in a word."""
     template = service.record.spec.template
     if template.container is not None:
         return template.container.image

@@ -167,6 +167,12 @@ class StorageFault(EnvironmentFault):
     code = "storage"
 
 
+class StorageDamaged(StorageFault):
+    """A file that holds truth cannot be trusted any more; it is left as it is."""
+
+    code = "storage-damaged"
+
+
 class DeadlineExceeded(EnvironmentFault):
     """An operation did not end within its deadline."""
 

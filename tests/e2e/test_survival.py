@@ -7,10 +7,12 @@ import time
 from contextlib import closing
 
 import pytest
+import trio
 from attrs import evolve
 
 from swarmctl.agent.drivers.api import Launch, Owner, resource_name
 from swarmctl.agent.drivers.docker.config import container_body
+from swarmctl.controller.store.sqlite import SqliteStore
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import SwarmError
 from swarmctl.spec import wire
@@ -236,25 +238,43 @@ def test_restored_store_raises_its_term_and_stops_nothing(own: Cluster):
     assert own.containers() == before
 
 
-# --- an empty store --------------------------------------------------------------------------
+# --- an empty store, and none ----------------------------------------------------------------
+
+
+def empty_store(cluster: Cluster) -> None:
+    """A sound store that knows nothing, in place of the controller's."""
+    for file in cluster.data.glob("store.db*"):
+        file.unlink()
+
+    async def make() -> None:
+        store = await SqliteStore.open(cluster.data / "store.db", new_cluster_id=lambda: cluster.id)
+        await store.aclose()
+
+    trio.run(make)
 
 
 def test_empty_store_stops_nothing(own: Cluster):
-    """A controller on an emptied store shows what runs as quarantined; apply adopts, rm removes."""
+    """What runs is shown as quarantined; adopt and apply take it in as it runs, rm removes it."""
     own.agent("n1")
     own.start()
-    own.apply(box("kept", 2), box("gone"), once("ended"))
-    own.wait("kept", "gone", "ended")
+    own.apply(box("kept", 2), box("gone"), once("ended"), box("more", 2))
+    own.wait("kept", "gone", "ended", "more")
     before = own.containers()
     own.controller.kill()
-    for file in own.data.glob("store.db*"):
-        file.unlink()
+    empty_store(own)
     own.controller.start()
 
-    names = ["ended.1", "gone.1", "kept.1", "kept.2"]
+    names = ["ended.1", "gone.1", "kept.1", "kept.2", "more.1", "more.2"]
     own.await_states(dict.fromkeys(names, "quarantined"))
     assert own.containers() == before
-    assert all("apply" in one["reason"] and "rm" in one["reason"] for one in own.ps().values())
+    for one in own.ps().values():
+        said = ("service adopt", "apply", "swarmctl rm")
+        assert all(text in one["reason"] for text in said)
+
+    done = own.swarmctl("service", "adopt", "more")
+    assert (done.code, "2/2" in done.out) == (0, True), done
+    own.wait("more")
+    assert own.containers() == before
 
     own.apply(box("kept", 2), box("other"))
     own.wait("kept", "other")
@@ -262,7 +282,62 @@ def test_empty_store_stops_nothing(own: Cluster):
     assert {name: after[name] for name in before} == before
     own.call("service.remove", {"names": ["gone"]})
     until(lambda: "gone.1" not in own.states(), what="gone")
-    assert set(own.containers()) == {"kept.1", "kept.2", "other.1", "ended.1"}
+    left = {"kept.1", "kept.2", "other.1", "ended.1", "more.1", "more.2"}
+    assert set(own.containers()) == left
+
+
+@pytest.mark.parametrize("damage", [pytest.param("lost", marks=pytest.mark.slow), "truncated"])
+def test_a_store_is_rebuilt_from_what_runs(own: Cluster, damage: str):
+    """Refused until --rebuild; that begins on hold, shows what runs, and its release adopts it."""
+    own.agent("n1")
+    own.agent("n2")
+    own.start()
+    own.apply(box("web", 4, placement=BOTH), box("still"), box("gone"))
+    own.wait("web", "still", "gone")
+    own.call("service.stop", {"names": ["still"]})
+    own.wait("still", condition="stopped")
+    before = own.containers()
+    own.controller.kill()
+    store = own.data / "store.db"
+    if damage == "truncated":
+        store.write_bytes(store.read_bytes()[:2000])
+    for file in own.data.glob("store.db-*" if damage == "truncated" else "store.db*"):
+        file.unlink()
+
+    refused = own.swarmctl(*own.controller.arguments)
+    assert refused.code == 1
+    assert "store restore" in refused.err
+    assert "controller --rebuild" in refused.err
+    assert "Traceback" not in refused.err
+    own.controller.arguments.append("--rebuild")
+    own.controller.start()
+    own.controller.arguments.pop()
+    assert bool(list(own.data.glob("*.damaged-*"))) == (damage == "truncated")
+
+    until(own.all_ready, what="both nodes are back")
+    own.await_states(dict.fromkeys(before, "quarantined"))
+    # It outlives the controller, and nothing is told to any node meanwhile.
+    own.controller.kill()
+    own.controller.start()
+    until(own.all_ready, what="both nodes are back")
+    own.await_states(dict.fromkeys(before, "quarantined"))
+    assert own.swarmctl("rm", "gone", "--detach").code == 0
+    shown = own.swarmctl("store", "release", "--dry-run")
+    assert (shown.code, "4/4" in shown.out) == (0, True), shown
+    assert own.containers() == before
+
+    released = own.swarmctl("store", "release")
+    assert (released.code, "4/4" in released.out) == (0, True), released
+    until(lambda: "gone.1" not in own.containers(), what="what was removed on hold")
+    own.wait("web")
+    del before["gone.1"]
+    assert own.containers() == before
+    slots = [f"web.{slot}" for slot in range(1, 5)]
+    own.await_states(dict.fromkeys(slots, "running") | {"still.1": "stopped"})
+    kill_container(before["web.1"].id)
+    until(lambda: own.containers()["web.1"].started_at != before["web.1"].started_at)
+    own.call("service.scale", {"replicas": {"web": 2}})
+    until(lambda: len(own.containers()) == 3, what="two of web and the stopped one")
 
 
 # --- creates that collide with themselves ----------------------------------------------------

@@ -158,7 +158,7 @@ def applied(
     existing = cluster.state.services.get((spec.tenant, spec.name))
     now = cluster.wall()
     if existing is None:
-        return _created(cluster, spec, now), _result(spec, "created", None)
+        return new_record(cluster, spec, now), _result(spec, "created", None)
     if create_only:
         raise Conflict(
             f"a service {spec.name!r} exists already",
@@ -173,7 +173,7 @@ def applied(
     return _without_overrides_beyond(record), _result(spec, "updated", before.spec)
 
 
-def _created(cluster: Cluster, spec: ServiceSpec, now: float) -> ServiceRecord:
+def new_record(cluster: Cluster, spec: ServiceSpec, now: float) -> ServiceRecord:
     """A new record. Instances in quarantine are adopted as they run: their restarts are counted."""
     loose = cluster.quarantined((spec.tenant, spec.name))
     if not loose:
@@ -262,7 +262,8 @@ async def _change_targets(cluster: Cluster, call: Call, change: Change) -> Any:
         if target not in known:
             raise Conflict(
                 f"{target.name} is quarantined: this controller does not know its service",
-                hint=f"apply its stack to adopt it, or remove it: swarmctl rm {target.name}",
+                hint=f"adopt it: swarmctl service adopt {target.key[1]}; or remove it: swarmctl rm "
+                f"{target.name}",
             )
     async with cluster.changing([target.key for target in known]):
         records: dict[ServiceKey, ServiceRecord] = {}

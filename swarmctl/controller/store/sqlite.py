@@ -37,8 +37,9 @@ SCHEMA: Final = Schema(
         ),
     ),
     recovery=(
-        "stop the controller, move this file and its -wal and -shm aside, and bring a backup back: "
-        "swarmctl store restore FILE sqlite:THIS; nothing that runs is stopped meanwhile"
+        "with a backup: move this file and its -wal and -shm aside, then 'swarmctl store restore "
+        "BACKUP sqlite:THIS'; without one: 'swarmctl controller --rebuild' keeps the file aside "
+        "and takes in what the nodes run; nothing that runs is stopped meanwhile"
     ),
 )
 # Sorts after every printable character, so that a prefix is a range of keys.

@@ -9,6 +9,7 @@ from swarmctl.controller import identity as identities
 from swarmctl.controller.access import Access, admins_only
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers import (
+    adopting,
     applying,
     drains,
     instances,
@@ -56,6 +57,7 @@ class Rig:
             **nodes.handlers(self.cluster),
             **drains.handlers(self.cluster),
             **rebalancing.handlers(self.cluster),
+            **adopting.handlers(self.cluster),
         }
         try:
             async with trio.open_nursery() as nursery:
