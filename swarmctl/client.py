@@ -175,13 +175,19 @@ class Client:
         self._connection.send(codec.encode(message))
 
     def receive(self, timeout_s: float) -> Message:
-        """The next message.
+        """The next message; what only a newer controller says is passed over.
 
         Raises:
             DeadlineExceeded: none came in time.
             PeerUnreachable: the connection was lost.
         """
-        return codec.decode(self._connection.receive(timeout_s))
+        deadline = time.monotonic() + timeout_s
+        left_s = timeout_s
+        while True:
+            try:
+                return codec.decode(self._connection.receive(left_s))
+            except codec.UnknownMessage:
+                left_s = max(0.0, deadline - time.monotonic())
 
     @property
     def connection(self) -> SyncClient:

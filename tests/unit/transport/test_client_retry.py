@@ -3,6 +3,7 @@
 import itertools
 
 import attrs
+import msgpack
 import pytest
 
 from swarmctl import client as clients
@@ -77,3 +78,10 @@ def test_what_may_have_been_done_is_not_repeated(pauses, outcome):
 
     assert client._connection.asked == 1
     assert not pauses
+
+
+def test_what_only_a_newer_controller_says_is_passed_over():
+    """A message with a tag of tomorrow, before the answer."""
+    client = a_client(lambda call_id: Reply(call_id, "done"))
+    client._connection.answers.append(msgpack.packb([120, "news"]))
+    assert client.call("service.apply") == "done"
