@@ -334,6 +334,7 @@ class Session:
                 self._reasons(),
                 self._leases.is_guarded,
                 self._wall(),
+                self._supervisor.version,
             )
         )
 

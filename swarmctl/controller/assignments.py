@@ -27,13 +27,17 @@ _ENTRY_MAX_BYTES: Final = _ENTRY_BYTES + _GROUP_BYTES + _TEMPLATE_BYTES
 
 
 def dispatch(
-    state: ClusterState, names: Iterable[str], send: Callable[[bytes, Message], None]
+    state: ClusterState,
+    names: Iterable[str],
+    send: Callable[[bytes, Message], None],
+    now: float,
 ) -> None:
     """Send the nodes ``names`` what has changed for them."""
     for name in names:
         node = state.nodes.get(name)
         if node is None or node.peer is None or node.state is NodeState.LOST:
             continue  # It is sent all of it when it says hello.
+        node.told_at = now
         try:
             for message in pending(state, node):
                 send(node.peer, message)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
-from attrs import define, evolve
+from attrs import evolve
 
 from swarmctl.controller import assignments, jobs
 from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.ailments import Ailments, never_ran
+from swarmctl.controller.divergence import Divergence
 from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
@@ -46,23 +47,12 @@ from swarmctl.spec import wire
 SendTo = Callable[[bytes, Message], None]
 
 _log = structlog.get_logger(__name__)
-# A digest that differs in one heartbeat may only have crossed an assignment under way; in two
-# it is a divergence.
-_DIVERGED_AFTER: Final = 2
 # Heartbeats between two repetitions of the removals that a node has not confirmed: ten seconds,
 # longer than most instances take to stop.
 _REMOVALS_REPEATED_EVERY: Final = 5
 # Reports that wait for the next heartbeat's acknowledgement: a quarter of what an agent allows.
 _UNACKNOWLEDGED_MAX: Final = 8
 _LAUNCHING: Final = (InstanceState.ASSIGNED, InstanceState.PREPARING, InstanceState.STARTING)
-
-
-@define
-class _Divergence:
-    """Heartbeats in a row whose digest was not ours."""
-
-    assignment: int = 0
-    inventory: int = 0
 
 
 class Sessions:
@@ -98,7 +88,7 @@ class Sessions:
         self._wall = wall
         self._by_peer: dict[bytes, Node] = {}
         self._shared = SharedFacts()
-        self._divergence: dict[str, _Divergence] = {}
+        self._divergence: dict[str, Divergence] = {}
         # Told to the agents, where there are several controllers.
         self.addresses: tuple[str, ...] = ()
         state.fences.begin(now())
@@ -180,7 +170,7 @@ class Sessions:
         node.joined_at = self._wall()
         node.known_templates.clear()
         node.report_sequence = node.unacknowledged = 0
-        self._divergence[node.name] = _Divergence()
+        self._divergence[node.name] = Divergence()
         self._state.fences.heard(node.name, now)
         node.guarded = hello.guarded
         first = not node.reported
@@ -425,16 +415,9 @@ class Sessions:
             node.reasons = reasons
             self.refresh(node)
             self._wake()
-        counts = self._divergence.setdefault(node.name, _Divergence())
-        counts.assignment = (
-            0 if beat.assignment_digest == node.assignment_digest else counts.assignment + 1
-        )
-        counts.inventory = (
-            0 if beat.inventory_digest == node.inventory_digest else counts.inventory + 1
-        )
-        if counts.assignment >= _DIVERGED_AFTER:
+        diverged = self._divergence.setdefault(node.name, Divergence())
+        if diverged.assignment(node, beat, self._now()):
             _log.info("assignment diverged, sending all of it", node=node.name)
-            counts.assignment = 0
             node.known_templates.clear()
             self._state.resend(node)
             self._wake()
@@ -442,10 +425,9 @@ class Sessions:
             # No digest shows a removal that the node never heard of, nor had what is removed.
             self._state.repeat_removals(node)
             self._wake()
-        resync = counts.inventory >= _DIVERGED_AFTER
+        resync = diverged.inventory(node, beat)
         if resync:
             _log.info("inventory diverged, asking for all of it", node=node.name)
-            counts.inventory = 0
         reported = node.report_sequence if node.unacknowledged else 0
         node.unacknowledged = 0
         lease_s = self._lease(node, guarded=beat.guarded)
@@ -476,7 +458,7 @@ class Sessions:
 
     def dispatch(self, names: Iterable[str]) -> None:
         """Send the nodes ``names`` what has changed for them."""
-        assignments.dispatch(self._state, names, self._send)
+        assignments.dispatch(self._state, names, self._send, self._now())
 
     def forget(self, node: Node) -> None:
         """The node was taken out of the registry."""

@@ -171,7 +171,8 @@ class Node:
     ``leaving`` are those of its instances that it was, or is to be, told to take away.
 
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
-    the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``guarded``
+    the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at``
+    is when the last assignment was sent; ``guarded``
     says that its guard was alive at its last heartbeat.
     """
 
@@ -195,6 +196,7 @@ class Node:
     needs_full: bool = False
     report_sequence: int = 0
     unacknowledged: int = 0
+    told_at: float = 0.0
     guarded: bool = False
 
     @property

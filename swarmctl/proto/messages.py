@@ -194,7 +194,7 @@ class Heartbeat(Message):
 
     ``reasons`` name what is wrong on the node: it is sick while there is one.  ``guarded`` says
     that its guard would end fenced instances now.  ``wall_s`` is the node's clock, in epoch
-    seconds; 0 says nothing.
+    seconds; 0 says nothing.  ``version`` is that of the last assignment that it has taken in.
     """
 
     TAG: ClassVar[int] = 5
@@ -205,6 +205,7 @@ class Heartbeat(Message):
     reasons: tuple[str, ...] = ()
     guarded: bool = False
     wall_s: float = 0.0
+    version: int = 0
 
 
 @frozen

@@ -112,3 +112,19 @@ def test_a_removal_that_was_lost_is_repeated_though_no_digest_shows_it():
 
     assert not known.instances
     assert not known.leaving
+
+
+def test_what_is_on_its_way_is_not_sent_again():
+    """A node that is behind is given its time; what was lost is sent again after that."""
+    harness = cluster("a")
+    harness.apply(spec(replicas=2))
+    harness.step(deliver=False)
+    for _ in range(4):
+        harness.beat()
+    assert not harness.state.nodes["a"].needs_full
+    for _ in range(4):
+        harness.beat()
+    assert harness.state.nodes["a"].needs_full
+    harness.run(1)
+
+    assert len(harness.running()) == 2
