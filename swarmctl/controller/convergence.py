@@ -8,6 +8,7 @@ The hot path of a launch is here and in what this calls; its budget an instance 
 core: plan 2 us, assign 3 us, dispatch 3 us, take in the report 3 us.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -15,6 +16,11 @@ import trio
 from swarmctl.controller.cluster import Cluster
 from swarmctl.proto.states import InstanceState
 
+# How long what is committed may wait for its plan while more requests are under way, unless there
+# is this much for each node already: to tell a node costs as much as ten instances.
+_GATHER_S: Final = 1.0
+_GATHER_A_NODE: Final = 20
+_GATHER_LOOK_S: Final = 0.05
 # Slots looked at, and nodes told, before other tasks get their turn: some 50 ms of work.
 _SLOTS_A_TURN: Final = 10_000
 _NODES_A_TURN: Final = 200
@@ -43,6 +49,25 @@ async def _await_answers(cluster: Cluster) -> None:
         state.tally[InstanceState.ASSIGNED] > allowed and trio.current_time() < until
     ):
         await trio.sleep(_ANSWERS_LOOK_S)
+
+
+async def gather(cluster: Cluster, idle: Callable[[], Awaitable[None]]) -> None:
+    """While requests stream in, wait for more of them: cycles are to be few and large.
+
+    One plan takes all that has gathered, and a node is told once of several instances. So those
+    under way are acknowledged sooner (in half the time, when all of it is on one small machine),
+    and all of them run sooner too. A request that comes alone waits for nothing.
+
+    Args:
+        cluster: whose dirty services count.
+        idle: waits until no simple request waits or is being served.
+    """
+    enough = _GATHER_A_NODE * len(cluster.state.nodes)
+    with trio.move_on_after(_GATHER_S):
+        while len(cluster.state.dirty_services) < enough:
+            with trio.move_on_after(_GATHER_LOOK_S):
+                await idle()
+                return
 
 
 async def converge(cluster: Cluster) -> None:

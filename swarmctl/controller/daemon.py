@@ -24,7 +24,7 @@ from swarmctl.controller import completions, holding, rebuilding, records
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.convergence import converge
+from swarmctl.controller.convergence import converge, gather
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.handlers import (
     adopting,
@@ -74,9 +74,6 @@ _MESSAGES_A_TURN: Final = 200
 # After heartbeats the sockets are left alone for so long, so that many are read at one waking: to
 # wake costs as much as to answer three. A request waits by as much at the most.
 _REST_S: Final = 0.002
-
-# How long what is committed may wait for its plan while more requests are under way.
-_GATHER_S: Final = 0.1
 
 OpenListener = Callable[[Sequence[str], KeyPair, Authorize], AbstractAsyncContextManager[Listener]]
 OpenStore = Callable[[Path, str], Awaitable[Store]]
@@ -375,10 +372,7 @@ class Controller:
         cluster = self.cluster
         while True:
             await cluster.wait_woken()
-            # While requests stream in, cycles are few and large: one plan takes all that has
-            # gathered, and a node is told once of several instances.
-            with trio.move_on_after(_GATHER_S):
-                await server.wait_idle()
+            await gather(cluster, server.wait_idle)
             if cluster.deposed is not None:
                 raise cluster.deposed
             if cluster.sessions.completions or self._term_is_low:

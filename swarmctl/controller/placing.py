@@ -31,7 +31,15 @@ def amounts_of(encoded_template: bytes) -> Mapping[str, int]:
 
 
 def request_for(service: Service, slots: Sequence[int]) -> Request:
-    """The scheduler's form of "``service`` wants ``slots`` placed"."""
+    """The scheduler's form of "``service`` wants ``slots`` placed".
+
+    Raises:
+        InvalidSpec: the scheduler cannot count with what the service asks for.
+    """
+    made = service.request
+    if made is not None and list(slots) == list(made.slots):
+        service.request = None
+        return made
     spec = service.record.spec
     placement = spec.placement
     return Request(

@@ -18,6 +18,7 @@ from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
 from swarmctl.proto import digest, limits
 from swarmctl.proto.messages import InstanceReport, NodeFacts, ReportedGroup
 from swarmctl.proto.states import Desired, InstanceState, NodeState
+from swarmctl.scheduler import Request
 from swarmctl.spec import wire
 
 # A service is known by its tenant and its name, in that order.
@@ -128,8 +129,8 @@ class Service:
     """A service: its record, and who holds its slots.
 
     ``old`` says that it was there before this controller's term: its slots are placed anew only
-    after the takeover rule allows it (DESIGN 8.4).  ``rolling`` says that some holders may have
-    an older template; ``tally`` counts the holders by state.
+    after the takeover rule allows it (DESIGN 8.4); ``rolling`` that some holders may have an older
+    template; ``tally`` counts the holders by state; ``request`` is the scheduler's, until placed.
     """
 
     record: ServiceRecord
@@ -139,6 +140,7 @@ class Service:
     template: bytes = b""
     encoded_template: bytes = b""
     amounts: Mapping[str, int] = field(factory=dict)
+    request: Request | None = None
     holders: dict[int, Instance] = field(factory=dict)
     unplaced: dict[int, str] = field(factory=dict)
     history: deque[tuple[float, str]] = field(
@@ -155,6 +157,7 @@ class Service:
         if not encoded or before:
             encoded = self.encoded_template = wire.encode_template(record.spec.template)
         self.template = wire.digest(encoded)
+        self.request = None
         self.amounts = record.spec.template.resources.amounts()
         self.rolling = self.rolling or before != self.template
 
@@ -169,7 +172,6 @@ class Node:
     """A registered node: its record, its session if it has one, and its instances.
 
     ``leaving`` are those of its instances that it was, or is to be, told to take away.
-
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at``
     is when the last assignment was sent; ``guarded``

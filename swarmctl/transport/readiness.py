@@ -27,6 +27,8 @@ class Readable:
         # Kept as a number: it is needed after the socket is closed.
         self._descriptor = int(socket.get(zmq.FD))
         self._waiting = False
+        # The waiter was woken and has not run since: once is enough.
+        self._woken = False
         self._closing = False
 
     def is_readable(self) -> bool:
@@ -35,12 +37,13 @@ class Readable:
 
     def kick(self) -> None:
         """Wake the waiter if a message waits: call this after any other use of the socket."""
-        if self._waiting and self.is_readable():
+        if self._waiting and not self._woken and self.is_readable():
             self.wake()
 
     def wake(self) -> None:
         """Wake the waiter, message or not."""
-        if self._waiting:
+        if self._waiting and not self._woken:
+            self._woken = True
             # As if it were closed: trio forgets the descriptor and wakes the waiter, at a tenth of
             # what a cancel scope around every wait costs.
             trio.lowlevel.notify_closing(self._descriptor)
@@ -62,7 +65,7 @@ class Readable:
         if self.is_readable():
             await trio.lowlevel.checkpoint()
             return
-        self._waiting = True
+        self._waiting, self._woken = True, False
         try:
             await trio.lowlevel.wait_readable(self._descriptor)
         except trio.ClosedResourceError:

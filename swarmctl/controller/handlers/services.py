@@ -144,7 +144,9 @@ def check(service: Service) -> None:
     check_service_name(spec.name)
     check_tenant_name(spec.tenant)
     # All that the scheduler would refuse later, when nobody is there to be told.
-    request_for(service, [1])
+    made = request_for(service, [1])
+    if spec.replicas == 1:
+        service.request = made  # Placed in a moment, most likely.
     if not 0 <= spec.replicas <= limits.REPLICAS_MAX:
         raise InvalidSpec(
             f"replicas has to be from 0 to {limits.REPLICAS_MAX}, not {spec.replicas}", spec.name
