@@ -272,12 +272,7 @@ class ClusterState:
         self.dirty_nodes.add(node.name)
 
     def _mark(self, instance: Instance, before: int) -> None:
-        """Note that what its node should have of ``instance`` has changed.
-
-        Args:
-            instance: with its new wishes.
-            before: its ``assignment_digest`` before the change.
-        """
+        """Note that what its node should have of it has changed from the digest ``before``."""
         node = self.nodes[instance.node]
         node.assignment_digest = digest.replace(
             node.assignment_digest, before, instance.assignment_digest
