@@ -329,14 +329,21 @@ class Cluster:
 
         The caller holds their locks; as with :meth:`save_services` many take several commits.
         """
-        newest = incarnations.make(self.state.term, self.state.sequence)
         # Three operations each: the service, its tombstone, and an old tombstone that makes room.
         at_once = limits.TRANSACTION_OPS_MAX // 3
-        for start in range(0, len(keys), at_once):
-            tombstones = [
-                Tombstone(*key, newest, self.wall()) for key in keys[start : start + at_once]
-            ]
-            await self._bury(tombstones)
+        # What were placed while the disk takes its time would be newer than the tombstone.
+        self.state.ending.update(keys)
+        newest = incarnations.make(self.state.term, self.state.sequence)
+        try:
+            for start in range(0, len(keys), at_once):
+                tombstones = [
+                    Tombstone(*key, newest, self.wall()) for key in keys[start : start + at_once]
+                ]
+                await self._bury(tombstones)
+        finally:
+            self.state.ending.difference_update(keys)
+            self.state.dirty_services.update(key for key in keys if key in self.state.services)
+            self.wake()
 
     async def bury_unknown(self, key: ServiceKey) -> None:
         """Leave a tombstone for a service that is only quarantined, and take it away."""

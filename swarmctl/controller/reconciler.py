@@ -93,7 +93,7 @@ class Reconciler:
         while left > 0 and (state.dirty_services or self._resume):
             key, start = self._next_service()
             service = state.services.get(key)
-            if service is None:
+            if service is None or key in state.ending:
                 continue
             looked_into.append(service)
             slots, looked_at = self._slots_to_place(service, start, left)

@@ -247,6 +247,7 @@ class ClusterState:
     templates: dict[bytes, bytes] = field(factory=dict)
     sequence: int = 0
     dirty_services: set[ServiceKey] = field(factory=set)
+    ending: set[ServiceKey] = field(factory=set)  # Being deleted: nothing more is placed.
     dirty_nodes: set[str] = field(factory=set)
     leaving: Counter[ServiceKey] = field(factory=Counter)
     quarantine: dict[ServiceKey, dict[int, Instance]] = field(factory=dict)
