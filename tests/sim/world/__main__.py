@@ -52,7 +52,11 @@ def _work(options):
     with planted(options.plant):
         for seed in _seeds(options, options.worker, time.monotonic()):
             began = time.process_time()
-            world = run_seed(seed)
+            try:
+                world = run_seed(seed)
+            except BaseException:
+                print(f"seed {seed} has ended its worker", file=sys.stderr)
+                raise
             books = world.books
             line = {
                 "seed": seed,

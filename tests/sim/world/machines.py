@@ -166,7 +166,9 @@ class Machine:
 
     def kill_instance(self, incarnation):
         """Behind its agent's back."""
-        self.host.kill(self.world.owner(self.name), incarnation)
+        self.host.settle()  # It may end by itself just now.
+        if self.book[incarnation].alive:
+            self.host.kill(self.world.owner(self.name), incarnation)
 
     def lose_power(self):
         """All that ran has ended, and nobody is told."""
@@ -183,7 +185,10 @@ class Machine:
         if what == "start" and launch.incarnation not in self.host.book(owner):
             return
         self.world.books.fire("call-outlives-caller", self.name, what)
-        self.world.later(self.random.uniform(0.0, 1.0), lambda: self._finish(effect, owner, launch))
+        # A daemon that creates later than its agent is back would need lists from time to time.
+        self.world.later(
+            self.random.uniform(0.0, 0.09), lambda: self._finish(effect, owner, launch)
+        )
 
     def _finish(self, effect, owner, launch):
         gone = effect == self.host.start and launch.incarnation not in self.host.book(owner)
