@@ -20,6 +20,7 @@ import structlog
 import trio
 from attrs import frozen
 
+from swarmctl import descriptors
 from swarmctl.agent import adoption, enrol, facts, guard
 from swarmctl.agent.actions import Actions
 from swarmctl.agent.checks import Checker
@@ -316,8 +317,17 @@ class Agent:
         now = trio.current_time()
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
-        machine = self._edges.look(self._config.data)
+        short = descriptors.shortage()
+        try:
+            machine = self._edges.look(self._config.data)
+        except OSError as error:
+            if error.errno not in descriptors.EXHAUSTED:
+                raise
+            # What was seen before holds until there is one to look with.
+            self._pressure = [short] if short else self._pressure
+            return
         self._pressure = facts.pressure(machine, self._config.data, self._pressure)
+        self._pressure += [short] if short else []
         for name, one in self._health.items():
             self._note_health(name, one)
         process = self._edges.process_name()

@@ -6,6 +6,7 @@ import click
 
 from swarmctl.cli import clusters
 from swarmctl.cli.output import age_column, output_option, show_data, show_list
+from swarmctl.cli.standing import look
 from swarmctl.cli.tables import Column, Row, column
 from swarmctl.client import Client
 from swarmctl.proto.errors import NoController, NotFound
@@ -55,6 +56,8 @@ def ps(ctx: click.Context, all_: bool, output: str, names: tuple[str, ...]) -> N
     """List instances."""
     with clusters.connect(ctx) as client:
         rows = client.call("instance.list", {"names": list(names), "all": all_})
+        if output in ("table", "wide"):
+            look(ctx, client)
     show_list(rows, INSTANCE_COLUMNS, "instance", output)
 
 

@@ -8,6 +8,7 @@ import click
 from swarmctl.cli import clusters
 from swarmctl.cli.draining import drain
 from swarmctl.cli.output import age_column, output_option, show_data, show_list
+from swarmctl.cli.standing import look
 from swarmctl.cli.tables import Column, Row, column
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.sizes import format_bytes, format_cpus
@@ -61,6 +62,8 @@ def node_ls(ctx: click.Context, output: str) -> None:
     """List nodes."""
     with clusters.connect(ctx) as client:
         rows = client.call("node.list")
+        if output in ("table", "wide"):
+            look(ctx, client)
     show_list(rows, NODE_COLUMNS, "node", output)
 
 

@@ -14,6 +14,7 @@ import click
 from attrs import frozen
 
 from swarmctl.cli.main import EXIT_INTERRUPTED
+from swarmctl.cli.standing import say_hold
 from swarmctl.client import Client
 from swarmctl.proto.errors import InvalidSpec, PeerUnreachable
 
@@ -120,6 +121,7 @@ def wait_for(client: Client, waiting: Waiting) -> None:
     if waiting.timeout_s != math.inf:
         params["timeout_s"] = waiting.timeout_s
     began = time.monotonic()
+    say_hold(client.call("cluster.info"))
     try:
         with progress(waiting) as show:
             counts = _watch(client, params, show)

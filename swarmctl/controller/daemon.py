@@ -20,6 +20,7 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
+from swarmctl import descriptors
 from swarmctl.controller import completions, holding, rebuilding, records
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
@@ -423,8 +424,12 @@ class Controller:
 
     async def _tick(self) -> None:
         sessions = self.cluster.sessions
+        short = ""
         while True:
             await trio.sleep(_TICK_S)
+            before, short = short, descriptors.shortage()
+            if bool(short) is not bool(before):
+                _log.error("short", what=short) if short else _log.info("no shortage any more")
             await self.cluster.listening.look()
             sessions.losses.check_lost(self.config.lost_after_s)
             if not self.cluster.reconciler.settled or self.cluster.relocating:

@@ -321,6 +321,7 @@ def test_a_store_is_rebuilt_from_what_runs(own: Cluster, damage: str):
     own.controller.start()
     until(own.all_ready, what="both nodes are back")
     own.await_states(dict.fromkeys(before, "quarantined"))
+    assert "on hold: rebuilt" in own.swarmctl("node", "ls").err
     assert own.swarmctl("rm", "gone", "--detach").code == 0
     shown = own.swarmctl("store", "release", "--dry-run")
     assert (shown.code, "4/4" in shown.out) == (0, True), shown

@@ -240,6 +240,8 @@ async def _wait(cluster: Cluster, call: Call) -> Any:
             return counts
         if trio.current_time() >= deadline:
             shortage = _shortage(cluster, targets) if condition == "running" else ""
+            if cluster.hold:
+                shortage = f"; the cluster is on hold: {cluster.hold} ('swarmctl store release')"
             raise WaitExpired(
                 f"not {condition} after {timeout_s:g} s: {_summary(counts)}{shortage}",
                 ", ".join(names),

@@ -5,7 +5,7 @@ from typing import Any
 
 from attrs import asdict
 
-from swarmctl import __version__
+from swarmctl import __version__, descriptors
 from swarmctl.controller.cluster import Cluster
 from swarmctl.proto.messages import PROTOCOL_VERSION
 from swarmctl.proto.states import NodeState
@@ -29,6 +29,7 @@ def handlers(
             "addresses": list(cluster.addresses),
             "settled": cluster.reconciler.settled,
             "hold": cluster.hold,
+            "shortage": descriptors.shortage(),
             "nodes": len(cluster.state.nodes),
             "services": len(cluster.state.services),
             "fencing_lease_s": cluster.state.fences.lease_s,

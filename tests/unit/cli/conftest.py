@@ -49,8 +49,9 @@ def swarmctl(capsys: pytest.CaptureFixture[str]):
 class ControllerThread:
     """A controller without nodes, on a port of its own."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, rebuild: bool = False) -> None:
         self.data = data
+        self.rebuild = rebuild
         self._serves = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._token: trio.lowlevel.TrioToken | None = None
@@ -61,7 +62,7 @@ class ControllerThread:
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        config = ControllerConfig(self.data, ("tcp://127.0.0.1:0",))
+        config = ControllerConfig(self.data, ("tcp://127.0.0.1:0",), rebuild=self.rebuild)
         with self._scope:
             async with trio.open_nursery() as nursery:
 

@@ -1,0 +1,169 @@
+"""Faults of the machine under real daemons: a network that is cut, descriptors that run out."""
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from swarmctl.client import Client
+from swarmctl.proto.errors import SwarmError
+from tests.e2e.cluster import IMAGE, Cluster, run_swarmctl, until
+from tests.integration.test_controllers import service
+
+# A cut that is as long as this outlives the five seconds after which a node is lost.
+CUT_S = 10.0
+# Looking for what comes by itself is given up after this; how long it took is printed.
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def own(tmp_path: Path):
+    """A cluster that the test starts, and may ruin."""
+    cluster = Cluster(tmp_path)
+    try:
+        yield cluster
+    finally:
+        print(cluster.logs())  # noqa: T201 - captured
+        cluster.close()
+
+
+# --- the network is cut ----------------------------------------------------------------------
+
+
+def ip(*arguments: str) -> None:
+    """The ip command, which has to succeed."""
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
+
+
+@pytest.fixture
+def two_namespaces():
+    """Two network namespaces and a wire between them: (name, name)."""
+    left, right = (f"swarmtest{os.getpid()}{side}" for side in "ab")
+    ends = [f"v{os.getpid()}{side}" for side in "ab"]
+    try:
+        for name in (left, right):
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("link", "add", ends[0], "netns", left, "type", "veth", "peer", ends[1], "netns", right)
+        for number, (name, end) in enumerate(zip((left, right), ends, strict=True), 1):
+            ip("-n", name, "link", "set", end, "name", "wire")
+            ip("-n", name, "addr", "add", f"10.213.7.{number}/24", "dev", "wire")
+            ip("-n", name, "link", "set", "wire", "up")
+        yield left, right
+    finally:
+        for name in (left, right):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip("netns", "del", name)
+
+
+def inside(name: str) -> list[str]:
+    """What to put before a command to run it in a namespace."""
+    return ["nsenter", f"--net=/run/netns/{name}"]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_network_that_is_cut_and_mended(own: Cluster, two_namespaces: tuple[str, str]):
+    """The node is lost and what it ran goes elsewhere; when it returns, what was replaced ends."""
+    left, right = two_namespaces
+    own.controller.prefix = inside(left)
+    own.controller.arguments += ["--listen", "tcp://10.213.7.1:7077"]
+    near = own.agent("near")
+    far = own.agent("far", "--controller", "tcp://10.213.7.1:7077")
+    near.prefix, far.prefix = inside(left), inside(right)
+
+    def ask(*arguments: str) -> list[dict]:
+        done = run_swarmctl(own.environment, *arguments, "-o", "json", prefix=inside(left))
+        assert done.code == 0, done
+        found: list[dict] = json.loads(done.out)
+        return found
+
+    def states() -> dict[str, str]:
+        return {one["node"]: one["state"] for one in ask("node", "ls")}
+
+    def homes() -> list[str]:
+        return sorted(one["node"] for one in ask("ps") if one["state"] == "running")
+
+    for daemon in (own.controller, near, far):
+        daemon.start()
+    until(lambda: states() == {"near": "ready", "far": "ready"}, PATIENCE_S, "both nodes")
+    run = ["run", "-d", "--name", "web", "--replicas", "4", "--network", "none"]
+    done = run_swarmctl(own.environment, *run, IMAGE, "sleep", "3600", prefix=inside(left))
+    assert done.code == 0, done
+    until(lambda: homes() == ["far", "far", "near", "near"], PATIENCE_S, "two on each")
+
+    began = time.monotonic()
+    ip("-n", right, "link", "set", "wire", "down")
+    until(lambda: states()["far"] == "lost", PATIENCE_S, "the node lost")
+    lost_s = time.monotonic() - began
+    until(lambda: homes() == ["near"] * 4, PATIENCE_S, "all of it elsewhere")
+    moved_s = time.monotonic() - began
+    time.sleep(max(0.0, CUT_S - moved_s))
+    healed = time.monotonic()
+    ip("-n", right, "link", "set", "wire", "up")
+    until(lambda: states() == {"near": "ready", "far": "ready"}, PATIENCE_S, "the node back")
+    back_s = time.monotonic() - healed
+    until(
+        lambda: {one["desired"] for one in ask("ps", "-a")} == {"running"}, PATIENCE_S, "one each"
+    )
+    print(f"lost {lost_s:.1f} s, elsewhere {moved_s:.1f} s, back {back_s:.1f} s")  # noqa: T201
+    assert homes() == ["near"] * 4
+
+
+# --- file descriptors run out ----------------------------------------------------------------
+
+
+def limit_descriptors(process: int, count: int) -> None:
+    """Set the soft limit of a running process."""
+    limit = f"--nofile={count}:"
+    subprocess.run(["prlimit", "--pid", str(process), limit], check=True, timeout=10)
+
+
+def test_the_controller_runs_out_of_descriptors(own: Cluster):
+    """It serves those who are there, says what is wrong, and lets others in once it can."""
+    own.agent("n0", drivers="sim")
+    own.start()
+    own.apply(service("web", 2))
+    own.wait("web")
+    assert own.controller.process is not None
+    process = own.controller.process.pid
+    with own.client() as inside_already:
+        limit_descriptors(process, 3)
+        with pytest.raises(SwarmError):
+            Client(own.context, connect_timeout_s=1.0)
+        inside_already.call("service.scale", {"replicas": {"web": 5}})
+        until(lambda: "short" in own.controller.tail(), what="a line in its log")
+        info = inside_already.call("cluster.info")
+        assert "file descriptors" in info["shortage"]
+        until(
+            lambda: inside_already.call("cluster.statistics")["states"] == {"running": 5},
+            what="five run",
+        )
+        limit_descriptors(process, 4096)
+    assert own.swarmctl("ps").code == 0
+    until(lambda: not own.call("cluster.info")["shortage"], what="enough again")
+    assert own.all_ready()
+
+
+def test_an_agent_runs_out_of_descriptors(own: Cluster):
+    """Its node is sick and says why; it launches on, and heals with the shortage."""
+    agent = own.agent("n0", drivers="sim")
+    own.start()
+    assert agent.process is not None
+    process = agent.process.pid
+
+    def node() -> dict:
+        [view] = own.call("node.list")
+        return view
+
+    limit_descriptors(process, 3)
+    until(lambda: node()["state"] == "sick", PATIENCE_S, "sick")
+    assert "file descriptors" in "; ".join(node()["reasons"])
+    limit_descriptors(process, 4096)
+    until(own.all_ready, PATIENCE_S, "ready again")
+    own.apply(service("web", 2))
+    own.wait("web")
