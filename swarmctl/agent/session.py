@@ -420,6 +420,9 @@ class Session:
             return
         self._heartbeat_s = welcome.heartbeat_s
         self._takes_groups = welcome.takes_groups
+        # Hello and welcome have said what a heartbeat would: while a fleet comes back, heartbeats
+        # of those who are there would take the time of those who are not.
+        self._told_at = trio.current_time()
         if self._feed(SessionEvent.WELCOMED) is SessionAction.BEGIN:
             _log.info("session open", endpoint=self._link.endpoint, term=welcome.term)
 

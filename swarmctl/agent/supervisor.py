@@ -60,6 +60,7 @@ class Supervisor:
         self.instances: dict[int, Instance] = {}
         # None stands for one that this release cannot read.
         self.templates: dict[bytes, Template | None] = {}
+        self._encoded: dict[bytes, bytes] = {}
         self.cluster_id = ""
         self.term = 0
         # Of the last assignment in this session.
@@ -545,11 +546,10 @@ class Supervisor:
     def templates_in_use(self, bytes_max: int) -> dict[bytes, bytes]:
         """The instances' templates in encoded form, by digest; as many as ``bytes_max`` takes."""
         found: dict[bytes, bytes] = {}
-        for name in dict.fromkeys(one.template for one in self.instances.values()):
-            template = self.templates.get(name)
-            if template is None:
-                continue
-            encoded = wire.encode_template(template)
+        used = {one.template: self.templates.get(one.template) for one in self.instances.values()}
+        kept = self._encoded  # To encode one costs more than all else of a hello.
+        self._encoded = {n: kept.get(n) or wire.encode_template(t) for n, t in used.items() if t}
+        for name, encoded in self._encoded.items():
             bytes_max -= len(encoded)
             if bytes_max >= 0:
                 found[name] = encoded
