@@ -6,7 +6,8 @@ heartbeats carry the reasons).  Seen only from here are
 - *launches that fail there and not elsewhere*: several in a row, of what has been launched on
   another node meanwhile; an image that does not exist fails everywhere, and is nobody's illness;
 - *heartbeats that jitter*: it lives, but falls silent for longer than a living node does, again
-  and again, or is lost and returns;
+  and again, or is lost and returns. When many nodes do so together, what they share is slow (the
+  network, or we), and no node is blamed: a launch that loads all of them makes none of them sick;
 - *a clock that is off*: its time and ours differ, in several heartbeats in a row. When that is so
   of more than half of the nodes, it is ours that is off, and no node is blamed.
 
@@ -45,6 +46,9 @@ _REST_MAX_S: Final = 960.0
 # So many gaps in so long are no accident.
 _GAPS_MIN: Final = 3
 _GAPS_WINDOW_S: Final = 60.0
+# More nodes that are late together than this share, and than so few, have a cause in common.
+_LATE_SHARE_MAX: Final = 0.1
+_LATE_MIN: Final = 2
 # Beyond this, logs of two nodes cannot be read beside each other; below half of it all is well.
 _CLOCK_OFF_S: Final = 5.0
 _CLOCK_BEATS: Final = 3
@@ -77,6 +81,8 @@ class Ailments:
         self._signs: dict[str, _Signs] = {}
         # Nodes whose clock seems to be off.
         self._off: set[str] = set()
+        # Nodes whose heartbeats have come late again and again.
+        self._late: set[str] = set()
         # Where a template was launched lately: two nodes, and when.
         self._launched: dict[bytes, dict[str, float]] = {}
 
@@ -91,7 +97,9 @@ class Ailments:
             found.append(f"launches fail here and not elsewhere; tried again in {_about(left_s)}")
         while signs.gaps and now - signs.gaps[0] > _GAPS_WINDOW_S:
             signs.gaps.popleft()
-        if len(signs.gaps) >= _GAPS_MIN:
+        if len(signs.gaps) < _GAPS_MIN:
+            self._late.discard(node)
+        elif len(self._late) <= max(_LATE_MIN, _LATE_SHARE_MAX * self._nodes()):
             found.append(f"heartbeats come late: {_GAPS_MIN} times in {_GAPS_WINDOW_S:g} s")
         if node in self._off and 2 * len(self._off) <= self._nodes():
             way = "ahead" if signs.clock_off_s > 0 else "behind"
@@ -103,7 +111,10 @@ class Ailments:
     def hear(self, node: Node, now: float) -> None:
         """A node says something."""
         if now - node.heard_at > SUSPECT_S:
-            self._of(node.name).gaps.append(now)
+            gaps = self._of(node.name).gaps
+            gaps.append(now)
+            if len(gaps) == _GAPS_MIN:
+                self._late.add(node.name)
         node.heard_at = now
 
     def beat(self, node: str, beat: Heartbeat, now: float, wall: float) -> tuple[str, ...]:
@@ -179,6 +190,7 @@ class Ailments:
         """It was taken out of the registry."""
         self._signs.pop(node, None)
         self._off.discard(node)
+        self._late.discard(node)
 
     def _of(self, node: str) -> _Signs:
         return self._signs.setdefault(node, _Signs())
