@@ -39,8 +39,6 @@ from swarmctl.transport.zmq_link import open_link
 # Enrolments under way at once: the controller commits them in groups of this size.
 _ENROLLING_AT_ONCE = 200
 _KINDS = ("docker", "libvirt")
-# Nodes that take in messages in one round of the scheduler: some 10 ms of work.
-_TURNS = 32
 # Between two looks at who is back.
 _LOOK_S = 0.02
 
@@ -76,7 +74,6 @@ class Fleet:
         self.links: dict[str, WatchedLink] = {}
         self.agents: dict[str, Agent] = {}
         self.scopes: dict[str, trio.CancelScope] = {}
-        self._turns = trio.Semaphore(_TURNS)
         self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
 
     async def run_node(
@@ -109,7 +106,7 @@ class Fleet:
         identity = member.identity
         async with _link(identity.addresses, identity.server_key, member.keypair) as link:
             agent = Agent(config, member, drivers, MemoryJournal(), edges)
-            watched = self.links[identity.name] = WatchedLink(link, self._turns)
+            watched = self.links[identity.name] = WatchedLink(link)
             self.agents[identity.name] = agent
             raise await agent.run(cast("Link", watched), task_status)
 
@@ -167,7 +164,7 @@ class Fleet:
         for name in list(self.agents)[:count]:
             self.scopes.pop(name).cancel()
             del self.agents[name]
-            self.links.pop(name).end_turn()
+            del self.links[name]
 
     async def reconnect(self) -> float:
         """Cut every connection, and wait until every session is open again; how long it took."""
@@ -188,43 +185,20 @@ class Fleet:
 
 
 class WatchedLink:
-    """A link that counts the connections that its session has begun to use.
+    """A link that counts the connections that its session has begun to use."""
 
-    A process of thousands of nodes also shares out its turns: without that, one round of trio's
-    scheduler would be a batch of messages of every node, seconds of work in which no heartbeat is
-    sent.  So ``turns`` nodes at a time take in what they have received, and the others wait in a
-    row; nothing that a node does is left out or cheapened.
-    """
-
-    def __init__(self, link: Link, turns: trio.Semaphore) -> None:
+    def __init__(self, link: Link) -> None:
         self._link = link
-        self._turns = turns
-        self._has_turn = False
         self.adopted = 0
-        # Looked up once: every message goes through it.
+        # Looked up once: every message goes through them.
         self.send = link.send
+        self.receive_batch = link.receive_batch
 
     async def wait_connected(self) -> int:
         """As the link's own."""
-        self.end_turn()
         number = await self._link.wait_connected()
         self.adopted += 1
         return number
-
-    async def receive_batch(self) -> list[bytes]:
-        """As the link's own, in turn; to ask again says that the last batch was taken in."""
-        self.end_turn()
-        batch = await self._link.receive_batch()
-        # Cancelled here, the session ends: what came is told anew with the next connection.
-        await self._turns.acquire()
-        self._has_turn = True
-        return batch
-
-    def end_turn(self) -> None:
-        """Let another node take in what it has received."""
-        if self._has_turn:
-            self._has_turn = False
-            self._turns.release()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link, name)

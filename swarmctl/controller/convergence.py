@@ -14,7 +14,6 @@ from typing import Final
 import trio
 
 from swarmctl.controller.cluster import Cluster
-from swarmctl.proto.states import InstanceState
 
 # How long what is committed may wait for its plan while more requests are under way, unless there
 # is this much for each node already: to tell a node costs as much as ten instances.
@@ -23,32 +22,13 @@ _GATHER_A_NODE: Final = 20
 _GATHER_LOOK_S: Final = 0.05
 # Slots looked at, and nodes told, before other tasks get their turn: some 50 ms of work.
 _SLOTS_A_TURN: Final = 10_000
-_NODES_A_TURN: Final = 200
+_NODES_A_TURN: Final = 500
 # What has arrived is taken in first: agents that are not answered in time begin anew, and that
 # costs more than what they are told here. A flood must not keep the nodes from being told at all.
-_GIVE_WAY_S: Final = 0.2
+_GIVE_WAY_S: Final = 0.1
 # While there is more to place, nodes are told when each has so many new instances on average: a
 # message costs as much as ten instances.
 _DISPATCH_A_NODE: Final = 20
-
-# Instances that a node was given and has not said a word about, on average, before more is placed:
-# what waits on the way to a busy node also keeps our answers to its heartbeats from it.
-_UNANSWERED_A_NODE: Final = 20
-# Nodes that answer nothing hold the others up by no more than this, a part.
-_ANSWERS_S: Final = 1.0
-_ANSWERS_LOOK_S: Final = 0.01
-
-
-async def _await_answers(cluster: Cluster) -> None:
-    """Let the nodes answer what they were told, before they are told more."""
-    state = cluster.state
-    allowed = _UNANSWERED_A_NODE * len(state.nodes)
-    until = trio.current_time() + _ANSWERS_S
-    # Looked at now and then: an event for each report would cost more than it tells.
-    while (  # noqa: ASYNC110 - see above
-        state.tally[InstanceState.ASSIGNED] > allowed and trio.current_time() < until
-    ):
-        await trio.sleep(_ANSWERS_LOOK_S)
 
 
 async def gather(cluster: Cluster, idle: Callable[[], Awaitable[None]]) -> None:
@@ -75,7 +55,6 @@ async def converge(cluster: Cluster) -> None:
     told = cluster.reconciler.assigned
     more = True
     while more:
-        await _await_answers(cluster)
         more = cluster.reconciler.cycle(_SLOTS_A_TURN)
         waiting = cluster.reconciler.assigned - told
         if more and waiting < _DISPATCH_A_NODE * len(cluster.state.nodes):
