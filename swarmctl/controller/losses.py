@@ -75,13 +75,15 @@ class Losses:
             else:
                 alive += 1
                 suspects += now - node.heard_at >= SUSPECT_S
+        if silent:
+            names = [node.name for node in silent]
+            _log.warning("nodes lost", count=len(names), nodes=names[:_NAMED])
         for node in silent:
             self._call_lost(node, now - node.heard_at)
         if self.brake.judge(now, alive=alive, suspects=suspects, missing=missing):
             self._brake_changed(missing)
 
     def _call_lost(self, node: Node, silent_s: float) -> None:
-        _log.warning("node lost", node=node.name, silent_s=round(silent_s, 1))
         self._end_session(node)
         node.state = NodeState.LOST
         self._state.fences.silent(node.name)

@@ -174,7 +174,7 @@ class Sessions:
         self._state.fences.heard(node.name, now)
         node.guarded = hello.guarded
         first = not node.reported
-        self.losses.brake.returned(node.name)
+        self.losses.brake.returned(node.name, self._now())
         node.reported = True
         node.state = NodeState.JOINING  # Whatever it was, it is here now.
         self.refresh(node)
@@ -462,7 +462,7 @@ class Sessions:
 
     def forget(self, node: Node) -> None:
         """The node was taken out of the registry."""
-        self.losses.brake.returned(node.name)
+        self.losses.brake.forget(node.name)
         if node.peer is not None:
             self.peer_departed(node.peer)
         self._divergence.pop(node.name, None)

@@ -8,11 +8,13 @@ minutes, or until an operator releases the brake, or until they are all back (DE
 Nodes that vanish together are not *called* lost together: their last heartbeats were spread over
 an interval.  When the first is called lost, the others have missed a heartbeat, as no living node
 has; these *suspects* count with the lost ones.  A brake that rests on suspects ends when they are
-heard again.
+heard again; but not while nodes still return, because the last of them wait for the handshakes of
+the first.
 
 Pure: the time comes in as an argument.
 """
 
+import math
 from typing import Final
 
 from attrs import define, field
@@ -38,6 +40,7 @@ class StormBrake:
     until: float = 0.0
     _lost_at: dict[str, float] = field(factory=dict)
     _certain: bool = False
+    _returned_at: float = -math.inf
     _took_over: bool = False
 
     @property
@@ -49,8 +52,13 @@ class StormBrake:
         """A node was called lost."""
         self._lost_at[node] = now
 
-    def returned(self, node: str) -> None:
-        """It is back, or taken out of the registry."""
+    def returned(self, node: str, now: float) -> None:
+        """It is back."""
+        self._returned_at = now
+        self.forget(node)
+
+    def forget(self, node: str) -> None:
+        """It was taken out of the registry."""
         self._lost_at.pop(node, None)
 
     def judge(self, now: float, *, alive: int, suspects: int, missing: int) -> bool:
@@ -70,6 +78,7 @@ class StormBrake:
         if before:
             self._certain = self._certain or certain
             doubtful = not self._certain and not is_storm(recent + suspects, nodes)
+            doubtful = doubtful and now - self._returned_at >= limits.NODE_LOST_S
             if doubtful or not missing or now >= self.until:
                 self.release()
         elif recent and is_storm(recent + suspects, nodes):

@@ -94,10 +94,14 @@ class Facts:
         new = copy.copy(self)
         new.nodes = self.nodes.copy()
         new.nodes[row] = node
-        new.capacity = {name: column.copy() for name, column in self.capacity.items()}
-        for name, column in new.capacity.items():
-            column[row] = node.capacity.get(name, 0)
-        new.load_per_unit = {name: _load_per_unit(new.capacity[name]) for name in LOAD_RESOURCES}
+        # Most changes are of health: thousands of nodes that are lost together change nothing else.
+        if node.capacity != old.capacity:
+            new.capacity = {name: column.copy() for name, column in self.capacity.items()}
+            for name, column in new.capacity.items():
+                column[row] = node.capacity.get(name, 0)
+            new.load_per_unit = {
+                name: _load_per_unit(new.capacity[name]) for name in LOAD_RESOURCES
+            }
         new.schedulable = self.schedulable.copy()
         new.schedulable[row] = node.schedulable
         new.driver_masks = self.driver_masks if node.drivers == old.drivers else {}

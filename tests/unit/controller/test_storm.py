@@ -208,6 +208,21 @@ def test_a_brake_says_when_it_ends_only_while_it_holds():
     assert not brake.holds
 
 
+def test_a_brake_that_rests_on_suspects_waits_for_the_last_that_return():
+    """The tail of a fleet that comes back is no longer a fifth of it, and not given up either."""
+    brake = StormBrake()
+    brake.lost("n0", 100.0)
+    assert brake.judge(100.0, alive=99, suspects=60, missing=1)
+    for number in range(1, 4):
+        brake.lost(f"n{number}", 104.0)
+    brake.returned("n9", 104.0)
+    assert not brake.judge(104.0, alive=96, suspects=5, missing=4)
+    assert brake.holds
+    # Nobody returns any more: what is missing is missing for reasons of its own.
+    assert brake.judge(104.0 + limits.NODE_LOST_S, alive=96, suspects=0, missing=4)
+    assert not brake.holds
+
+
 class _Clock:
     def __init__(self):
         self.now = 50.0
