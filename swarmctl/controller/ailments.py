@@ -46,9 +46,10 @@ _REST_MAX_S: Final = 960.0
 # So many gaps in so long are no accident.
 _GAPS_MIN: Final = 3
 _GAPS_WINDOW_S: Final = 60.0
-# More nodes that are late together than this share, and than so few, have a cause in common.
+# More nodes than this share, and than so few, that are late within so long have a cause in common.
 _LATE_SHARE_MAX: Final = 0.1
 _LATE_MIN: Final = 2
+_LATE_TOGETHER_S: Final = 10.0
 # Beyond this, logs of two nodes cannot be read beside each other; below half of it all is well.
 _CLOCK_OFF_S: Final = 5.0
 _CLOCK_BEATS: Final = 3
@@ -81,8 +82,8 @@ class Ailments:
         self._signs: dict[str, _Signs] = {}
         # Nodes whose clock seems to be off.
         self._off: set[str] = set()
-        # Nodes whose heartbeats have come late again and again.
-        self._late: set[str] = set()
+        # Nodes that were late just now, and when; the oldest first.
+        self._late: dict[str, float] = {}
         # Where a template was launched lately: two nodes, and when.
         self._launched: dict[bytes, dict[str, float]] = {}
 
@@ -97,9 +98,7 @@ class Ailments:
             found.append(f"launches fail here and not elsewhere; tried again in {_about(left_s)}")
         while signs.gaps and now - signs.gaps[0] > _GAPS_WINDOW_S:
             signs.gaps.popleft()
-        if len(signs.gaps) < _GAPS_MIN:
-            self._late.discard(node)
-        elif len(self._late) <= max(_LATE_MIN, _LATE_SHARE_MAX * self._nodes()):
+        if len(signs.gaps) >= _GAPS_MIN:
             found.append(f"heartbeats come late: {_GAPS_MIN} times in {_GAPS_WINDOW_S:g} s")
         if node in self._off and 2 * len(self._off) <= self._nodes():
             way = "ahead" if signs.clock_off_s > 0 else "behind"
@@ -111,11 +110,17 @@ class Ailments:
     def hear(self, node: Node, now: float) -> None:
         """A node says something."""
         if now - node.heard_at > SUSPECT_S:
-            gaps = self._of(node.name).gaps
-            gaps.append(now)
-            if len(gaps) == _GAPS_MIN:
-                self._late.add(node.name)
+            self._came_late(node.name, now)
         node.heard_at = now
+
+    def _came_late(self, node: str, now: float) -> None:
+        late = self._late
+        late.pop(node, None)
+        late[node] = now
+        while now - next(iter(late.values())) > _LATE_TOGETHER_S:
+            del late[next(iter(late))]
+        if len(late) <= max(_LATE_MIN, _LATE_SHARE_MAX * self._nodes()):
+            self._of(node).gaps.append(now)
 
     def beat(self, node: str, beat: Heartbeat, now: float, wall: float) -> tuple[str, ...]:
         """A heartbeat: all that is wrong with a node, as it says and as it is seen from here."""
@@ -190,7 +195,7 @@ class Ailments:
         """It was taken out of the registry."""
         self._signs.pop(node, None)
         self._off.discard(node)
-        self._late.discard(node)
+        self._late.pop(node, None)
 
     def _of(self, node: str) -> _Signs:
         return self._signs.setdefault(node, _Signs())
