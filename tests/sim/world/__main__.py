@@ -15,6 +15,9 @@ from queue import SimpleQueue
 
 from tests.sim.world.report import Summary
 
+# What a shell says of a program that Ctrl-C ended.
+_INTERRUPTED = 130
+
 
 def _arguments():
     parser = argparse.ArgumentParser(prog="python -m tests.sim.world", description=__doc__)
@@ -121,7 +124,9 @@ def _supervise(options):
         broken = [worker.wait() for worker in workers]
     early = summary.interrupted or (options.until_found and summary.failed)
     summary.broken = [] if early else [code for code in broken if code]
-    return summary.tell()
+    told = summary.tell()
+    # What was cut off has not held, whatever it has shown so far.
+    return _INTERRUPTED if summary.interrupted else told
 
 
 def _read(worker, lines):
