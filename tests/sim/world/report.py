@@ -5,11 +5,11 @@ import time
 from collections import Counter
 
 from tests.sim.world.faults import EFFECTS, FAULTS
+from tests.sim.world.trace import EVENTS_MIN
 
 # A run of this many seeds has to have had each fault in so many of them, or it proves little.
 _FULL_RUN = 200
 _SEEDS_A_FAULT = 25
-_EVENTS_MIN = 1_000
 _NODES_MIN = 20
 _PROGRESS_S = 5.0
 
@@ -82,7 +82,7 @@ class Summary:
     def _shortcomings(self, total):
         """Why the run proves less than it should."""
         found = [f"a worker ended with {code}" for code in self.broken]
-        if self.events and min(self.events) < _EVENTS_MIN:
+        if self.events and min(self.events) < EVENTS_MIN:
             found.append(f"a seed had only {min(self.events)} events")
         if self.nodes and min(self.nodes) < _NODES_MIN:
             found.append(f"a seed had only {min(self.nodes)} nodes")

@@ -5,6 +5,8 @@ from collections import Counter, deque
 
 import trio
 
+# A run with fewer proves little.
+EVENTS_MIN = 1_000
 # Enough to see what led to a violation.
 _TAIL = 400
 

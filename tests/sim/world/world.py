@@ -33,11 +33,12 @@ from tests.sim.world.machines import CPU_MILLIS, FACTS, Clock, Driver, Machine
 from tests.sim.world.network import Network
 from tests.sim.world.operators import Operator
 from tests.sim.world.processes import Process
-from tests.sim.world.trace import Trace
+from tests.sim.world.trace import EVENTS_MIN, Trace
 from tests.sim.world.users import User
 
 NODES = 20
 TROUBLE_S = 30.0
+TROUBLE_MAX_S = 120.0
 # Lost nodes, backoff of what crashed, roll-outs a quarter at a time: all of it is over by then.
 CALM_WITHIN_S = 120.0
 _LOOK_S = 0.5
@@ -261,10 +262,15 @@ class World:
             asking.start_soon(self.operator.live, TROUBLE_S)
             async with trio.open_nursery() as faults:
                 await trio.sleep(self.random.choice((0.0, 1.0, 3.0)))
-                while trio.current_time() < TROUBLE_S:
+                while self._in_trouble():
                     faults.start_soon(FAULTS[self.random.choice(enabled)], self)
                     await trio.sleep(self.random.expovariate(1.0))
             self._heal()
+
+    def _in_trouble(self):
+        """Longer than usual where little happens: a run is to be of some use."""
+        now = trio.current_time()
+        return now < TROUBLE_S or (self.trace.events < EVENTS_MIN and now < TROUBLE_MAX_S)
 
     def _heal(self):
         """All faults end."""
