@@ -7,7 +7,7 @@ whatever reason: a service that is not well is left alone.
 
 from swarmctl.controller.records import ServiceRecord, SlotWish
 from swarmctl.controller.state import Instance, Service
-from swarmctl.proto.states import InstanceState
+from swarmctl.proto.states import LIVE, InstanceState
 
 UNHEALTHY = "unhealthy"
 
@@ -43,3 +43,8 @@ def away(service: Service) -> int:
 def may_leave(service: Service) -> int:
     """How many copies that serve may be taken away now."""
     return max(0, max_unavailable(service) - away(service))
+
+
+def uses_its_node(instance: Instance) -> bool:
+    """Whether it runs, is on its way to, or will be tried again there."""
+    return instance.state in LIVE or instance.retrying

@@ -17,7 +17,7 @@ from typing import Final
 
 from attrs import frozen
 
-from swarmctl.controller.availability import away, max_unavailable, may_leave, serves
+from swarmctl.controller.availability import away, max_unavailable, may_leave, serves, uses_its_node
 from swarmctl.controller.placing import Fleet, request_for
 from swarmctl.controller.state import (
     ClusterState,
@@ -27,7 +27,7 @@ from swarmctl.controller.state import (
     ServiceKey,
     scheduler_key,
 )
-from swarmctl.proto.states import LIVE, Desired
+from swarmctl.proto.states import Desired
 from swarmctl.scheduler import Request, plan
 
 # Steps are at least so far apart: reports of a launch come in bursts, and one look suffices.
@@ -190,7 +190,7 @@ def _is_to_move(instance: Instance) -> bool:
     """Whether it uses its node, or will again."""
     if instance.removing or instance.desired is Desired.STOPPED:
         return False
-    return instance.state in LIVE or instance.retrying
+    return uses_its_node(instance)
 
 
 def _too_many_away(service: Service) -> str:

@@ -14,12 +14,13 @@ from typing import Final
 
 import structlog
 
+from swarmctl.controller.availability import uses_its_node
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.state import ClusterState, Instance, Node
 from swarmctl.controller.storm import SUSPECT_S, StormBrake
 from swarmctl.proto import limits
 from swarmctl.proto.messages import InstanceReport
-from swarmctl.proto.states import LIVE, InstanceState, NodeState
+from swarmctl.proto.states import InstanceState, NodeState
 
 _log = structlog.get_logger(__name__)
 # Nodes that a line of the log names; `node ls` has the others.
@@ -180,7 +181,7 @@ class Losses:
     def _lose(self, instance: Instance, silent_s: float) -> None:
         if instance.quarantined or instance.removing:
             return
-        if instance.state not in LIVE and not instance.retrying:
+        if not uses_its_node(instance):
             return  # It has ended for good: there is nothing to run elsewhere.
         report = InstanceReport(
             instance.incarnation,

@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 from attrs import define
 
+from swarmctl.controller.availability import uses_its_node
 from swarmctl.controller.placing import Fleet, amounts_of, request_for
 from swarmctl.controller.state import (
     ClusterState,
@@ -25,7 +26,7 @@ from swarmctl.controller.state import (
     ServiceKey,
     scheduler_key,
 )
-from swarmctl.proto.states import LIVE, NodeState
+from swarmctl.proto.states import NodeState
 from swarmctl.scheduler import Unplaced
 from swarmctl.scheduler.preemption import NODES_MAX, Occupant, choose_victims
 
@@ -164,7 +165,7 @@ class Preempting:
             if not leaving:
                 if service is None or service.holders.get(one.slot) is not one:
                     continue
-                if service.record.spec.fencing != "none" or not _is_there(one):
+                if service.record.spec.fencing != "none" or not uses_its_node(one):
                     continue
             yield Occupant(
                 one.incarnation,
@@ -216,10 +217,6 @@ class Preempting:
     def _is_nowhere(self, victim: _Slot) -> bool:
         service = self._state.services.get(victim[0])
         return service is not None and victim[1] not in service.holders
-
-
-def _is_there(instance: Instance) -> bool:
-    return instance.state in LIVE or instance.retrying
 
 
 def _number(occupant: Occupant) -> int:
