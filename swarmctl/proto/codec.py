@@ -12,7 +12,7 @@ session may answer without closing.
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attrs
@@ -124,24 +124,35 @@ def _encoder_of(kind: Any) -> Callable[[Any], Any] | None:
         return _object_encoder(kind)
     if typing.get_origin(kind) is tuple:
         arguments = typing.get_args(kind)
-        if len(arguments) == 2 and arguments[1] is Ellipsis and _is_attrs(arguments[0]):
-            item = _object_encoder(arguments[0])
+        item = _encoder_of(arguments[0])
+        if len(arguments) == 2 and arguments[1] is Ellipsis and item is not None:
             return lambda values: [item(value) for value in values]
     return None
 
 
-def _object_encoder(cls: type) -> Callable[[Any], tuple[Any, ...]]:
-    """A function from an instance of ``cls`` to the tuple of its fields."""
+def _object_encoder(cls: type) -> Callable[[Any], Sequence[Any]]:
+    """A function from an instance of ``cls`` to its fields, in order."""
     hints = typing.get_type_hints(cls)
-    plan = [(each.name, _encoder_of(hints[each.name])) for each in attrs.fields(cls)]
-    if len(plan) > 1 and all(encoder is None for _, encoder in plan):
-        return operator.attrgetter(*[name for name, _ in plan])
-    return lambda value: tuple(
-        [
-            getattr(value, name) if encoder is None else encoder(getattr(value, name))
-            for name, encoder in plan
-        ]
-    )
+    names = [each.name for each in attrs.fields(cls)]
+    encoders = [_encoder_of(hints[name]) for name in names]
+    deep = [(index, encoder) for index, encoder in enumerate(encoders) if encoder is not None]
+    read: Callable[[Any], Sequence[Any]]
+    if len(names) > 1:  # attrgetter gives a tuple of two or more, and one field as it is.
+        read = operator.attrgetter(*names)
+    else:
+        read = lambda value: [getattr(value, name) for name in names]  # noqa: E731 - as its twin
+    if not deep:
+        return read
+
+    def encode_object(value: Any) -> list[Any]:
+        fields = list(read(value))
+        for index, encoder in deep:
+            # What is empty (most of it, in a launch) is written as it is.
+            if fields[index]:
+                fields[index] = encoder(fields[index])
+        return fields
+
+    return encode_object
 
 
 # --- decoders: checkers by type -------------------------------------------------------------

@@ -33,11 +33,33 @@ class Message:
 
 
 @frozen
+class Attachment:
+    """One port of an instance on a tenant network: all that a node needs to plug it in.
+
+    ``port`` is the name of the logical port in OVN, ``network`` is for people (``tenant/name``).
+    ``addresses`` have their prefix (``10.20.0.7/24``); ``routes`` are (destination, gateway), the
+    default route among them; ``mtu`` is what fits into one encapsulation.  ``vlan`` is 0 for a port
+    of its own, else the tag on the trunk of the VM that the node is.
+    """
+
+    port: str
+    network: str
+    mac: str
+    addresses: tuple[str, ...] = ()
+    mtu: int = 0
+    routes: tuple[tuple[str, str], ...] = ()
+    dns: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    vlan: int = 0
+
+
+@frozen
 class AssignedGroup:
     """Instances of one service that share a template.
 
     ``entries`` are (slot, incarnation, desired, generation, restarts): a tuple, because a node may
     hold thousands.  ``restarts`` is what earlier incarnations of the slot counted.
+    ``attachments`` are empty, or say for each of the entries where it is plugged in.
     """
 
     service: str
@@ -45,6 +67,7 @@ class AssignedGroup:
     template: bytes
     driver: str
     entries: tuple[tuple[int, int, int, int, int], ...]
+    attachments: tuple[tuple[Attachment, ...], ...] = ()
 
 
 @frozen
@@ -55,7 +78,7 @@ class InstanceReport:
     entered (epoch seconds); ``reason`` says why, for people.  ``retrying`` says of one that has
     failed that the node will try again by itself; ``ports`` are the published ones, such as
     ``*:32768->80/tcp``; ``health`` is ``starting``, ``healthy`` or ``unhealthy``, empty where
-    nothing is checked.
+    nothing is checked.  ``attachments`` are its ports on tenant networks, as they were assigned.
     """
 
     incarnation: int
@@ -76,6 +99,7 @@ class InstanceReport:
     retrying: bool = False
     ports: tuple[str, ...] = ()
     health: str = ""
+    attachments: tuple[Attachment, ...] = ()
 
 
 @frozen

@@ -33,6 +33,7 @@ from attrs import field, frozen
 
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import SwarmError
+from swarmctl.proto.messages import Attachment
 from swarmctl.spec.models import PortMapping, Template
 
 
@@ -46,13 +47,14 @@ class Owner:
 
 @frozen
 class Launch:
-    """One instance to make."""
+    """One instance to make; ``attachments`` are its ports on tenant networks."""
 
     service: str
     slot: int
     incarnation: int
     template: Template
     tenant: str = "default"
+    attachments: tuple[Attachment, ...] = ()
 
     @property
     def instance(self) -> str:
