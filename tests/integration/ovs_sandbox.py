@@ -1,0 +1,118 @@
+"""An Open vSwitch of a test's own: two daemons in a network namespace that goes with the test."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from attrs import define
+
+SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
+START_S = 20
+
+
+def need_ovs() -> None:
+    """Skip where Open vSwitch, or the right to use it, is missing."""
+    missing = [name for name in ("ovsdb-server", "ovs-vswitchd", "ip") if not shutil.which(name)]
+    if missing or not SCHEMA.exists():
+        pytest.skip(f"needs Debian's openvswitch-switch and iproute2: no {missing or SCHEMA}")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces")
+
+
+def run(*command: str) -> str:
+    """Run a command that works; its output."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def namespace(name: str) -> Iterator[str]:
+    """A network namespace; its path."""
+    run("ip", "netns", "add", name)
+    try:
+        yield f"/run/netns/{name}"
+    finally:
+        run("ip", "netns", "del", name)
+
+
+@define
+class OvsSandbox:
+    """One switch: the namespace that it is in, and its database."""
+
+    namespace: str
+    folder: Path
+    _server: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def remote(self) -> str:
+        """Where its database listens."""
+        return f"unix:{self.folder}/db.sock"
+
+    def vsctl(self, *command: str) -> str:
+        """``ovs-vsctl`` on it."""
+        return run("ovs-vsctl", "--timeout=10", f"--db={self.remote}", *command)
+
+    def install(self, device: str) -> None:
+        """Say what ovn-controller says when a port's flows are there."""
+        self.vsctl("set", "Interface", device, "external_ids:ovn-installed=true")
+
+    def start_database(self) -> None:
+        """Start ovsdb-server; done when it answers."""
+        punix = f"--remote=punix:{self.folder}/db.sock"
+        self._server = _daemon(self, "ovsdb-server", str(self.folder / "conf.db"), punix)
+        self.vsctl("--retry", "--no-wait", "init")
+
+    def end_database(self) -> None:
+        """End it; nothing happens when it does not run."""
+        server, self._server = self._server, None
+        if server is not None:
+            _end(server)
+
+    def restart_database(self) -> None:
+        """End it and start it."""
+        self.end_database()
+        self.start_database()
+
+
+def _daemon(sandbox: OvsSandbox, name: str, *options: str) -> subprocess.Popen[bytes]:
+    command = ["nsenter", f"--net={sandbox.namespace}", name, *options]
+    command += [f"--unixctl={sandbox.folder}/{name}.ctl", "-vconsole:off", "-vsyslog:off"]
+    environment = os.environ | {"OVS_RUNDIR": str(sandbox.folder), "OVS_DBDIR": str(sandbox.folder)}
+    log = (sandbox.folder / f"{name}.out").open("wb")
+    with log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def _end(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.send_signal(signal.SIGTERM)
+    try:
+        daemon.wait(5)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait(5)
+
+
+@contextmanager
+def ovs(name: str) -> Iterator[OvsSandbox]:
+    """A switch with the bridge ``br-int`` on the userspace datapath.
+
+    ``name`` is unique on the machine, for its namespace is called so.
+    """
+    with ExitStack() as stack:
+        # Paths of sockets are short.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ovs-")))
+        sandbox = OvsSandbox(stack.enter_context(namespace(name)), folder)
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ovsdb-tool", "create", str(folder / "conf.db"), str(SCHEMA))
+        stack.callback(sandbox.end_database)
+        sandbox.start_database()
+        stack.callback(_end, _daemon(sandbox, "ovs-vswitchd", sandbox.remote))
+        sandbox.vsctl("add-br", "br-int", "--", "set", "bridge", "br-int", "datapath_type=netdev")
+        yield sandbox
