@@ -11,7 +11,7 @@ from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.transitions import Phase
 from swarmctl.proto.errors import Conflict, PeerError, ProtocolError
-from swarmctl.proto.messages import Assign, AssignedGroup
+from swarmctl.proto.messages import Assign, AssignedGroup, Attachment
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.spec import wire
 
@@ -73,6 +73,8 @@ def _check(supervisor: Supervisor, message: Assign) -> None:
         for slot, incarnation, desired, generation, restarts in group.entries:
             if desired not in _DESIRED or min(slot, incarnation, generation, restarts) < 0:
                 raise ProtocolError(f"not an assignment of {group.service}.{slot}: {desired}")
+        if len(group.attachments) not in (0, len(group.entries)):
+            raise ProtocolError(f"an assignment of {group.service} says of some where they go")
 
 
 def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
@@ -93,11 +95,16 @@ def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
 
 def _apply_group(supervisor: Supervisor, group: AssignedGroup) -> None:
     instances = supervisor.instances
+    # None of them, or all, see _check.
+    ports = dict(zip((entry[1] for entry in group.entries), group.attachments, strict=False))
     for slot, incarnation, desired, generation, restarts in group.entries:
         instance = instances.get(incarnation)
         if instance is None:
-            _admit(supervisor, group, slot, incarnation, desired, generation, restarts)
+            plugged = ports.get(incarnation, ())
+            _admit(supervisor, group, slot, incarnation, desired, generation, restarts, plugged)
         elif not instance.removing:
+            if not instance.known and ports:
+                instance.attachments = ports.get(incarnation, ())
             _change(supervisor, instance, group, desired, generation)
 
 
@@ -109,6 +116,7 @@ def _admit(
     desired: int,
     generation: int,
     restarts: int,
+    attachments: tuple[Attachment, ...],
 ) -> None:
     instance = Instance(
         incarnation,
@@ -121,6 +129,7 @@ def _admit(
         generation,
     )
     instance.restarts = restarts
+    instance.attachments = attachments
     instance.since = supervisor.now + supervisor.wall_offset_s
     supervisor.instances[incarnation] = instance
     supervisor.reassign(instance)

@@ -12,6 +12,8 @@ import trio
 from attrs import field, frozen
 
 from swarmctl.agent.drivers.api import Driver, DriverEvent, Found, Health, Launch, Owner, Progress
+from swarmctl.net.plugging.api import Plugs
+from swarmctl.net.plugging.ovs import DEFAULT_REMOTE, OvsPlugs
 from swarmctl.proto.errors import DriverUnavailable, InvalidSpec
 
 DRIVERS = ("docker", "libvirt", "sim")
@@ -33,6 +35,7 @@ class AgentConfig:
         docker_host: dockerd's address; empty is Docker's own default.
         libvirt_uri: libvirt's connection.
         images: the folder that relative disk images and kernels are in.
+        ovs: where the database of this node's Open vSwitch listens.
         sim_bulk: launch simulated instances in bulk calls (benchmarks).
     """
 
@@ -48,6 +51,7 @@ class AgentConfig:
     libvirt_uri: str = "qemu:///system"
     images: Path | None = None
     sim_bulk: bool = False
+    ovs: str = DEFAULT_REMOTE
 
 
 class MissingDriver:
@@ -143,3 +147,8 @@ def _make(name: str, config: AgentConfig, owner: Owner) -> Driver:
     from swarmctl.agent.drivers.sim import SimDriver, SimHost
 
     return SimDriver(owner, SimHost())
+
+
+def make_plugs(config: AgentConfig, owner: Owner) -> Plugs:
+    """What plugs this node's instances into tenant networks."""
+    return OvsPlugs(owner.cluster_id, owner.node, config.ovs)

@@ -23,8 +23,9 @@ from attrs import frozen
 from swarmctl import descriptors
 from swarmctl.agent import adoption, enrol, facts, guard
 from swarmctl.agent.actions import Actions
+from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.checks import Checker
-from swarmctl.agent.config import AgentConfig, make_drivers
+from swarmctl.agent.config import AgentConfig, make_drivers, make_plugs
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
 from swarmctl.agent.fencing import Fence, Leases, explained, make_fence
@@ -34,6 +35,7 @@ from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.session import Session, process_name
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.folder import PASSAGE_MODE, DataFolder
+from swarmctl.net.plugging.api import Plugs
 from swarmctl.proto.errors import Busy, StorageFault, SwarmError
 from swarmctl.proto.messages import NodeFacts
 from swarmctl.transport.api import Link
@@ -63,6 +65,7 @@ class Edges:
     process_name: Callable[[], str] = process_name
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
     boottime_ns: Callable[[], int] = guard.boottime_ns
+    make_plugs: Callable[[AgentConfig, Owner], Plugs | None] = lambda *_: None
 
 
 def real_edges() -> Edges:
@@ -70,7 +73,12 @@ def real_edges() -> Edges:
     from swarmctl.transport.zmq_link import open_link
 
     return Edges(
-        open_link, make_drivers, open_journal, random.SystemRandom(), make_fence=make_fence
+        open_link,
+        make_drivers,
+        open_journal,
+        random.SystemRandom(),
+        make_fence=make_fence,
+        make_plugs=make_plugs,
     )
 
 
@@ -83,6 +91,7 @@ class Agent:
         drivers: by name.
         journal: what it remembers.
         edges: the world.
+        plugs: what plugs instances into tenant networks; None for simulations.
     """
 
     def __init__(
@@ -92,12 +101,14 @@ class Agent:
         drivers: Mapping[str, Driver],
         journal: Journal,
         edges: Edges,
+        plugs: Plugs | None = None,
     ) -> None:
         self.identity = membership.identity
         self._membership = membership
         self.drivers = drivers
         now = trio.current_time()
         self.supervisor = Supervisor(drivers, edges.wall() - now)
+        self.attaching = Attaching(plugs, drivers, self.supervisor) if plugs else None
         self.outbox = Outbox(self.supervisor)
         self.session: Session | None = None
         self.executor: Executor | None = None
@@ -144,6 +155,7 @@ class Agent:
             if name in self._seen_available and self._health[name].available
         ]
         found += self.executor.hung() if self.executor is not None else []
+        found += self.attaching.reasons() if self.attaching is not None else []
         found += self._pressure
         if self._journal_fault:
             found.append(self._journal_fault)
@@ -173,7 +185,10 @@ class Agent:
                 self.wake,
                 bulk=self._config.sim_bulk,
                 fence=self._fence,
+                attaching=self.attaching,
             )
+            if self.attaching is not None:
+                nursery.start_soon(self.attaching.run, self._listed)
             if self._fence is not None:
                 nursery.start_soon(self._fence.run)
             nursery.start_soon(self._supervise)
@@ -317,6 +332,7 @@ class Agent:
         now = trio.current_time()
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
+        network = await self.attaching.look() if self.attaching is not None else ""
         short = descriptors.shortage()
         try:
             machine = self._edges.look(self._config.data)
@@ -331,7 +347,7 @@ class Agent:
         for name, one in self._health.items():
             self._note_health(name, one)
         process = self._edges.process_name()
-        after = facts.node_facts(self._settings, machine, self._health, process)
+        after = facts.node_facts(self._settings, machine, self._health, process, network)
         if after != self._facts:
             self._facts = after
             if self.session is not None:
@@ -385,7 +401,8 @@ async def run_agent(
                     identity.addresses, identity.server_key, membership.keypair
                 ) as link,
             ):
-                agent = Agent(config, membership, drivers, journal, edges)
+                plugs = edges.make_plugs(config, owner)
+                agent = Agent(config, membership, drivers, journal, edges, plugs)
                 _log.info("agent begins", node=identity.name, drivers=list(drivers))
                 refusal = await agent.run(link, task_status)
     raise refusal

@@ -219,6 +219,13 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
     metavar="URI",
     help="libvirt's connection.",
 )
+@click.option(
+    "--ovs",
+    default="unix:/run/openvswitch/db.sock",
+    show_default=True,
+    metavar="REMOTE",
+    help="Where Open vSwitch's database listens.",
+)
 @_supervised
 def agent(
     controllers: tuple[str, ...],
@@ -232,6 +239,7 @@ def agent(
     images: Path | None,
     docker_host: str,
     libvirt_uri: str,
+    ovs: str,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -251,6 +259,7 @@ def agent(
         "reserve": dict(_amount("--reserve", text) for text in reserve),
         "docker_host": docker_host,
         "libvirt_uri": libvirt_uri,
+        "ovs": ovs,
         "images": images,
     }
 

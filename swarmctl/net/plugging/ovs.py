@@ -166,7 +166,16 @@ class OvsPlugs:
             return self._database
 
     def _connect(self, token: trio.lowlevel.TrioToken) -> "Database":
-        from swarmctl.net.plugging.switch import Database
+        try:
+            # Here, for they take half a second; both, so that nothing is half able.
+            from swarmctl.net.plugging import links  # noqa: F401 - used by later calls
+            from swarmctl.net.plugging.switch import Database
+        except ImportError as error:
+            raise DriverUnavailable(
+                f"{error.name or error} is not installed on this machine",
+                "networks",
+                "install swarmctl with its extra `net`",
+            ) from error
 
         def changed() -> None:
             with suppress(trio.RunFinishedError):  # the library's thread ends after the agent
