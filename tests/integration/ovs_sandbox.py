@@ -82,11 +82,11 @@ class OvsSandbox:
 
 
 def _daemon(sandbox: OvsSandbox, name: str, *options: str) -> subprocess.Popen[bytes]:
-    command = ["nsenter", f"--net={sandbox.namespace}", name, *options]
+    inside = ["nsenter", f"--net={sandbox.namespace}"] if sandbox.namespace else []
+    command = [*inside, name, *options]
     command += [f"--unixctl={sandbox.folder}/{name}.ctl", "-vconsole:off", "-vsyslog:off"]
     environment = os.environ | {"OVS_RUNDIR": str(sandbox.folder), "OVS_DBDIR": str(sandbox.folder)}
-    log = (sandbox.folder / f"{name}.out").open("wb")
-    with log:
+    with (sandbox.folder / f"{name}.out").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
@@ -101,18 +101,38 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def ovs(name: str) -> Iterator[OvsSandbox]:
-    """A switch with the bridge ``br-int`` on the userspace datapath.
+    """A switch with the bridge ``br-int`` on the userspace datapath, in a namespace of its own.
 
-    ``name`` is unique on the machine, for its namespace is called so.
+    ``name`` is unique on the machine, for the namespace is called so.
     """
+    with namespace(name) as path:
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        with _running(path, "br-int") as sandbox:
+            yield sandbox
+
+
+@contextmanager
+def ovs_beside_libvirt(bridge: str) -> Iterator[OvsSandbox]:
+    """A switch where libvirtd is, since its VMs' taps are there; nothing leads out of it.
+
+    ``bridge`` is unique on the machine, and is named as OVN's to integrate.
+    """
+    with _running("", bridge) as sandbox:
+        sandbox.vsctl("set", "Open_vSwitch", ".", f"external_ids:ovn-bridge={bridge}")
+        yield sandbox
+
+
+@contextmanager
+def _running(path: str, bridge: str) -> Iterator[OvsSandbox]:
     with ExitStack() as stack:
         # Paths of sockets are short.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ovs-")))
-        sandbox = OvsSandbox(stack.enter_context(namespace(name)), folder)
-        run("ip", "-n", name, "link", "set", "lo", "up")
+        sandbox = OvsSandbox(path, folder)
         run("ovsdb-tool", "create", str(folder / "conf.db"), str(SCHEMA))
         stack.callback(sandbox.end_database)
         sandbox.start_database()
         stack.callback(_end, _daemon(sandbox, "ovs-vswitchd", sandbox.remote))
-        sandbox.vsctl("add-br", "br-int", "--", "set", "bridge", "br-int", "datapath_type=netdev")
+        sandbox.vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev")
+        # Its devices go with it.
+        stack.callback(sandbox.vsctl, "del-br", bridge)
         yield sandbox
