@@ -19,10 +19,12 @@ import trio
 
 from swarmctl.agent.drivers.api import Driver, Launch, Pluggable
 from swarmctl.agent.instance import Instance
+from swarmctl.agent.relays import Relays
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.transitions import Phase
 from swarmctl.net.plugging.api import Plugged, Plugs, Switch
 from swarmctl.proto.errors import DriverUnavailable, LaunchFailed, SwarmError
+from swarmctl.spec.models import Template
 
 _log = structlog.get_logger(__name__)
 
@@ -49,6 +51,8 @@ class Attaching:
         self._switch: Switch | None = None
         self._reason = "nobody has looked for a switch yet"
         self._was_there = False
+        # What nested nodes reach controllers through; None where there are none.
+        self.relays: Relays | None = None
 
     # --- the switch ---------------------------------------------------------------------------
 
@@ -95,6 +99,8 @@ class Attaching:
         targets = await driver.places.place(launch, switch)
         for attachment, target in zip(launch.attachments, targets, strict=True):
             await self._plugs.plug(attachment, target, launch.incarnation)
+        if _is_trunk(launch.template):
+            self._relay()
 
     async def wait_installed(self, launch: Launch) -> None:
         """Returns once the packets of all its ports flow.
@@ -114,11 +120,30 @@ class Attaching:
         if isinstance(driver, Pluggable):
             await driver.places.displace(instance.incarnation)
 
+    def _relay(self) -> None:
+        """Have a relay on each network that a trunk is on: that of a VM's first port."""
+        if self.relays is None:
+            return
+        templates = self._supervisor.templates
+        self.relays.want(
+            {
+                one.attachments[0].network: one.attachments[0].mtu
+                for one in self._supervisor.instances.values()
+                if one.attachments and _is_trunk(templates.get(one.template))
+            }
+        )
+
     # --- all of them --------------------------------------------------------------------------
 
     async def run(self, listed: trio.Event) -> None:
         """Compare plugs and instances, from when the drivers have said what they have."""
         await listed.wait()
+        async with trio.open_nursery() as nursery:
+            if self.relays is not None:
+                nursery.start_soon(self.relays.run)
+            await self._sweep_again()
+
+    async def _sweep_again(self) -> None:
         while True:
             if self._switch is not None:
                 try:
@@ -137,7 +162,11 @@ class Attaching:
         }
         # What is wanted is read after what is there: what came in between is in neither's way.
         instances = self._supervisor.instances
-        if left := leftovers(self._plugs, plugged, instances):
+        self._relay()
+        left = leftovers(self._plugs, plugged, instances)
+        if self.relays is not None:
+            left = tuple(one for one in left if one not in self.relays.devices)
+        if left:
             _log.info("unplugging what is left over", devices=left)
             await self._plugs.unplug(left)
         for name, incarnations in placed.items():
@@ -158,6 +187,10 @@ class Attaching:
             await self.plug(instance.launch(template), driver)
         except SwarmError as error:
             _log.warning("cannot plug it in again", instance=instance.name, error=str(error))
+
+
+def _is_trunk(template: Template | None) -> bool:
+    return template is not None and template.vm is not None and template.vm.trunk
 
 
 def leftovers(

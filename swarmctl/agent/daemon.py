@@ -32,6 +32,7 @@ from swarmctl.agent.fencing import Fence, Leases, explained, make_fence
 from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
+from swarmctl.agent.relays import Relays
 from swarmctl.agent.session import Session, process_name
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.folder import PASSAGE_MODE, DataFolder
@@ -109,6 +110,10 @@ class Agent:
         now = trio.current_time()
         self.supervisor = Supervisor(drivers, edges.wall() - now)
         self.attaching = Attaching(plugs, drivers, self.supervisor) if plugs else None
+        if plugs is not None and self.attaching is not None and not config.trunk:
+            self.attaching.relays = Relays(
+                plugs, self.identity.cluster_id, lambda: self._membership.identity.addresses
+            )
         self.outbox = Outbox(self.supervisor)
         self.session: Session | None = None
         self.executor: Executor | None = None
@@ -116,7 +121,9 @@ class Agent:
         self._journal = journal
         self._edges = edges
         self._fence = edges.make_fence(config)
-        self._settings = facts.FactsSettings(config.labels, config.capacity, config.reserve)
+        self._settings = facts.FactsSettings(
+            config.labels, config.capacity, config.reserve, parent=config.parent
+        )
         self._health: dict[str, Health] = {}
         self._seen_available: set[str] = set()
         self._facts = NodeFacts()
@@ -225,6 +232,8 @@ class Agent:
 
     def _learn(self, addresses: tuple[str, ...]) -> None:
         """The controllers' addresses, for this and the next start."""
+        if self._config.trunk:
+            return  # From inside a VM there is one way to all of them: the host's relay.
         self._membership = enrol.learn(self._config.data, self._membership, addresses)
 
     async def _supervise(self) -> None:

@@ -226,6 +226,8 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
     metavar="REMOTE",
     help="Where Open vSwitch's database listens.",
 )
+@click.option("--trunk", default="", metavar="INTERFACE", help="In a VM: its port, for pods.")
+@click.option("--parent", default="", metavar="VM", help="In a VM: which one; its port, or web.1.")
 @_supervised
 def agent(
     controllers: tuple[str, ...],
@@ -240,6 +242,8 @@ def agent(
     docker_host: str,
     libvirt_uri: str,
     ovs: str,
+    trunk: str,
+    parent: str,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -260,6 +264,8 @@ def agent(
         "docker_host": docker_host,
         "libvirt_uri": libvirt_uri,
         "ovs": ovs,
+        "trunk": trunk,
+        "parent": parent,
         "images": images,
     }
 

@@ -5,13 +5,17 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
 
+from swarmctl.agent.relays import Relays
+from swarmctl.net import relays
 from swarmctl.net.plugging.api import InNamespace
 from swarmctl.net.plugging.ovs import OvsPlugs
 from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
+from tests.integration.driver_contract import eventually
 from tests.integration.ovs_sandbox import OvsSandbox, need_ovs, ovs, run
 from tests.integration.plugging_contract import (
     DEADLINE_S,
@@ -150,6 +154,37 @@ async def test_two_plugs_reach_each_other_by_tcp(bench: OvsBench) -> None:
         received = await in_namespace(paths[0], SINK)
 
     assert received.strip() == "1000000"
+
+
+async def test_a_relay_leads_from_a_tenant_network_to_a_controller(bench: OvsBench) -> None:
+    """A guest that has only its network's routes reaches the controller on the host's loopback."""
+    path = bench.new_namespace()
+    guest = attachment(addresses=("10.20.0.9/24",), routes=(("169.254.0.0/16", ""),))
+    await bench.plugs.plug(guest, InNamespace(path, "eth0"), INCARNATION)
+    client = f"import socket; s = socket.create_connection(({relays.ADDRESS!r}, 7077), 10);"
+    client += "s.sendall(b'hello'); print(s.recv(100).decode())"
+
+    async def controller(stream: trio.SocketStream) -> None:
+        await stream.send_all((await stream.receive_some()).upper())
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, controller, 0, host="127.0.0.1")
+        [listener] = await nursery.start(serve)
+        address = f"tcp://127.0.0.1:{listener.socket.getsockname()[1]}"
+        relay = Relays(bench.plugs, "c0c0c0c0", lambda: (address,))
+        relay.want({"acme/front": 1400})
+        nursery.start_soon(relay.run)
+
+        async def plugged() -> bool:
+            return len(await bench.plugs.list()) == 2
+
+        await eventually(plugged, DEADLINE_S)
+        answer = await in_namespace(path, client)
+        devices = {one.device for one in await bench.plugs.list()}
+        nursery.cancel_scope.cancel()
+
+    assert answer == "HELLO\n"
+    assert relay.devices < devices
 
 
 async def test_the_switch_learns_whose_a_port_is(bench: OvsBench) -> None:

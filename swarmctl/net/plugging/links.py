@@ -1,4 +1,4 @@
-"""The kernel's side of a plug: veth pairs, taps and VLAN subinterfaces, through netlink.
+"""The kernel's side of a plug: veth pairs and taps, and what is inside, through netlink.
 
 Everything here blocks and is called in threads.  Links are made by one message each, both ends of
 a pair at once and the inner one in its namespace and under its final name: a crash leaves either
@@ -30,11 +30,12 @@ Netlink: TypeAlias = Any
 
 _CLONE_NEWNET: Final = 0x40000000
 _IFA_F_NODAD: Final = 0x02
+# RT_SCOPE_LINK: without a gateway, for what is all on this link.
+_ON_LINK: Final = 253
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_STXCSUM: Final = 0x17
 # What a port has whose network says nothing: Ethernet's own.
 DEFAULT_MTU: Final = 1500
-_NO_VLANS: Final = 95  # EOPNOTSUPP: "Unknown device type"
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def inside(namespace: str) -> Generator[None, None, None]:
     if not namespace:
         yield
         return
-    with _opened("/proc/thread-self/ns/net") as back, _opened(namespace) as there:
+    with opened("/proc/thread-self/ns/net") as back, opened(namespace) as there:
         _enter(there)
         try:
             yield
@@ -56,7 +57,12 @@ def inside(namespace: str) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _opened(namespace: str) -> Generator[int, None, None]:
+def opened(namespace: str) -> Generator[int, None, None]:
+    """A descriptor of the network namespace at ``namespace``.
+
+    Raises:
+        LaunchFailed: there is none.
+    """
     try:
         descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError) as error:
@@ -68,10 +74,38 @@ def _opened(namespace: str) -> Generator[int, None, None]:
 
 
 def _enter(namespace: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(namespace, _CLONE_NEWNET):
+    _checked(ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET), "enter")
+
+
+class Namespace:
+    """A network namespace without a name; it is there as long as the context, or what is in it."""
+
+    def __enter__(self) -> "Namespace":
+        self._descriptor = _new_namespace()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    @property
+    def path(self) -> str:
+        """Where this process finds it."""
+        return f"/proc/self/fd/{self._descriptor}"
+
+
+def _new_namespace() -> int:
+    with opened("/proc/thread-self/ns/net") as back:
+        _checked(ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET), "make")
+        try:
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            _enter(back)
+
+
+def _checked(result: int, doing: str) -> None:
+    if result:
         number = ctypes.get_errno()
-        raise OSError(number, f"cannot enter a network namespace: {os.strerror(number)}")
+        raise OSError(number, f"cannot {doing} a network namespace: {os.strerror(number)}")
 
 
 @contextmanager
@@ -95,7 +129,7 @@ def plug_veth(
     from the outer one will not add them.
     """
     mtu = attachment.mtu or DEFAULT_MTU
-    with IPRoute() as here, _opened(target.path) as namespace:
+    with IPRoute() as here, opened(target.path) as namespace:
         index = index_of(here, device)
         if index is not None and not _leads_to(index, target):
             here.link("del", index=index)  # into a namespace that it had before
@@ -118,37 +152,6 @@ def _leads_to(index: int, target: InNamespace) -> bool:
     with inside(target.path), IPRoute() as there:
         inner = there.link_lookup(ifname=target.name)
         return bool(inner) and there.get_links(inner[0])[0].get("link") == index
-
-
-def plug_vlan(trunk: str, attachment: Attachment, target: InNamespace) -> None:
-    """The trunk's subinterface of the attachment's VLAN, in the target's namespace."""
-    mtu = attachment.mtu or DEFAULT_MTU
-    with inside(target.path), IPRoute() as there:
-        present = index_of(there, target.name)
-    if present is None:
-        with IPRoute() as here, _opened(target.path) as namespace:
-            parent = index_of(here, trunk)
-            if parent is None:
-                raise LaunchFailed(f"the trunk {trunk} is not there", attachment.port)
-            here.link("set", index=parent, state="up")
-            try:
-                here.link(
-                    "add",
-                    ifname=target.name,
-                    kind="vlan",
-                    link=parent,
-                    vlan_id=attachment.vlan,
-                    net_ns_fd=namespace,
-                    address=attachment.mac,
-                    mtu=mtu,
-                )
-            except NetlinkError as error:
-                if error.code == _NO_VLANS:
-                    raise LaunchFailed(
-                        "this kernel has no VLANs", attachment.port, "load the module 8021q"
-                    ) from error
-                raise
-    configure(attachment, target, fill_checksums=False)
 
 
 def plug_tap(device: str, mtu: int) -> None:
@@ -191,7 +194,8 @@ def _route(there: Netlink, index: int, destination: str, gateway: str) -> None:
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
     if destination in ("0.0.0.0/0", "::/0"):
         destination = "default"
-    there.route("replace", dst=destination, gateway=gateway, oif=index, family=family)
+    hop = {"gateway": gateway} if gateway else {"scope": _ON_LINK}
+    there.route("replace", dst=destination, oif=index, family=family, **hop)
 
 
 def _allow_ipv6(name: str) -> None:
