@@ -46,12 +46,12 @@ class Bench(ABC):
         """The interfaces in it by name, without the loopback."""
 
     @abstractmethod
-    def install(self, port: str) -> None:
+    def install(self, one: Attachment) -> None:
         """Have OVN say that the port is installed."""
 
-    @abstractmethod
-    def leave_half(self, port: str) -> None:
-        """Leave what a crash in the middle of a plug of that port leaves."""
+    def attachment(self, index: int = 0) -> Attachment:
+        """A port that no other test has."""
+        return attachment(index)
 
 
 def attachment(index: int = 0, **changes: object) -> Attachment:
@@ -81,7 +81,7 @@ class PlugsContract:
 
     async def test_a_plug_is_there_as_it_was_asked_for(self, bench: Bench) -> None:
         """MAC, MTU, addresses and routes are those of the attachment, under the name asked for."""
-        path, one = bench.new_namespace(), attachment()
+        path, one = bench.new_namespace(), bench.attachment()
 
         await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
 
@@ -97,7 +97,7 @@ class PlugsContract:
 
     async def test_several_plugs_of_one_instance(self, bench: Bench) -> None:
         """Each has its interface, and the list has both with their incarnation."""
-        path, ports = bench.new_namespace(), (attachment(0), attachment(1))
+        path, ports = bench.new_namespace(), (bench.attachment(0), bench.attachment(1))
 
         for index, one in enumerate(ports):
             await bench.plugs.plug(one, InNamespace(path, f"eth{index}"), INCARNATION)
@@ -111,7 +111,7 @@ class PlugsContract:
 
     async def test_a_repeated_plug_is_the_same_plug(self, bench: Bench) -> None:
         """Nothing is made twice, and what is there works on."""
-        path, one = bench.new_namespace(), attachment()
+        path, one = bench.new_namespace(), bench.attachment()
         for _ in range(3):
             await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
 
@@ -120,7 +120,7 @@ class PlugsContract:
 
     async def test_a_plug_follows_its_instance_into_another_namespace(self, bench: Bench) -> None:
         """A container that was made anew has its port again, and the old one has it no more."""
-        old, new, one = bench.new_namespace(), bench.new_namespace(), attachment()
+        old, new, one = bench.new_namespace(), bench.new_namespace(), bench.attachment()
         await bench.plugs.plug(one, InNamespace(old, "eth0"), INCARNATION)
 
         await bench.plugs.plug(one, InNamespace(new, "eth0"), INCARNATION)
@@ -131,7 +131,7 @@ class PlugsContract:
 
     async def test_a_namespace_that_went_takes_no_port_with_it(self, bench: Bench) -> None:
         """After its namespace ended a port can be plugged in anew."""
-        old, one = bench.new_namespace(), attachment()
+        old, one = bench.new_namespace(), bench.attachment()
         await bench.plugs.plug(one, InNamespace(old, "eth0"), INCARNATION)
         bench.drop_namespace(old)
 
@@ -146,27 +146,25 @@ class PlugsContract:
         bench.drop_namespace(path)
 
         with pytest.raises(LaunchFailed, match="namespace is gone"):
-            await bench.plugs.plug(attachment(), InNamespace(path, "eth0"), INCARNATION)
+            await bench.plugs.plug(bench.attachment(), InNamespace(path, "eth0"), INCARNATION)
 
         assert await bench.plugs.list() == ()
 
     async def test_waiting_ends_when_the_port_is_installed(self, bench: Bench) -> None:
         """One that waits is told, whether it came before or after."""
-        path, one = bench.new_namespace(), attachment()
+        path, one = bench.new_namespace(), bench.attachment()
         await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
 
         with trio.fail_after(DEADLINE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(bench.plugs.wait_installed, one, DEADLINE_S)
                 await trio.lowlevel.checkpoint()
-                bench.install(one.port)
+                bench.install(one)
             await bench.plugs.wait_installed(one, DEADLINE_S)
-
-        assert [each.installed for each in await bench.plugs.list()] == [True]
 
     async def test_a_port_that_does_not_come_up(self, bench: Bench) -> None:
         """The failure names the port, its network and the time."""
-        path, one = bench.new_namespace(), attachment()
+        path, one = bench.new_namespace(), bench.attachment()
         await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
 
         with pytest.raises(LaunchFailed, match="did not come up within") as failed:
@@ -177,7 +175,7 @@ class PlugsContract:
 
     async def test_unplugging_leaves_nothing(self, bench: Bench) -> None:
         """The interface and its name are gone; doing it again is no error."""
-        path, one, other = bench.new_namespace(), attachment(0), attachment(1)
+        path, one, other = bench.new_namespace(), bench.attachment(0), bench.attachment(1)
         for index, each in enumerate((one, other)):
             await bench.plugs.plug(each, InNamespace(path, f"eth{index}"), INCARNATION)
 
@@ -187,9 +185,30 @@ class PlugsContract:
         assert set(bench.see(path)) == {"eth1"}
         assert [each.port for each in await bench.plugs.list()] == [other.port]
 
-    async def test_what_a_crash_left_is_found_and_removed(self, bench: Bench) -> None:
+
+class HalfBench(Bench):
+    """An implementation of which a crash may leave half a plug."""
+
+    @abstractmethod
+    def leave_half(self, port: str) -> None:
+        """Leave what a crash in the middle of a plug of that port leaves."""
+
+
+class SwitchContract:
+    """Further tests, for implementations on a switch of this node."""
+
+    async def test_the_list_says_what_is_installed(self, bench: HalfBench) -> None:
+        """What OVN says of a port is in the list as well."""
+        path, one = bench.new_namespace(), bench.attachment()
+        await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
+        bench.install(one)
+        await bench.plugs.wait_installed(one, DEADLINE_S)
+
+        assert [each.installed for each in await bench.plugs.list()] == [True]
+
+    async def test_what_a_crash_left_is_found_and_removed(self, bench: HalfBench) -> None:
         """Half a plug is listed by its device, and can be taken away by that name."""
-        one = attachment()
+        one = bench.attachment()
         bench.leave_half(one.port)
 
         found = await bench.plugs.list()
@@ -198,9 +217,9 @@ class PlugsContract:
         assert [each.device for each in found] == [bench.plugs.device(one.port)]
         assert await bench.plugs.list() == ()
 
-    async def test_half_a_plug_is_made_whole(self, bench: Bench) -> None:
+    async def test_half_a_plug_is_made_whole(self, bench: HalfBench) -> None:
         """A launch after the crash finds what was left in its way, and comes through."""
-        path, one = bench.new_namespace(), attachment()
+        path, one = bench.new_namespace(), bench.attachment()
         bench.leave_half(one.port)
 
         await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
@@ -214,7 +233,7 @@ class TapContract:
 
     async def test_a_tap_is_made_for_a_hypervisor(self, bench: Bench) -> None:
         """It is listed with its MTU under the name that the hypervisor is told, and goes again."""
-        one = attachment()
+        one = bench.attachment()
         for _ in range(2):
             await bench.plugs.plug(one, Tap(), INCARNATION)
 

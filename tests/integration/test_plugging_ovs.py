@@ -15,14 +15,16 @@ from swarmctl.net import relays
 from swarmctl.net.plugging.api import InNamespace
 from swarmctl.net.plugging.ovs import OvsPlugs
 from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
+from swarmctl.proto.messages import Attachment
 from tests.integration.driver_contract import eventually
 from tests.integration.ovs_sandbox import OvsSandbox, need_ovs, ovs, run
 from tests.integration.plugging_contract import (
     DEADLINE_S,
     INCARNATION,
-    Bench,
+    HalfBench,
     PlugsContract,
     Seen,
+    SwitchContract,
     TapContract,
     attachment,
 )
@@ -36,7 +38,7 @@ def switch() -> Iterator[OvsSandbox]:
         yield sandbox
 
 
-class OvsBench(Bench):
+class OvsBench(HalfBench):
     """Real namespaces."""
 
     def __init__(self, switch: OvsSandbox) -> None:
@@ -81,9 +83,9 @@ class OvsBench(Bench):
             if link["ifname"] != "lo"
         }
 
-    def install(self, port: str) -> None:
+    def install(self, one: Attachment) -> None:
         """As ovn-controller does."""
-        self.switch.install(self.plugs.device(port))
+        self.switch.install(self.plugs.device(one.port))
 
     def leave_half(self, port: str) -> None:
         """The link is made, and the switch does not know it yet."""
@@ -108,7 +110,7 @@ async def bench(switch: OvsSandbox):
         await one.close()
 
 
-class TestOvsPlugs(PlugsContract, TapContract):
+class TestOvsPlugs(PlugsContract, SwitchContract, TapContract):
     """The suite on Open vSwitch."""
 
 

@@ -6,10 +6,17 @@ from swarmctl.net.plugging.api import InNamespace
 from swarmctl.net.plugging.devices import DEVICE_MAX_CHARS, Devices
 from swarmctl.net.plugging.memory import MemoryPlugs
 from swarmctl.proto.errors import DriverUnavailable
-from tests.integration.plugging_contract import Bench, PlugsContract, Seen, TapContract
+from swarmctl.proto.messages import Attachment
+from tests.integration.plugging_contract import (
+    HalfBench,
+    PlugsContract,
+    Seen,
+    SwitchContract,
+    TapContract,
+)
 
 
-class MemoryBench(Bench):
+class MemoryBench(HalfBench):
     """Namespaces are names."""
 
     def __init__(self) -> None:
@@ -41,9 +48,9 @@ class MemoryBench(Bench):
             if isinstance(one.target, InNamespace) and one.target.path == path
         }
 
-    def install(self, port: str) -> None:
+    def install(self, one: Attachment) -> None:
         """OVN is what the test says."""
-        self._memory.install(port)
+        self._memory.install(one.port)
 
     def leave_half(self, port: str) -> None:
         """A device of which nothing more is known."""
@@ -56,7 +63,7 @@ def bench() -> MemoryBench:
     return MemoryBench()
 
 
-class TestMemoryPlugs(PlugsContract, TapContract):
+class TestMemoryPlugs(PlugsContract, SwitchContract, TapContract):
     """The suite on memory."""
 
 
