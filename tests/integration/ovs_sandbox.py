@@ -49,6 +49,7 @@ class OvsSandbox:
     namespace: str
     folder: Path
     _server: "subprocess.Popen[bytes] | None" = None
+    _switch: "subprocess.Popen[bytes] | None" = None
 
     @property
     def remote(self) -> str:
@@ -74,6 +75,23 @@ class OvsSandbox:
         server, self._server = self._server, None
         if server is not None:
             _end(server)
+
+    def start_switch(self) -> None:
+        """Start ovs-vswitchd."""
+        self._switch = _daemon(self, "ovs-vswitchd", self.remote)
+
+    def end_switch(self) -> None:
+        """End it; nothing happens when it does not run."""
+        switch, self._switch = self._switch, None
+        if switch is not None:
+            _end(switch)
+
+    def kill_switch(self) -> None:
+        """End it as a fault does, and start it again."""
+        assert self._switch is not None, "it runs"
+        self._switch.kill()
+        self.end_switch()
+        self.start_switch()
 
     def restart_database(self) -> None:
         """End it and start it."""
@@ -131,7 +149,8 @@ def _running(path: str, bridge: str) -> Iterator[OvsSandbox]:
         run("ovsdb-tool", "create", str(folder / "conf.db"), str(SCHEMA))
         stack.callback(sandbox.end_database)
         sandbox.start_database()
-        stack.callback(_end, _daemon(sandbox, "ovs-vswitchd", sandbox.remote))
+        stack.callback(sandbox.end_switch)
+        sandbox.start_switch()
         sandbox.vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev")
         # Its devices go with it.
         stack.callback(sandbox.vsctl, "del-br", bridge)

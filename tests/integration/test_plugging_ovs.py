@@ -143,14 +143,20 @@ async def in_namespace(path: str, script: str) -> str:
     return done.stdout.decode()
 
 
-async def test_two_plugs_reach_each_other_by_tcp(bench: OvsBench) -> None:
-    """Packets flow through the userspace datapath, with checksums, at the MTU of the network."""
+async def two_plugs(bench: OvsBench) -> tuple[str, str]:
+    """10.20.0.7 and 10.20.0.8; their namespaces."""
     paths = bench.new_namespace(), bench.new_namespace()
     for index, path in enumerate(paths):
         one = attachment(
             addresses=(f"10.20.0.{index + 7}/24",), mac=f"02:00:00:00:00:2{index}", routes=()
         )
         await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION + index)
+    return paths
+
+
+async def test_two_plugs_reach_each_other_by_tcp(bench: OvsBench) -> None:
+    """Packets flow through the userspace datapath, with checksums, at the MTU of the network."""
+    paths = await two_plugs(bench)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(in_namespace, paths[1], SOURCE)
         received = await in_namespace(paths[0], SINK)
@@ -216,6 +222,20 @@ async def test_a_database_that_was_restarted_is_found_again(bench: OvsBench) -> 
                 await bench.plugs.plug(other, InNamespace(path, "eth1"), INCARNATION)
                 break
     assert {each.port for each in await bench.plugs.list()} == {one.port, other.port}
+
+
+async def test_a_switch_that_was_killed_carries_the_same_plugs_again(bench: OvsBench) -> None:
+    """Nobody plugs anything in anew: the switch finds its ports, and TCP flows."""
+    paths = await two_plugs(bench)
+    before = await bench.plugs.list()
+    await trio.to_thread.run_sync(bench.switch.kill_switch)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_namespace, paths[1], SOURCE)
+        received = await in_namespace(paths[0], SINK)
+
+    assert received.strip() == "1000000"
+    assert await bench.plugs.list() == before
 
 
 async def test_no_switch_on_the_node() -> None:
