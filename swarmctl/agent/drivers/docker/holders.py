@@ -1,7 +1,7 @@
 """Network namespaces that are there before their container: a *holder* for each instance.
 
 Docker starts a container's process in the same request that makes its network namespace, so there
-is no moment to plug something in between (ADR 15).  An instance with ports on tenant networks
+is no moment to plug something in between (ADR 17).  An instance with ports on tenant networks
 therefore joins the namespace of another container, which does nothing but hold it: the holder is
 started, its namespace plugged in, and only then the instance starts, as often as it has to.
 
