@@ -67,24 +67,24 @@ class OvsSandbox:
     def start_database(self) -> None:
         """Start ovsdb-server; done when it answers."""
         punix = f"--remote=punix:{self.folder}/db.sock"
-        self._server = _daemon(self, "ovsdb-server", str(self.folder / "conf.db"), punix)
+        self._server = daemon(self, "ovsdb-server", str(self.folder / "conf.db"), punix)
         self.vsctl("--retry", "--no-wait", "init")
 
     def end_database(self) -> None:
         """End it; nothing happens when it does not run."""
         server, self._server = self._server, None
         if server is not None:
-            _end(server)
+            end(server)
 
     def start_switch(self) -> None:
         """Start ovs-vswitchd."""
-        self._switch = _daemon(self, "ovs-vswitchd", self.remote)
+        self._switch = daemon(self, "ovs-vswitchd", self.remote)
 
     def end_switch(self) -> None:
         """End it; nothing happens when it does not run."""
         switch, self._switch = self._switch, None
         if switch is not None:
-            _end(switch)
+            end(switch)
 
     def kill_switch(self) -> None:
         """End it as a fault does, and start it again."""
@@ -99,22 +99,28 @@ class OvsSandbox:
         self.start_database()
 
 
-def _daemon(sandbox: OvsSandbox, name: str, *options: str) -> subprocess.Popen[bytes]:
+def daemon(sandbox: OvsSandbox, name: str, *options: str, log: str = "") -> subprocess.Popen[bytes]:
+    """One of the switch's daemons, where the switch is; ``log`` where there are two of a name."""
     inside = ["nsenter", f"--net={sandbox.namespace}"] if sandbox.namespace else []
     command = [*inside, name, *options]
-    command += [f"--unixctl={sandbox.folder}/{name}.ctl", "-vconsole:off", "-vsyslog:off"]
-    environment = os.environ | {"OVS_RUNDIR": str(sandbox.folder), "OVS_DBDIR": str(sandbox.folder)}
-    with (sandbox.folder / f"{name}.out").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    command += ["-vconsole:off", "-vsyslog:off"]
+    if name != "ovn-controller":  # which knows no such option, and has one in the folder anyway
+        command.append(f"--unixctl={sandbox.folder}/{log or name}.ctl")
+    environment = os.environ | dict.fromkeys(
+        ("OVS_RUNDIR", "OVS_DBDIR", "OVN_RUNDIR", "OVN_DBDIR"), str(sandbox.folder)
+    )
+    with (sandbox.folder / f"{log or name}.out").open("wb") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
 
-def _end(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.send_signal(signal.SIGTERM)
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a daemon, by force when it does not listen."""
+    process.send_signal(signal.SIGTERM)
     try:
-        daemon.wait(5)
+        process.wait(5)
     except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait(5)
+        process.kill()
+        process.wait(5)
 
 
 @contextmanager
