@@ -93,11 +93,6 @@ class OvsSandbox:
         self.end_switch()
         self.start_switch()
 
-    def restart_database(self) -> None:
-        """End it and start it."""
-        self.end_database()
-        self.start_database()
-
 
 def daemon(sandbox: OvsSandbox, name: str, *options: str, log: str = "") -> subprocess.Popen[bytes]:
     """One of the switch's daemons, where the switch is; ``log`` where there are two of a name."""

@@ -214,7 +214,17 @@ async def test_a_database_that_was_restarted_is_found_again(bench: OvsBench) -> 
     path = bench.new_namespace()
     await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
 
-    await trio.to_thread.run_sync(bench.switch.restart_database)
+    await trio.to_thread.run_sync(bench.switch.end_database)
+
+    async def away() -> bool:
+        try:
+            await bench.plugs.probe()
+        except DriverUnavailable as error:
+            return "database is away" in error.what
+        return False
+
+    await eventually(away, DEADLINE_S)
+    await trio.to_thread.run_sync(bench.switch.start_database)
 
     with trio.fail_after(DEADLINE_S):
         while True:

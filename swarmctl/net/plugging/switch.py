@@ -48,6 +48,11 @@ class _Copy(connection.OvsdbIdl):  # type: ignore[misc]  # the library has no ty
 
     told: Callable[[str, Interface | None], None]
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether what is in the copy can be trusted to be of now."""
+        return bool(self._session.is_connected())
+
     def notify(self, event: str, row: Any, updates: Any = None) -> None:  # noqa: ARG002 - the library's names
         """Called in the library's thread."""
         if row._table.name == "Interface":  # noqa: SLF001 - a row of this library says it so
@@ -107,7 +112,7 @@ class Database:
         self.interfaces: dict[str, Interface] = {}
         logging.getLogger("ovsdbapp").setLevel(logging.ERROR)
         try:
-            copy = _Copy.from_server(remote, "Open_vSwitch", helper_tables=TABLES)
+            copy = self._copy = _Copy.from_server(remote, "Open_vSwitch", helper_tables=TABLES)
             copy.told = self._told
             self._connection = connection.Connection(copy, timeout=timeout_s)
             self._tables = _Tables(self._connection)
@@ -131,8 +136,12 @@ class Database:
         """The switch, and the bridge that OVN integrates.
 
         Raises:
-            DriverUnavailable: it has no such bridge.
+            DriverUnavailable: it is away, or has no such bridge.
         """
+        if not self._copy.is_connected:
+            raise DriverUnavailable(
+                "Open vSwitch's database is away", self._remote, "is ovsdb-server running?"
+            )
         with self._connection.lock:
             roots = list(self._tables.tables["Open_vSwitch"].rows.values())
             ids = dict(roots[0].external_ids) if roots else {}
