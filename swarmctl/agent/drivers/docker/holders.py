@@ -13,6 +13,7 @@ one; its file for name resolution is the instance's as well.
 import io
 import struct
 import tarfile
+import threading
 from typing import Any, Final
 
 from swarmctl.agent.drivers.api import Launch, Owner
@@ -93,6 +94,8 @@ class Holders:
     def __init__(self, owner: Owner, calls: Calls) -> None:
         self._owner = owner
         self._calls = calls
+        # Launches come many at once, and each import makes an image of its own.
+        self._importing = threading.Lock()
 
     async def place(self, launch: Launch, switch: Switch) -> tuple[InNamespace, ...]:  # noqa: ARG002 - the contract's
         """A running holder for the launch; see :class:`swarmctl.agent.drivers.api.Places`."""
@@ -101,7 +104,7 @@ class Holders:
         body = holder_body(self._owner, launch, image) | {"Cmd": [PROGRAM]}
         try:
             pid = await self._calls.run(
-                lambda client: _running(client, name, body),
+                lambda client: self._running(client, name, body),
                 where=launch.instance,
                 doing="hold its network",
                 deadline_s=PLACE_S,
@@ -135,32 +138,32 @@ class Holders:
         )
         return tuple(incarnations.parse(row["Labels"][LABEL_HOLDS]) for row in rows)
 
+    def _running(self, client: Client, name: str, body: dict[str, Any]) -> int:
+        """Have the holder run, whether it is there or not; its process's number."""
+        from docker.errors import APIError, ImageNotFound
 
-def _running(client: Client, name: str, body: dict[str, Any]) -> int:
-    """Have the holder run, whether it is there or not; its process's number."""
-    from docker.errors import APIError, ImageNotFound
+        try:
+            client.create_container_from_config(body, name)
+        except ImageNotFound:
+            self._import_image(client)
+            client.create_container_from_config(body, name)
+        except APIError as error:
+            if error.status_code != 409:
+                raise
+            labels = client.inspect_container(name)["Config"]["Labels"] or {}
+            if labels.get(LABEL_HOLDS) != body["Labels"][LABEL_HOLDS]:
+                raise Taken(f"container {name} is there already and is not ours") from error
+        client.start(name)
+        pid = int(client.inspect_container(name)["State"]["Pid"])
+        if not pid:
+            raise LaunchFailed("what holds its network ended at once", name)
+        return pid
 
-    try:
-        client.create_container_from_config(body, name)
-    except ImageNotFound:
-        _import_image(client)
-        client.create_container_from_config(body, name)
-    except APIError as error:
-        if error.status_code != 409:
-            raise
-        labels = client.inspect_container(name)["Config"]["Labels"] or {}
-        if labels.get(LABEL_HOLDS) != body["Labels"][LABEL_HOLDS]:
-            raise Taken(f"container {name} is there already and is not ours") from error
-    client.start(name)
-    pid = int(client.inspect_container(name)["State"]["Pid"])
-    if not pid:
-        raise LaunchFailed("what holds its network ended at once", name)
-    return pid
-
-
-def _import_image(client: Client) -> None:
-    architecture = str(client.info()["Architecture"])
-    client.import_image_from_data(image_archive(architecture), repository=REPOSITORY, tag=TAG)
+    def _import_image(self, client: Client) -> None:
+        with self._importing:
+            if not client.images(f"{REPOSITORY}:{TAG}"):
+                layer = image_archive(str(client.info()["Architecture"]))
+                client.import_image_from_data(layer, repository=REPOSITORY, tag=TAG)
 
 
 def _remove(client: Client, filters: dict[str, Any]) -> None:
