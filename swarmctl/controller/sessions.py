@@ -92,7 +92,7 @@ class Sessions:
         # Told to the agents, where there are several controllers.
         self.addresses: tuple[str, ...] = ()
         state.fences.begin(now())
-        self.losses = Losses(state, fleet, self._end_session, wake=wake, now=now, wall=wall)
+        self.losses = Losses(state, fleet, self.refresh, wake=wake, now=now, wall=wall)
         self.ailments = Ailments(lambda: len(state.nodes))
         # The highest term an agent has seen from others, when ours is not above: it is raised.
         self.term_seen = 0
@@ -119,6 +119,8 @@ class Sessions:
         if node is None:
             self._answer(peer, SayHello())
             return True
+        if node.state is NodeState.LOST:
+            self.losses.take_back(node)
         self.ailments.hear(node, self._now())
         match message:
             case Heartbeat():
@@ -137,12 +139,6 @@ class Sessions:
         """Its connection has ended; the node keeps its time to come back."""
         node = self._by_peer.pop(peer, None)
         if node is not None and node.peer == peer:
-            node.peer = None
-
-    def _end_session(self, node: Node) -> None:
-        """It is not heard any more."""
-        if node.peer is not None:
-            self._by_peer.pop(node.peer, None)
             node.peer = None
 
     # --- hello -------------------------------------------------------------------------------
@@ -173,6 +169,7 @@ class Sessions:
         self._divergence[node.name] = Divergence()
         self._state.fences.heard(node.name, now)
         node.guarded = hello.guarded
+        node.lost.clear()
         first = not node.reported
         self.losses.brake.returned(node.name, self._now())
         node.reported = True
@@ -406,10 +403,6 @@ class Sessions:
     # --- heartbeats --------------------------------------------------------------------------
 
     def _heartbeat(self, peer: bytes, node: Node, beat: Heartbeat) -> None:
-        if node.state is NodeState.LOST:
-            # What it had was given away; only a whole inventory mends the picture.
-            self._answer(peer, SayHello())
-            return
         reasons = self.ailments.beat(node.name, beat, self._now(), self._wall())
         if reasons != node.reasons:
             node.reasons = reasons
@@ -446,7 +439,7 @@ class Sessions:
     # --- nodes -------------------------------------------------------------------------------
 
     def refresh(self, node: Node) -> None:
-        """Work out the node's state anew, and tell the scheduler; only a hello ends a loss."""
+        """Work out the node's state anew, and tell the scheduler; a loss is not ended by it."""
         if node.state is not NodeState.LOST:
             node.state = node.standing
         self._state.capacity_changed = True

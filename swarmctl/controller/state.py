@@ -172,6 +172,7 @@ class Node:
     """A registered node: its record, its session if it has one, and its instances.
 
     ``leaving`` are those of its instances that it was, or is to be, told to take away.
+    ``lost`` are those that were lost with it, by incarnation, with state, since and reason before.
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at``
     is when the last assignment was sent; ``guarded``
@@ -195,6 +196,7 @@ class Node:
     inventory_digest: int = 0
     dirty: dict[int, Instance] = field(factory=dict)
     leaving: dict[int, Instance] = field(factory=dict)
+    lost: dict[int, tuple[InstanceState, float, str]] = field(factory=dict)
     needs_full: bool = False
     report_sequence: int = 0
     unacknowledged: int = 0
@@ -394,9 +396,35 @@ class ClusterState:
 
     def observe(self, instance: Instance, report: InstanceReport) -> None:
         """Take in what its node reports of it."""
-        node = self.nodes[instance.node]
         before, state = instance.inventory_digest, instance.state
         instance.take(report)
+        self._observed(instance, before, state)
+
+    def lose(self, instance: Instance, now: float, reason: str) -> None:
+        """Its node is silent: what it does is not known any more."""
+        before, state = instance.inventory_digest, instance.state
+        lost = self.nodes[instance.node].lost
+        lost[instance.incarnation] = (state, instance.since, instance.reason)
+        instance.state, instance.since, instance.reason = InstanceState.LOST, now, reason
+        self._observed(instance, before, state)
+
+    def find_again(self, node: Node) -> list[Instance]:
+        """What was lost with ``node`` is as it was before; those that this changes."""
+        found: list[Instance] = []
+        for incarnation, (state, since, reason) in node.lost.items():
+            instance = node.instances.get(incarnation)
+            if instance is None or instance.state is not InstanceState.LOST:
+                continue
+            before = instance.inventory_digest
+            instance.state, instance.since, instance.reason = state, since, reason
+            self._observed(instance, before, InstanceState.LOST)
+            found.append(instance)
+        node.lost.clear()
+        return found
+
+    def _observed(self, instance: Instance, before: int, state: InstanceState) -> None:
+        """Keep digest and tallies right: what is seen of it was ``before``, in ``state``."""
+        node = self.nodes[instance.node]
         node.inventory_digest = digest.replace(
             node.inventory_digest, before, instance.inventory_digest
         )
