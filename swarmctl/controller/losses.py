@@ -20,8 +20,9 @@ from typing import Final
 import structlog
 
 from swarmctl.controller.availability import uses_its_node
+from swarmctl.controller.instance import Instance
 from swarmctl.controller.placing import Fleet
-from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.controller.state import ClusterState, Node
 from swarmctl.controller.storm import SUSPECT_S, StormBrake
 from swarmctl.proto import limits
 from swarmctl.proto.states import InstanceState, NodeState

@@ -29,10 +29,37 @@ def assignment_entry(incarnation: int, desired: int, generation: int) -> int:
     return _mix((incarnation * _GOLDEN + (generation << 4 | desired) * _FIRST) & _MASK)
 
 
+def assignment_entries(assigned: Iterable[tuple[int, int, int]]) -> list[int]:
+    """The :func:`assignment_entry` of each of (incarnation, desired, generation)."""
+    found = []
+    for incarnation, desired, generation in assigned:
+        mixed = (incarnation * _GOLDEN + (generation << 4 | desired) * _FIRST) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * _FIRST) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * _SECOND) & _MASK
+        found.append(mixed ^ (mixed >> 31))
+    return found
+
+
 def inventory_entry(incarnation: int, state: int, attempt: int, restarts: int) -> int:
     """Digest of one reported instance."""
     seen = attempt << 24 ^ restarts << 5 ^ state
     return _mix((incarnation * _GOLDEN + seen * _SECOND) & _MASK)
+
+
+def inventory_total(incarnations: Iterable[int], state: int, attempt: int, restarts: int) -> int:
+    """The sum of :func:`inventory_entry` of ``incarnations`` that differ in nothing else.
+
+    Here and above the mixing is written out: a launch does this for every instance, and without
+    calls it costs half.
+    """
+    seen = (attempt << 24 ^ restarts << 5 ^ state) * _SECOND
+    found = 0
+    for incarnation in incarnations:
+        mixed = (incarnation * _GOLDEN + seen) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * _FIRST) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * _SECOND) & _MASK
+        found += mixed ^ (mixed >> 31)
+    return found & _MASK
 
 
 def total(entries: Iterable[int]) -> int:
