@@ -30,6 +30,8 @@ from swarmctl.proto.states import InstanceState, NodeState
 _log = structlog.get_logger(__name__)
 # Nodes that a line of the log names; `node ls` has the others.
 _NAMED: Final = 20
+# While the storm brake holds, a node may be silent for so many times longer.
+_BRAKED_PATIENCE: Final = 3
 
 
 class Losses:
@@ -70,12 +72,15 @@ class Losses:
         if released:
             self._state.dirty_services.update(released)
             self._wake()
+        # Nothing is placed elsewhere while the brake holds: what is called lost then only to be
+        # heard a moment later, thousands of times, would cost the time that its messages need.
+        patience_s = lost_after_s * (_BRAKED_PATIENCE if self.brake.holds else 1)
         silent: list[Node] = []
         alive = suspects = missing = 0
         for node in self._state.nodes.values():
             if node.state is NodeState.LOST or not node.reported:
                 missing += 1
-            elif now - node.heard_at >= lost_after_s:
+            elif now - node.heard_at >= patience_s:
                 missing += 1
                 silent.append(node)
             else:
