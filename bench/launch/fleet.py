@@ -89,7 +89,13 @@ class Fleet:
             member = await membership(
                 folder, name=name, join=self.settings.join, controllers=(), open_link=_link
             )
-        drivers = self._drivers(number, Owner(member.identity.cluster_id, name))
+        drivers = simulated_drivers(
+            Owner(member.identity.cluster_id, name),
+            number,
+            seed=self.settings.seed,
+            delay_s=self.settings.delay_s,
+            failure_rate=self.settings.failure_rate,
+        )
         with trio.CancelScope() as scope:
             self.scopes[name] = scope
             await self._serve(config, member, drivers, task_status)
@@ -102,7 +108,7 @@ class Fleet:
         task_status: "trio.TaskStatus[Agent]",
     ) -> None:
         chance = random.Random(config.name)  # noqa: S311 - jitter, repeatable
-        edges = Edges(_link, lambda *_: drivers, _no_journal, chance)
+        edges = Edges(_link, lambda *_: drivers, open_memory_journal, chance)
         identity = member.identity
         async with _link(identity.addresses, identity.server_key, member.keypair) as link:
             agent = Agent(config, member, drivers, MemoryJournal(), edges)
@@ -122,20 +128,6 @@ class Fleet:
             # A call for many takes no time; delays are those of single launches.
             sim_bulk=not self.settings.delay_s,
         )
-
-    def _drivers(self, number: int, owner: Owner) -> dict[str, Driver]:
-        """The simulated driver under the names of the real ones."""
-        made: dict[str, Driver] = {}
-        for kind in _KINDS:
-            settings = SimSettings(
-                start=Delay(tail_mean_s=self.settings.delay_s),
-                start_failure_rate=self.settings.failure_rate,
-                seed=self.settings.seed * 1_000_003 + number * 2 + _KINDS.index(kind),
-            )
-            driver = SimDriver(owner, SimHost(settings))
-            driver.name = kind
-            made[kind] = driver
-        return made
 
     def write_lists(self, path: Path) -> int:
         """Write what each node's drivers have, node by node; how many instances that is."""
@@ -210,8 +202,26 @@ def _link(
     return open_link(addresses, server_key, keypair)
 
 
+def simulated_drivers(
+    owner: Owner, number: int, *, seed: int = 0, delay_s: float = 0.0, failure_rate: float = 0.0
+) -> dict[str, Driver]:
+    """The simulated driver under the names of the real ones, for node ``number``."""
+    made: dict[str, Driver] = {}
+    for index, kind in enumerate(_KINDS):
+        settings = SimSettings(
+            start=Delay(tail_mean_s=delay_s),
+            start_failure_rate=failure_rate,
+            seed=seed * 1_000_003 + number * 2 + index,
+        )
+        driver = SimDriver(owner, SimHost(settings))
+        driver.name = kind
+        made[kind] = driver
+    return made
+
+
 @asynccontextmanager
-async def _no_journal(path: Path) -> AsyncIterator[Journal]:
+async def open_memory_journal(path: Path) -> AsyncIterator[Journal]:
+    """A journal as long as the process: the file's name is not needed."""
     del path
     yield MemoryJournal()
 
