@@ -7,6 +7,9 @@ to the controller, and what is not known is not unwanted (DESIGN 8.5): it is lef
 reported until it is assigned again or removed by name.
 """
 
+from collections.abc import Iterable
+
+from swarmctl.agent import fast_path
 from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.transitions import Phase
@@ -42,17 +45,15 @@ def apply(supervisor: Supervisor, message: Assign, now: float) -> None:
     supervisor.version = message.version
     for digest, encoded in message.templates.items():
         _learn(supervisor, digest, encoded)
-    listed: set[int] = set()
-    for group in message.groups:
-        if message.full:
-            listed.update([entry[1] for entry in group.entries])
+    for group, entries in fast_path.admit(supervisor, message.groups):
         if group.template in supervisor.templates:
-            _apply_group(supervisor, group)
+            _apply_entries(supervisor, group, entries)
         else:
             supervisor.missing_templates.add(group.template)
     for incarnation in message.removed:
         remove(supervisor, incarnation)
     if message.full:
+        listed = {entry[1] for group in message.groups for entry in group.entries}
         listed.update(message.removed)
         _quarantine_others(supervisor, listed)
 
@@ -70,9 +71,10 @@ def _check(supervisor: Supervisor, message: Assign) -> None:
             f"version {message.version} came after {supervisor.version} of term {message.term}"
         )
     for group in message.groups:
-        for slot, incarnation, desired, generation, restarts in group.entries:
-            if desired not in _DESIRED or min(slot, incarnation, generation, restarts) < 0:
-                raise ProtocolError(f"not an assignment of {group.service}.{slot}: {desired}")
+        for entry in group.entries:
+            if min(entry) < 0 or entry[2] not in _DESIRED:
+                name = f"{group.service}.{entry[0]}"
+                raise ProtocolError(f"not an assignment of {name}: {entry[2]}")
 
 
 def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
@@ -91,9 +93,11 @@ def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
     supervisor.actions.puts[supervisor.template_key] = digest + encoded
 
 
-def _apply_group(supervisor: Supervisor, group: AssignedGroup) -> None:
+def _apply_entries(
+    supervisor: Supervisor, group: AssignedGroup, entries: Iterable[fast_path.Entry]
+) -> None:
     instances = supervisor.instances
-    for slot, incarnation, desired, generation, restarts in group.entries:
+    for slot, incarnation, desired, generation, restarts in entries:
         instance = instances.get(incarnation)
         if instance is None:
             _admit(supervisor, group, slot, incarnation, desired, generation, restarts)
