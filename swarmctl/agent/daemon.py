@@ -8,6 +8,7 @@ Cancelling ends the daemon and nothing else: instances run on, and the next agen
 folder adopts them.
 """
 
+import math
 import platform
 import random
 import time
@@ -102,7 +103,7 @@ class Agent:
         self.session: Session | None = None
         self.executor: Executor | None = None
         self._config = config
-        self._journal = journal
+        self.journal = journal
         self._edges = edges
         self._fence = edges.make_fence(config)
         self._settings = facts.FactsSettings(config.labels, config.capacity, config.reserve)
@@ -166,14 +167,7 @@ class Agent:
     async def run(self, link: Link, task_status: "trio.TaskStatus[Agent]") -> SwarmError:
         """Supervise and keep the session, until cancelled or refused for good (the error)."""
         async with trio.open_nursery() as nursery:
-            self.executor = Executor(
-                self.drivers,
-                self.supervisor,
-                nursery,
-                self.wake,
-                bulk=self._config.sim_bulk,
-                fence=self._fence,
-            )
+            self.executor = self.make_executor(nursery)
             if self._fence is not None:
                 nursery.start_soon(self._fence.run)
             nursery.start_soon(self._supervise)
@@ -208,6 +202,17 @@ class Agent:
             nursery.cancel_scope.cancel()
         return refusal
 
+    def make_executor(self, nursery: trio.Nursery) -> Executor:
+        """What carries out this agent's decisions, in tasks of ``nursery``."""
+        return Executor(
+            self.drivers,
+            self.supervisor,
+            nursery,
+            self.wake,
+            bulk=self._config.sim_bulk,
+            fence=self._fence,
+        )
+
     def _learn(self, addresses: tuple[str, ...]) -> None:
         """The controllers' addresses, for this and the next start."""
         self._membership = enrol.learn(self._config.data, self._membership, addresses)
@@ -227,8 +232,12 @@ class Agent:
             if supervisor.idle and not self._held.journals:
                 if self.session is not None:
                     self.session.wake()
-                with trio.move_on_at(supervisor.next_due()):
+                due = supervisor.next_due()
+                if due == math.inf:  # Most of the time: a scope costs more than the wait.
                     await self._woken.wait()
+                else:
+                    with trio.move_on_at(due):
+                        await self._woken.wait()
             else:
                 await self._carry_out(supervisor.take())
                 if self.session is not None:
@@ -245,9 +254,9 @@ class Agent:
         actions = self._with_held(actions)
         try:
             if actions.term is not None:
-                await self._journal.set_meta("term", str(actions.term).encode())
+                await self.journal.set_meta("term", str(actions.term).encode())
             if actions.puts or actions.deletes:
-                await self._journal.apply(actions.puts, actions.deletes)
+                await self.journal.apply(actions.puts, actions.deletes)
         except (StorageFault, Busy) as error:
             if not self._journal_fault:
                 _log.error("journal refuses, launches wait", error=str(error))

@@ -384,7 +384,7 @@ class ClusterState:
             instance.since = since
             instance.runtime_id = runtime_id
             instance.reported = True
-        new = digest.inventory_total(seen, state, attempt, restarts)
+        new = digest.total(digest.inventory_entries(seen, state, attempt, restarts))
         node.inventory_digest = digest.replace(node.inventory_digest, old, new)
         return changed, unknown
 
