@@ -86,6 +86,8 @@ class Load:
         for number in range(SERVICES):
             spec = service(f"web-{number + 1}", Kind.CONTAINER, 1, _NEEDS)
             encoded = wire.encode_template(spec.template)
+            # Decoded once in a process, which has 2,500 nodes in C1M, and here some hundred.
+            wire.decode_template(encoded)
             templates.append((spec.name, wire.digest(encoded), encoded))
         return cls(instances, templates)
 
@@ -106,7 +108,9 @@ class Load:
                 AssignedGroup(name, "default", digest, "docker", tuple(groups[one]))
                 for one, (name, digest, _) in ((one, self.templates[one]) for one in groups)
             )
-            message = Assign(CLUSTER, TERM, len(made) + 1, False, new, told)
+            message = Assign(
+                CLUSTER, TERM, len(made) + 1, full=False, templates=new, groups=told
+            )
             made.append(codec.encode(message))
         return made
 

@@ -7,7 +7,7 @@ to the controller, and what is not known is not unwanted (DESIGN 8.5): it is lef
 reported until it is assigned again or removed by name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from swarmctl.agent import fast_path
 from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
@@ -43,8 +43,8 @@ def apply(supervisor: Supervisor, message: Assign, now: float) -> None:
     if message.term > supervisor.term:
         supervisor.term = supervisor.actions.term = message.term
     supervisor.version = message.version
-    for digest, encoded in message.templates.items():
-        _learn(supervisor, digest, encoded)
+    if message.templates:
+        _learn(supervisor, message.templates)
     for group, entries in fast_path.admit(supervisor, message.groups):
         if group.template in supervisor.templates:
             _apply_entries(supervisor, group, entries)
@@ -77,20 +77,26 @@ def _check(supervisor: Supervisor, message: Assign) -> None:
                 raise ProtocolError(f"not an assignment of {name}: {entry[2]}")
 
 
-def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
-    supervisor.missing_templates.discard(digest)
-    if supervisor.templates.get(digest) is not None:
-        return
-    try:
-        template = supervisor.templates[digest] = wire.decode_template(encoded)
-    except ProtocolError:
-        # Of a newer release: its instances are rejected one by one, with that reason.
-        supervisor.templates[digest] = None
-        return
-    supervisor.health.in_use |= template.checked is not None
-    supervisor.template_key += 1
-    assert supervisor.template_key < TEMPLATE_KEYS_END, "a cluster has no 2**40 templates"
-    supervisor.actions.puts[supervisor.template_key] = digest + encoded
+def _learn(supervisor: Supervisor, encoded_by_digest: Mapping[bytes, bytes]) -> None:
+    """Templates that came along; those that are new are remembered in the journal."""
+    templates, puts, health = supervisor.templates, supervisor.actions.puts, supervisor.health
+    supervisor.missing_templates.difference_update(encoded_by_digest)
+    key = supervisor.template_key
+    for digest, encoded in encoded_by_digest.items():
+        if templates.get(digest) is not None:
+            continue
+        try:
+            template = templates[digest] = wire.decode_template(encoded)
+        except ProtocolError:
+            # Of a newer release: its instances are rejected one by one, with that reason.
+            templates[digest] = None
+            continue
+        if template.checked is not None:
+            health.in_use = True
+        key += 1
+        puts[key] = digest + encoded
+    assert key < TEMPLATE_KEYS_END, "a cluster has no 2**40 templates"
+    supervisor.template_key = key
 
 
 def _apply_entries(

@@ -8,6 +8,7 @@ Cancelling ends the daemon and nothing else: instances run on, and the next agen
 folder adopts them.
 """
 
+import math
 import platform
 import random
 import time
@@ -231,8 +232,12 @@ class Agent:
             if supervisor.idle and not self._held.journals:
                 if self.session is not None:
                     self.session.wake()
-                with trio.move_on_at(supervisor.next_due()):
+                due = supervisor.next_due()
+                if due == math.inf:  # Most of the time: a scope costs more than the wait.
                     await self._woken.wait()
+                else:
+                    with trio.move_on_at(due):
+                        await self._woken.wait()
             else:
                 await self._carry_out(supervisor.take())
                 if self.session is not None:

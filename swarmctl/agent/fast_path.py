@@ -90,14 +90,15 @@ def admit(
 
 def _count(supervisor: Supervisor, fresh: Sequence[Instance]) -> None:
     """Enter new instances in the books: the assignment's digest, the journal, the reports."""
-    entry, dirty, unwritten = digest.assignment_entry, supervisor.dirty, supervisor.unwritten
-    mixed = 0
-    for one in fresh:
-        incarnation = one.incarnation
-        one.assigned_digest = after = entry(incarnation, _WANTED, one.generation)
-        mixed += after
-        unwritten[incarnation] = one
-        dirty[incarnation] = None
+    dirty, unwritten = supervisor.dirty, supervisor.unwritten
+    entries = digest.assignment_entries(
+        [(one.incarnation, _WANTED, one.generation) for one in fresh]
+    )
+    for one, entry in zip(fresh, entries, strict=True):
+        one.assigned_digest = entry
+        unwritten[one.incarnation] = one
+        dirty[one.incarnation] = None
+    mixed = digest.total(entries)
     supervisor.assignment_digest = digest.replace(supervisor.assignment_digest, 0, mixed)
 
 
