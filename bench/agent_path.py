@@ -34,7 +34,7 @@ import trio
 from attrs import define, field
 
 from bench.launch.fleet import open_memory_journal, simulated_drivers
-from bench.launch.scenario import Kind, service
+from bench.launch.scenario import service
 from swarmctl import garbage
 from swarmctl.agent import assignment
 from swarmctl.agent.config import AgentConfig
@@ -55,6 +55,7 @@ from swarmctl.proto.messages import (
 )
 from swarmctl.proto.states import InstanceState
 from swarmctl.spec import wire
+from swarmctl.spec.models import Kind
 from swarmctl.transport import keys
 from swarmctl.transport.api import Link, LinkFailure
 
@@ -96,7 +97,7 @@ class Load:
         chance = random.Random(node)  # noqa: S311 - a load, repeatable
         services = [chance.randrange(SERVICES) for _ in range(self.instances)]
         known: set[int] = set()
-        made = []
+        made: list[bytes] = []
         for start in range(0, self.instances, PART):
             groups: dict[int, list[tuple[int, int, int, int, int]]] = {}
             for offset in range(start, min(start + PART, self.instances)):
@@ -108,9 +109,7 @@ class Load:
                 AssignedGroup(name, "default", digest, "docker", tuple(groups[one]))
                 for one, (name, digest, _) in ((one, self.templates[one]) for one in groups)
             )
-            message = Assign(
-                CLUSTER, TERM, len(made) + 1, full=False, templates=new, groups=told
-            )
+            message = Assign(CLUSTER, TERM, len(made) + 1, full=False, templates=new, groups=told)
             made.append(codec.encode(message))
         return made
 
@@ -229,7 +228,7 @@ class Figures:
             yield f"{name:<22}{median(values):8.1f}   ({spread})"
 
 
-def agent(folder: Path, number: int, script: Script) -> tuple[Agent, Link]:
+def agent(folder: Path, number: int, script: Script) -> tuple[Agent, ScriptedLink]:
     """One node's production agent, and its link."""
     name = f"node-{number:05d}"
     config = AgentConfig(data=folder, name=name, drivers=("docker", "libvirt"), sim_bulk=True)
@@ -238,9 +237,7 @@ def agent(folder: Path, number: int, script: Script) -> tuple[Agent, Link]:
     chance = random.Random(number)  # noqa: S311 - jitter, repeatable
     edges = Edges(_no_link, lambda *_: drivers, open_memory_journal, chance)
     member = Membership(identity, keys.generate())
-    return Agent(config, member, drivers, MemoryJournal(), edges), cast(
-        "Link", ScriptedLink(script)
-    )
+    return Agent(config, member, drivers, MemoryJournal(), edges), ScriptedLink(script)
 
 
 @asynccontextmanager
@@ -259,7 +256,7 @@ async def measure_whole(
             began = process_time()
             for number in range(nodes):
                 one, link = agent(Path(folder), number, script)
-                await nursery.start(one.run, link)
+                await nursery.start(one.run, cast("Link", link))
             await script.until(lambda: script.open == nodes)
             figures.add("join (a node)", process_time() - began - script.spent_s, nodes)
             gc.freeze()

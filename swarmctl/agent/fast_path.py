@@ -19,7 +19,7 @@ report        2    grouped by what they have in common (:mod:`swarmctl.agent.out
 =========  ======  =========================================================================
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from sys import intern
 from typing import Final
 
@@ -47,6 +47,7 @@ _RUNNING: Final = Phase.RUNNING
 _PREPARING: Final = InstanceState.PREPARING
 _SEEN_RUNNING: Final = InstanceState.RUNNING
 _WANTED: Final = Desired.RUNNING
+assert not _WANTED, "what is wanted to run is told by a zero"
 
 
 def admit(
@@ -57,27 +58,30 @@ def admit(
     usable = supervisor.listed & supervisor.drivers
     since = supervisor.now + supervisor.wall_offset_s
     begun: dict[str, list[Launch]] = {name: [] for name in usable}
-    fresh: list[Instance] = []
+    fresh: dict[int, Instance] = {}
     left: list[tuple[AssignedGroup, Sequence[Entry]]] = []
+    # What is left comes last: all that is said of one instance has to stay in its order.
+    aside: set[int] = set()
     for group in groups:
         template, driver = templates.get(group.template), intern(group.driver)
         if template is None or driver not in usable:
             left.append((group, group.entries))
+            aside.update([entry[1] for entry in group.entries])
             continue
         service, tenant, name = intern(group.service), intern(group.tenant), group.template
         launches = begun[driver]
         others: list[Entry] = []
         for entry in group.entries:
             slot, incarnation, desired, generation, restarts = entry
-            if desired != _WANTED or incarnation in instances:
+            if desired or incarnation in instances or incarnation in aside:
                 others.append(entry)
+                aside.add(incarnation)
                 continue
             # NEW and RUN: a launch, as Supervisor._launch begins it.
             one = Instance(incarnation, service, slot, tenant, name, driver, _WANTED, generation)
             one.restarts, one.applied = restarts, generation
             one.phase, one.state, one.since = _LAUNCHING, _PREPARING, since
-            instances[incarnation] = one
-            fresh.append(one)
+            instances[incarnation] = fresh[incarnation] = one
             launches.append(Launch(service, slot, incarnation, template, tenant))
         if others:
             left.append((group, others))
@@ -88,16 +92,15 @@ def admit(
     return left
 
 
-def _count(supervisor: Supervisor, fresh: Sequence[Instance]) -> None:
+def _count(supervisor: Supervisor, fresh: Mapping[int, Instance]) -> None:
     """Enter new instances in the books: the assignment's digest, the journal, the reports."""
-    dirty, unwritten = supervisor.dirty, supervisor.unwritten
     entries = digest.assignment_entries(
-        [(one.incarnation, _WANTED, one.generation) for one in fresh]
+        [(incarnation, _WANTED, one.generation) for incarnation, one in fresh.items()]
     )
-    for one, entry in zip(fresh, entries, strict=True):
+    for one, entry in zip(fresh.values(), entries, strict=True):
         one.assigned_digest = entry
-        unwritten[one.incarnation] = one
-        dirty[one.incarnation] = None
+    supervisor.unwritten.update(fresh)
+    supervisor.dirty.update(dict.fromkeys(fresh))
     mixed = digest.total(entries)
     supervisor.assignment_digest = digest.replace(supervisor.assignment_digest, 0, mixed)
 
@@ -122,7 +125,7 @@ def launched(
             and type(answer) is str
             and one.goal is _RUN
         ):
-            _ended(supervisor, launch, answer, at, now)
+            ended(supervisor, launch, answer, at, now)
             continue
         # LAUNCHED, and then nothing is to be done: as Supervisor.launched says it.
         supervisor.serial = one.serial = supervisor.serial + 1
@@ -134,7 +137,7 @@ def launched(
         supervisor.urgent = True
 
 
-def _ended(
+def ended(
     supervisor: Supervisor, launch: Launch, answer: str | SwarmError, at: float, now: float
 ) -> None:
     """One launch has ended in whatever way."""

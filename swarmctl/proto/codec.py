@@ -320,8 +320,8 @@ def _object_decoder(cls: type) -> _Check:
 
 # A launch's messages hold hundreds of small parts of one shape. What such parts have in one place
 # is a column, and a column is checked by one pass in C over the types in it. Each function takes
-# values, not none of them, and gives them back in their Python form: the same object where nothing
-# had to be made, and None where one of them is not plainly right: then all are looked at one by one.
+# values, at least one, and gives them back in their Python form: the same object where nothing had
+# to be made, and None where one is not plainly right: then they are looked at one by one.
 _Column = Callable[[Collection[Any]], Collection[Any] | None]
 
 
