@@ -33,7 +33,7 @@ import structlog
 import trio
 from attrs import define, field
 
-from bench.launch.fleet import open_memory_journal, simulated_drivers
+from bench.launch.fleet import SharedLook, open_memory_journal, simulated_drivers
 from bench.launch.scenario import service
 from swarmctl import garbage
 from swarmctl.agent import assignment
@@ -127,6 +127,7 @@ class Script:
         self.beats = 0
         self.reports = 0
         self.links: list[ScriptedLink] = []
+        self.look = SharedLook()
         self._due: Callable[[], bool] = lambda: False
         self._reached = trio.Event()
         self._welcome = codec.encode(
@@ -235,7 +236,7 @@ def agent(folder: Path, number: int, script: Script) -> tuple[Agent, ScriptedLin
     identity = NodeIdentity(name, CLUSTER, "", (ScriptedLink.endpoint,))
     drivers = simulated_drivers(Owner(CLUSTER, name), number)
     chance = random.Random(number)  # noqa: S311 - jitter, repeatable
-    edges = Edges(_no_link, lambda *_: drivers, open_memory_journal, chance)
+    edges = Edges(_no_link, lambda *_: drivers, open_memory_journal, chance, look=script.look)
     member = Membership(identity, keys.generate())
     return Agent(config, member, drivers, MemoryJournal(), edges), ScriptedLink(script)
 

@@ -12,7 +12,6 @@ MODULE_MAX_LINES = 500
 FUNCTION_MAX_LINES = 70
 # Longer ones that were there when the rule came. Entries only go: shorten one, then delete it.
 MODULES_TOO_LONG: dict[str, int] = {
-    "swarmctl/agent/drivers/sim.py": 510,
     "swarmctl/agent/supervisor.py": 560,
 }
 FUNCTIONS_TOO_LONG: dict[str, int] = {}

@@ -12,6 +12,7 @@ standard input: ``list FILE`` writes what every node has, ``vanish N`` lets node
 
 import gc
 import json
+import math
 import random
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,7 @@ from attrs import asdict, frozen
 
 from bench.launch.scenario import Machine, Scenario, node_labels, node_name
 from swarmctl import garbage
+from swarmctl.agent import facts
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Agent, Edges
 from swarmctl.agent.drivers.api import Driver, Owner
@@ -41,6 +43,8 @@ _ENROLLING_AT_ONCE = 200
 _KINDS = ("docker", "libvirt")
 # Between two looks at who is back: thousands are looked at, and that is not to be what is measured.
 _LOOK_S = 0.1
+# Between two looks at the machine itself: a node's own are ten seconds apart.
+_MACHINE_LOOK_S = 1.0
 
 
 @frozen
@@ -75,6 +79,7 @@ class Fleet:
         self.agents: dict[str, Agent] = {}
         self.scopes: dict[str, trio.CancelScope] = {}
         self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
+        self._look = SharedLook()
 
     async def run_node(
         self, number: int, task_status: "trio.TaskStatus[Agent]" = trio.TASK_STATUS_IGNORED
@@ -108,7 +113,7 @@ class Fleet:
         task_status: "trio.TaskStatus[Agent]",
     ) -> None:
         chance = random.Random(config.name)  # noqa: S311 - jitter, repeatable
-        edges = Edges(_link, lambda *_: drivers, open_memory_journal, chance)
+        edges = Edges(_link, lambda *_: drivers, open_memory_journal, chance, look=self._look)
         identity = member.identity
         async with _link(identity.addresses, identity.server_key, member.keypair) as link:
             agent = Agent(config, member, drivers, MemoryJournal(), edges)
@@ -174,6 +179,21 @@ class Fleet:
     def _is_open(self, name: str) -> bool:
         session = self.agents[name].session
         return session is not None and session.machine.is_open
+
+
+class SharedLook:
+    """The machine as its nodes see it: thousands are on one, which is looked at for all of them."""
+
+    def __init__(self) -> None:
+        self._seen: facts.Machine | None = None
+        self._seen_at = -math.inf
+
+    def __call__(self, data: Path) -> facts.Machine:
+        """As :func:`swarmctl.agent.facts.look`, of a moment ago at the most."""
+        now = monotonic()
+        if self._seen is None or now - self._seen_at > _MACHINE_LOOK_S:
+            self._seen, self._seen_at = facts.look(data), now
+        return self._seen
 
 
 class WatchedLink:
