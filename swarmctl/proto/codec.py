@@ -13,14 +13,14 @@ import operator
 import threading
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attrs
 import msgpack
 
 from swarmctl.proto import limits, messages
+from swarmctl.proto.columns import EXACT, column_of, is_attrs, is_flat, one_by_one
 from swarmctl.proto.errors import InternalError, ProtocolError
 
 _Check = Callable[[Any], Any]
@@ -126,13 +126,9 @@ def _brief(error: BaseException) -> str:
 # --- encoders: attrs objects to tuples ------------------------------------------------------
 
 
-def _is_attrs(kind: Any) -> bool:
-    return isinstance(kind, type) and attrs.has(kind)
-
-
 def _encoder_of(kind: Any) -> Callable[[Any], Any] | None:
     """How a field of type ``kind`` is written; None when msgpack takes it as it is."""
-    if _is_attrs(kind):
+    if is_attrs(kind):
         return _object_encoder(kind)
     if typing.get_origin(kind) is tuple:
         arguments = typing.get_args(kind)
@@ -189,7 +185,7 @@ def _number(value: Any) -> float:
 def _tuple_checker(arguments: tuple[Any, ...]) -> _Check:
     whole = _exactly(tuple)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        item, many = _checker(arguments[0]), _columns(arguments[0])
+        item, many = _checker(arguments[0]), column_of(arguments[0])
 
         def check_all(value: Any) -> Any:
             found = many(whole(value)) if value else value
@@ -200,7 +196,7 @@ def _tuple_checker(arguments: tuple[Any, ...]) -> _Check:
         return check_all
     items = [_checker(one) for one in arguments]
     # The common case at the cost of a comparison; what differs is looked at item by item.
-    exact = arguments if all(one in _EXACT for one in arguments) else None
+    exact = arguments if all(one in EXACT for one in arguments) else None
 
     def check(value: Any) -> Any:
         if type(value) is tuple and tuple(map(type, value)) == exact:
@@ -215,7 +211,7 @@ def _tuple_checker(arguments: tuple[Any, ...]) -> _Check:
 def _dict_checker(arguments: tuple[Any, ...]) -> _Check:
     key, item = (_checker(one) for one in arguments)
     whole = _exactly(dict)
-    keys, items = (_columns(one) if one in _EXACT else _one_by_one for one in arguments)
+    keys, items = (column_of(one) if one in EXACT else one_by_one for one in arguments)
 
     def check(value: Any) -> Any:
         if keys(whole(value)) is not None and items(value.values()) is not None:
@@ -242,9 +238,7 @@ def _plain_data(value: Any) -> Any:
 
 # Remembered combinations of types of one class: there are few in use, and a peer cannot add more.
 _SIGNATURES_MAX: Final = 64
-_EXACT: Final = frozenset({int, str, bytes, bool})
 _CONTAINERS: Final = frozenset({tuple, dict})
-_TUPLES: Final = frozenset({tuple})
 _PLAIN: Final[dict[Any, _Check]] = {
     Any: _plain_data,
     float: _number,
@@ -255,7 +249,7 @@ _PLAIN: Final[dict[Any, _Check]] = {
 def _checker(kind: Any) -> _Check:
     if kind in _PLAIN:
         return _PLAIN[kind]
-    if _is_attrs(kind):
+    if is_attrs(kind):
         return _object_decoder(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
@@ -268,13 +262,6 @@ def _checker(kind: Any) -> _Check:
     raise AssertionError(f"no checker for a field of type {kind}")
 
 
-def _is_flat(kind: Any) -> bool:
-    """Whether a value of this type is right as soon as its own type is."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return all(one is type(None) or _is_flat(one) for one in typing.get_args(kind))
-    return kind is float or kind in _EXACT
-
-
 def _object_decoder(cls: type) -> _Check:
     """A function from the tuple of fields to an instance of ``cls``.
 
@@ -285,7 +272,7 @@ def _object_decoder(cls: type) -> _Check:
     hints = typing.get_type_hints(cls)
     kinds = [hints[each.name] for each in attrs.fields(cls)]
     checks = [_checker(kind) for kind in kinds]
-    deep = [index for index, kind in enumerate(kinds) if not _is_flat(kind)]
+    deep = [index for index, kind in enumerate(kinds) if not is_flat(kind)]
     required = sum(each.default is attrs.NOTHING for each in attrs.fields(cls))
     accepted: set[tuple[type, ...]] = set()
 
@@ -314,93 +301,6 @@ def _object_decoder(cls: type) -> _Check:
         return arguments
 
     return decode_object
-
-
-# --- many of one type: column by column ---------------------------------------------------------
-
-# A launch's messages hold hundreds of small parts of one shape. What such parts have in one place
-# is a column, and a column is checked by one pass in C over the types in it. Each function takes
-# values, at least one, and gives them back in their Python form: the same object where nothing had
-# to be made, and None where one is not plainly right: then they are looked at one by one.
-_Column = Callable[[Collection[Any]], Collection[Any] | None]
-
-
-def _one_by_one(values: Collection[Any]) -> None:
-    del values
-
-
-def _columns(kind: Any) -> _Column:
-    """How many values of type ``kind`` are checked together."""
-    if _is_attrs(kind):
-        return _object_columns(kind)
-    if _is_flat(kind):
-        return _flat_column(typing.get_args(kind) or (kind,))
-    if typing.get_origin(kind) is tuple:
-        arguments = typing.get_args(kind)
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return _series_column(_columns(arguments[0]))
-        return _tuple_column([_columns(one) for one in arguments])
-    return _one_by_one
-
-
-def _flat_column(kinds: tuple[type, ...]) -> _Column:
-    allowed = frozenset(kinds)
-    return lambda values: values if allowed.issuperset(map(type, values)) else None
-
-
-def _series_column(inner: _Column) -> _Column:
-    """Of tuples of any length: all that is in them is one column."""
-
-    def check(values: Collection[Any]) -> Collection[Any] | None:
-        if not _TUPLES.issuperset(map(type, values)):
-            return None
-        flat = tuple(chain.from_iterable(values))
-        found = inner(flat) if flat else flat
-        if found is flat:
-            return values
-        if found is None:
-            return None
-        rest = iter(found)
-        return [tuple(islice(rest, len(one))) for one in values]
-
-    return check
-
-
-def _tuple_column(inner: list[_Column]) -> _Column:
-    """Of tuples of a fixed length."""
-
-    def check(values: Collection[Any]) -> Collection[Any] | None:
-        if not _TUPLES.issuperset(map(type, values)) or {len(inner)} != set(map(len, values)):
-            return None
-        columns = zip(*values, strict=True)
-        right = all(many(column) is column for many, column in zip(inner, columns, strict=True))
-        return values if right else None
-
-    return check
-
-
-def _object_columns(cls: type) -> _Column:
-    """Of objects, on the wire tuples of their fields."""
-    hints = typing.get_type_hints(cls)
-    fields = attrs.fields(cls)
-    inner = [_columns(hints[each.name]) for each in fields]
-    required = sum(each.default is attrs.NOTHING for each in fields)
-
-    def check(values: Collection[Any]) -> Collection[Any] | None:
-        if not _TUPLES.issuperset(map(type, values)):
-            return None
-        widths = set(map(len, values))
-        if len(widths) > 1 or not required <= widths.pop() <= len(inner):
-            return None
-        columns = []
-        for many, column in zip(inner, zip(*values, strict=True), strict=False):
-            found = many(column)
-            if found is None:
-                return None
-            columns.append(found)
-        return list(map(cls, *columns))
-
-    return check
 
 
 # Read from the module, not from __subclasses__(): attrs makes each slotted class twice.
