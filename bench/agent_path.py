@@ -187,8 +187,9 @@ class ScriptedLink:
         self._script.heard(self, payload)
 
     async def receive_batch(self) -> list[bytes]:
-        """As a link's."""
-        await trio.lowlevel.checkpoint()
+        """As a link's: one turn for the others, by waiting or before what waits is handed out."""
+        if self._waiting:
+            await trio.lowlevel.checkpoint()
         while not self._waiting:
             self._arrived = trio.Event()
             await self._arrived.wait()

@@ -8,15 +8,16 @@ once.  Whatever is different in any way is left to :class:`~swarmctl.agent.super
 one by one; a property test says that both ways end alike.
 
 The budget, in microseconds of CPU an instance, where a message brings some twenty that share no
-template (``python -m bench.agent_path``; all of it below 25 with the tasks around it):
+template; ``python -m bench.agent_path`` measures it, and it was twice that before:
 
-=========  ======  =========================================================================
-decode        3    bytes to messages, checked column by column (:mod:`swarmctl.proto.codec`)
-admit         5    :func:`admit`, and its template learnt
-journal       2    a record each, in one write
-launch        5    :func:`launched`, and what the simulated driver does
-report        2    grouped by what they have in common (:mod:`swarmctl.agent.outbox`)
-=========  ======  =========================================================================
+=========  ======  =======================================================================
+decode        4    bytes to messages, checked by columns (:mod:`swarmctl.proto.columns`)
+admit         7    templates learnt, :func:`admit`
+journal       4    a record each, in one write
+launch        4    what the simulated driver does, :func:`launched`
+report        3    grouped by what they have in common (:mod:`swarmctl.agent.outbox`)
+tasks         3    a message wakes the session twice, the agent's loop and the reporting once
+=========  ======  =======================================================================
 """
 
 from collections.abc import Mapping, Sequence

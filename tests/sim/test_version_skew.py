@@ -177,7 +177,8 @@ async def test_a_cluster_a_release_apart_works(autojump_clock, tmp_path, newer):
         await world.until(world.agrees)
         await world.ask("service.remove", {"names": ["web"]})
         await world.until_runs(service("web", 0))
-        assert sum(end.sent for end in network.ends) > 30
+        # Some thirty: how many reports share a message is chance.
+        assert sum(end.sent for end in network.ends) > 20
         assert not world.ended
         assert not any(machine.errors for machine in world.machines.values())
 
