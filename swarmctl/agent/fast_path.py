@@ -65,7 +65,8 @@ def admit(
     aside: set[int] = set()
     for group in groups:
         template, driver = templates.get(group.template), intern(group.driver)
-        if template is None or driver not in usable:
+        # What has ports on tenant networks is never a matter of microseconds.
+        if template is None or driver not in usable or group.attachments:
             left.append((group, group.entries))
             aside.update([entry[1] for entry in group.entries])
             continue
