@@ -1,0 +1,73 @@
+"""What the oci driver finds on its machine: programs, cgroups, the kernel's abilities."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from swarmctl.agent import guard
+from swarmctl.agent.drivers.api import Owner
+from swarmctl.agent.drivers.oci.bundle import ALL_CAPABILITIES, Machine
+from swarmctl.agent.drivers.oci.containers import Containers
+from swarmctl.agent.drivers.oci.layout import Layout
+from swarmctl.agent.drivers.oci.programs import PACKAGES, PATH, RUNC, run
+from swarmctl.agent.drivers.oci.rootfs import storage_of
+from swarmctl.proto.errors import DriverUnavailable
+
+VERSION_S: Final = 2.0
+LAST_CAPABILITY: Final = Path("/proc/sys/kernel/cap_last_cap")
+# There where a kernel with cgroups of version 1 counts swap.
+SWAP_LIMIT_V1: Final = "memory.memsw.limit_in_bytes"
+
+
+def runtime_version() -> str:
+    """The version of runc.
+
+    Raises:
+        DriverUnavailable: it, or another program, is not there or does not work.
+    """
+    missing = [
+        package
+        for program, package in PACKAGES.items()
+        if not any(Path(folder, program).exists() for folder in PATH.split(":"))
+    ]
+    if missing:
+        raise DriverUnavailable(
+            f"{', '.join(missing)} not installed", "oci", "install the packages of these names"
+        )
+    done = run(RUNC, "--version", timeout_s=VERSION_S)
+    if done.returncode != 0:
+        raise DriverUnavailable(f"runc does not work: {done.stderr.strip()}", "oci")
+    return done.stdout.partition("\n")[0].removeprefix("runc version").strip()
+
+
+def cgroup_version() -> str:
+    """``1``, ``2``, or ``hybrid``, where version 2 is there and controls nothing."""
+    mounts = guard.mounts()
+    if "" not in mounts:
+        return "1"
+    return "hybrid" if "memory" in mounts or "cpu" in mounts else "2"
+
+
+def machine() -> Machine:
+    """What containers' configurations depend on."""
+    memory = guard.mounts().get("memory")
+    last = int(LAST_CAPABILITY.read_text(encoding="ascii"))
+    return Machine(
+        cpus=os.cpu_count() or 1,
+        last_capability=min(last, len(ALL_CAPABILITIES) - 1),
+        limits_swap=memory is None or Path(memory, SWAP_LIMIT_V1).exists(),
+    )
+
+
+def open_containers(owner: Owner, layout: Layout, now: Callable[[], float]) -> Containers:
+    """The containers in a folder, which is made.
+
+    Raises:
+        OSError: it cannot be.
+        DriverUnavailable: we may not do what containers need.
+    """
+    if os.geteuid() != 0:
+        raise DriverUnavailable("it needs root", "oci", "run the agent as root")
+    layout.make()
+    return Containers(owner, layout, machine(), storage_of(layout), now)
