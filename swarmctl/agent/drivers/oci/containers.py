@@ -180,10 +180,17 @@ class Containers:
         return handle, seen.record
 
     def settle(self, incarnation: int) -> None:
-        """Wait until the end of a container whose process has ended is recorded."""
+        """Wait until the end of a container whose process has ended is recorded.
+
+        One whose start was never recorded is ended.
+        """
         place = self.place(incarnation)
         with _locked(place):
-            monitor.await_end(place)
+            seen = state.read(place)
+            if seen is not None and seen.start is None:
+                self._clear(place, place.id[:12])
+            else:
+                monitor.await_end(place)
 
     def remove(self, incarnation: int) -> None:
         """Have nothing left of it.
@@ -223,6 +230,16 @@ class Containers:
             maker = rest.partition("-")[0]
             if kind in (MAKING, GOING) and not Path(f"/proc/{maker}").exists():
                 shutil.rmtree(entry, ignore_errors=True)
+            elif not kind.startswith(HIDDEN):
+                self._sweep_unreadable(self.layout.place(entry.name))
+
+    def _sweep_unreadable(self, place: Place) -> None:
+        """A machine that lost its power may leave a container of which nothing is readable."""
+        with _locked(place):
+            if place.folder.exists() and state.read_record(place) is None:
+                self._clear(place, place.id[:12])
+                rootfs.unmount(place.rootfs)
+                shutil.rmtree(place.folder, ignore_errors=True)
 
 
 def _hidden_name(kind: str) -> str:

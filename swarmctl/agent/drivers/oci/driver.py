@@ -32,11 +32,11 @@ from swarmctl.agent.drivers.api import (
     Progress,
     Terminal,
 )
-from swarmctl.agent.drivers.oci import host, state
+from swarmctl.agent.drivers.oci import faults, host, state
 from swarmctl.agent.drivers.oci.bundle import check_network, container_of, signal_number
 from swarmctl.agent.drivers.oci.containers import Containers
 from swarmctl.agent.drivers.oci.events import pump
-from swarmctl.agent.drivers.oci.images import Images
+from swarmctl.agent.drivers.oci.images import Image, Images
 from swarmctl.agent.drivers.oci.layout import Layout
 from swarmctl.agent.drivers.oci.logs import read_logs
 from swarmctl.agent.drivers.oci.sessions import open_session
@@ -94,6 +94,8 @@ class OciDriver:
 
     async def probe(self) -> Health:
         """Look for the programs, and for a folder that can be used."""
+        if not self._layout.containers.is_dir():
+            self._containers = None  # someone took the folder away: it is made anew
         try:
             containers = await self._open()
             version = await self._run(host.runtime_version, "answer", PROBE_S, limiter=self._probes)
@@ -113,7 +115,7 @@ class OciDriver:
         """Get the image onto the node, unless it is there. Errors: :meth:`Images.ensure`."""
         check_network(launch)
         await self._open()
-        await self._images.ensure(container_of(launch).image, launch.instance, progress)
+        await self._image_of(launch, progress)
 
     async def create(self, launch: Launch) -> str:
         """Make the container's bundle; the id of the one that is there when this is a repetition.
@@ -125,7 +127,7 @@ class OciDriver:
         """
         containers = await self._open()
         # Someone may have removed the image since it was prepared.
-        image = await self._images.ensure(container_of(launch).image, launch.instance, _silent)
+        image = await self._image_of(launch, _silent)
         make = partial(containers.make, launch, image)
         return await self._run(make, "create it", CREATE_S, launch.instance)
 
@@ -192,13 +194,14 @@ class OciDriver:
     ) -> AsyncGenerator[LogChunk, None]:
         """Output so far, and what comes; see :class:`swarmctl.agent.drivers.api.Logs`."""
         containers = await self._open()
-        place = containers.place(incarnation)
+        place, where = containers.place(incarnation), incarnations.label(incarnation)
         if state.read_record(place) is None:
-            raise NotFound("it is not there", incarnations.label(incarnation))
+            raise NotFound("it is not there", where)
         chunks = read_logs(place, follow=follow, tail=tail, timestamps=timestamps)
         try:
-            async for chunk in chunks:
-                yield chunk
+            with faults.refusals("read its output", where):
+                async for chunk in chunks:
+                    yield chunk
         finally:
             with trio.CancelScope(shield=True):  # closing files waits for nothing
                 await chunks.aclose()
@@ -228,6 +231,10 @@ class OciDriver:
 
     # --- the folder and the threads -----------------------------------------------------------
 
+    async def _image_of(self, launch: Launch, progress: Progress) -> Image:
+        with faults.refusals("bring its image", launch.instance):
+            return await self._images.ensure(container_of(launch).image, launch.instance, progress)
+
     async def _open(self) -> Containers:
         """The containers, once the folder is there and what it can do is known."""
         if self._containers is not None:
@@ -256,7 +263,7 @@ class OciDriver:
         where: str = "oci",
         limiter: trio.CapacityLimiter | None = None,
     ) -> T:
-        with trio.move_on_after(deadline_s):
+        with faults.refusals(doing, where), trio.move_on_after(deadline_s):
             return await trio.to_thread.run_sync(
                 work, limiter=limiter or self._limiter, abandon_on_cancel=True
             )

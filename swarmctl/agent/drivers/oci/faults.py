@@ -1,6 +1,8 @@
 """From what runc, skopeo and umoci say went wrong to our errors, by who is at fault. Pure."""
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
 
 from swarmctl.agent.drivers.oci.reference import Reference
@@ -96,6 +98,19 @@ def translate_copy(reference: Reference, text: str, where: str) -> SwarmError:
             f"image {image} does not exist {place}", where, "check the image's name and tag"
         )
     return LaunchFailed(f"could not get image {image}: {shorten(text)}", where)
+
+
+@contextmanager
+def refusals(doing: str, where: str) -> Generator[None, None, None]:
+    """What the kernel refuses in this context becomes an error of ours.
+
+    Raises:
+        LaunchFailed: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise translate(str(error), where, doing) from error
 
 
 def shorten(text: str) -> str:

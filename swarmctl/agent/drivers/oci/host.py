@@ -1,6 +1,7 @@
 """What the oci driver finds on its machine: programs, cgroups, the kernel's abilities."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -27,9 +28,7 @@ def runtime_version() -> str:
         DriverUnavailable: it, or another program, is not there or does not work.
     """
     missing = [
-        package
-        for program, package in PACKAGES.items()
-        if not any(Path(folder, program).exists() for folder in PATH.split(":"))
+        package for program, package in PACKAGES.items() if shutil.which(program, path=PATH) is None
     ]
     if missing:
         raise DriverUnavailable(

@@ -11,13 +11,13 @@ A name from a registry that is here is used as it is, as Docker does; a layout o
 node is looked at again each time, and unpacked anew when it has changed.
 """
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -30,7 +30,7 @@ from swarmctl.agent.drivers.api import Progress
 from swarmctl.agent.drivers.attempts import Attempts
 from swarmctl.agent.drivers.oci import faults
 from swarmctl.agent.drivers.oci.layout import Layout
-from swarmctl.agent.drivers.oci.programs import SKOPEO, UMOCI, environment
+from swarmctl.agent.drivers.oci.programs import SKOPEO, UMOCI, environment, path_of
 from swarmctl.agent.drivers.oci.reference import LAYOUT, Reference, parse_reference
 from swarmctl.proto.errors import LaunchFailed, NotFound
 
@@ -100,9 +100,12 @@ class Images:
     def _known(self, reference: Reference, where: str) -> list[Image]:
         """The image, when it is here and still what its source has."""
         try:
-            known = json.loads(self._name_file(reference).read_text(encoding="utf-8"))
+            text = self._name_file(reference).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
+        if not text:
+            return []  # what a machine that lost its power leaves of it
+        known = json.loads(text)
         if known["fingerprint"] != _fingerprint(reference, where):
             return []
         folder = self._layout.images / known["digest"]
@@ -128,14 +131,21 @@ class Images:
                 progress(f"unpacking {reference.text}")
                 await self._unpack(staging, where)
                 (staging / "image.json").write_text(json.dumps(config), encoding="utf-8")
-                with suppress(FileNotFoundError):
-                    shutil.rmtree(staging / "layout")
-                with suppress(FileExistsError, OSError):
-                    # Where another one was faster, its folder is as good.
-                    staging.rename(self._layout.images / digest)
+                shutil.rmtree(staging / "layout")
+                # In its place it is taken for whole, also after the power was lost.
+                await run_to_end("sync", "-f", str(staging), deadline_s=UNPACK_S)
+                self._put_in_place(staging, digest)
             self._remember(reference, digest, fingerprint)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _put_in_place(self, staging: Path, digest: str) -> None:
+        """Where another one was faster, its folder is as good."""
+        try:
+            staging.rename(self._layout.images / digest)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
 
     def _remember(self, reference: Reference, digest: str, fingerprint: str) -> None:
         entry = {"name": reference.text, "digest": digest, "fingerprint": fingerprint}
@@ -148,20 +158,20 @@ class Images:
         """Bring the image into a layout of its own, from the first place that has it."""
         target = f"oci:{layout}:{TAG}"
         if reference.is_plain and self._docker_socket.exists():
-            copied = await _run(SKOPEO, "copy", "-q", reference.daemon_source, target)
+            copied = await _copy_image(reference.daemon_source, target)
             if copied.returncode == 0:
                 return
             # Docker does not have it, or is away: then the registry is asked, and quoted.
             shutil.rmtree(layout, ignore_errors=True)
         options = ["--src-tls-verify=false"] if reference.is_insecure else []
-        copied = await _run(SKOPEO, "copy", "-q", *options, reference.source, target)
+        copied = await _copy_image(*options, reference.source, target)
         if copied.returncode != 0:
             raise faults.translate_copy(reference, _text(copied), where)
 
     async def _unpack(self, staging: Path, where: str) -> None:
         rootfs = staging / "rootfs"
         image = f"{staging / 'layout'}:{TAG}"
-        unpacked = await _run(
+        unpacked = await run_to_end(
             UMOCI, "raw", "unpack", "--image", image, str(rootfs), deadline_s=UNPACK_S
         )
         if unpacked.returncode != 0:
@@ -220,21 +230,23 @@ def _fingerprint(reference: Reference, where: str) -> str:
     return f"{seen.st_mtime_ns} {seen.st_size} {seen.st_ino}"
 
 
-async def _run(*command: str, deadline_s: float = COPY_S) -> CompletedProcess[bytes]:
+async def _copy_image(*words: str) -> CompletedProcess[bytes]:
+    return await run_to_end(SKOPEO, "copy", "-q", *words, deadline_s=COPY_S)
+
+
+async def run_to_end(program: str, *words: str, deadline_s: float) -> CompletedProcess[bytes]:
     """Run a program to its end; cancelled, it is killed.
 
     Raises:
-        LaunchFailed: it did not end in time, or is not installed.
+        LaunchFailed: it did not end in time.
+        DriverUnavailable: it is not installed.
     """
-    try:
-        with trio.fail_after(deadline_s):
-            return await trio.run_process(
-                command, capture_stdout=True, capture_stderr=True, check=False, env=environment()
-            )
-    except trio.TooSlowError:
-        raise LaunchFailed(f"{command[0]} did not end within {deadline_s:g} s") from None
-    except FileNotFoundError:
-        raise LaunchFailed(f"{command[0]} is not installed on the node") from None
+    command = [path_of(program), *words]
+    with trio.move_on_after(deadline_s):
+        return await trio.run_process(
+            command, capture_stdout=True, capture_stderr=True, check=False, env=environment()
+        )
+    raise LaunchFailed(f"{program} did not end within {deadline_s:g} s")
 
 
 def _text(finished: CompletedProcess[bytes]) -> str:

@@ -14,13 +14,12 @@ import os
 import select
 import signal
 import subprocess
-from pathlib import Path
 from typing import Final
 
 from swarmctl.agent import guard
 from swarmctl.agent.drivers.oci import faults
 from swarmctl.agent.drivers.oci.layout import Layout, Place
-from swarmctl.agent.drivers.oci.programs import CONMON, PACKAGES, RUNC, environment, run
+from swarmctl.agent.drivers.oci.programs import CONMON, RUNC, environment, path_of, run
 from swarmctl.agent.drivers.oci.state import monitor_lives, read_pid
 from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
 
@@ -132,9 +131,9 @@ def _spawn(
 ) -> "subprocess.Popen[bytes]":
     answer, go = pipes
     command = [
-        CONMON,
+        path_of(CONMON),
         *("--api-version", "1", "--cid", place.id, "--cuuid", place.id, "--name", place.id[:12]),
-        *("--runtime", _path_of(RUNC), "--runtime-arg", "--root"),
+        *("--runtime", path_of(RUNC), "--runtime-arg", "--root"),
         *("--runtime-arg", str(layout.runtime)),
         *("--bundle", str(place.folder), "--container-pidfile", str(place.pid_file)),
         *("--conmon-pidfile", str(place.monitor_pid_file), "--exit-dir", str(place.exit.parent)),
@@ -143,30 +142,16 @@ def _spawn(
         *(["--terminal"] if tty else []),
     ]
     pipe_names = {"_OCI_SYNCPIPE": str(answer), "_OCI_STARTPIPE": str(go)}
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment() | pipe_names,
-            cwd="/",
-            pass_fds=pipes,
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise DriverUnavailable(f"{CONMON} is not installed", "oci", _INSTALL) from None
-
-
-_INSTALL: Final = f"install the package {PACKAGES[CONMON]}"
-
-
-def _path_of(program: str) -> str:
-    for folder in environment()["PATH"].split(":"):
-        path = Path(folder) / program
-        if path.exists():
-            return str(path)
-    raise DriverUnavailable(f"{program} is not installed", "oci", "install its package")
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment() | pipe_names,
+        cwd=place.folder,  # where it notes that memory ran out
+        pass_fds=pipes,
+        start_new_session=True,
+    )
 
 
 def _stand_apart(pid: int) -> None:

@@ -8,7 +8,7 @@ plugs ports into it can do so between the two.
 from typing import Final
 
 from swarmctl.agent.drivers.oci.faults import shorten
-from swarmctl.agent.drivers.oci.layout import Place
+from swarmctl.agent.drivers.oci.layout import NAMESPACES, Place
 from swarmctl.agent.drivers.oci.programs import IP, run
 from swarmctl.proto.errors import LaunchFailed
 
@@ -21,7 +21,7 @@ def ensure(place: Place, where: str) -> None:
     Raises:
         LaunchFailed: it cannot be made.
     """
-    if not place.namespace_path.is_mount():
+    if not _is_there(place):
         # What a restart of the machine leaves of one is an empty file.
         place.namespace_path.unlink(missing_ok=True)
         _ip(where, "netns", "add", place.namespace)
@@ -36,6 +36,14 @@ def remove(place: Place, where: str) -> None:
     """
     if place.namespace_path.exists():
         _ip(where, "netns", "delete", place.namespace)
+
+
+def _is_there(place: Place) -> bool:
+    """Whether the file is a namespace: then it is on a file system of the kernel's own."""
+    try:
+        return place.namespace_path.stat().st_dev != NAMESPACES.stat().st_dev
+    except FileNotFoundError:
+        return False
 
 
 def _ip(where: str, *words: str) -> None:

@@ -5,6 +5,7 @@ get an environment of their own, so that nothing of the agent's reaches a contai
 """
 
 import os
+import shutil
 import subprocess
 from typing import Final
 
@@ -45,15 +46,31 @@ def environment() -> dict[str, str]:
     return known | {"PATH": PATH, "LC_ALL": "C.UTF-8"}
 
 
+def path_of(program: str) -> str:
+    """Where a program is.
+
+    Raises:
+        DriverUnavailable: it is not installed.
+    """
+    path = shutil.which(program, path=PATH)
+    if path is None:
+        package = PACKAGES.get(program, program)
+        raise DriverUnavailable(
+            f"{program} is not installed", "oci", f"install the package {package}"
+        )
+    return path
+
+
 def run(*command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, in the calling thread; its output is text.
 
     Raises:
         DriverUnavailable: it is not installed, or does not end in time.
     """
+    program, *arguments = command
     try:
         return subprocess.run(
-            command,
+            [path_of(program), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -64,11 +81,5 @@ def run(*command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
             check=False,
             start_new_session=True,
         )
-    except FileNotFoundError:
-        raise DriverUnavailable(
-            f"{command[0]} is not installed",
-            "oci",
-            f"install the package {PACKAGES.get(command[0], command[0])}",
-        ) from None
     except subprocess.TimeoutExpired:
         raise DriverUnavailable(f"{command[0]} did not end within {timeout_s:g} s", "oci") from None

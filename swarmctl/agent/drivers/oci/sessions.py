@@ -25,7 +25,7 @@ import trio
 from swarmctl.agent.drivers.api import LogChunk
 from swarmctl.agent.drivers.oci import faults
 from swarmctl.agent.drivers.oci.layout import Layout, Place
-from swarmctl.agent.drivers.oci.programs import RUNC, environment
+from swarmctl.agent.drivers.oci.programs import RUNC, environment, path_of
 from swarmctl.agent.drivers.oci.state import read_pid
 from swarmctl.agent.drivers.oci.watch import watch
 from swarmctl.proto.errors import DriverUnavailable
@@ -124,7 +124,12 @@ class Session:
             LaunchFailed: runc fails.
             DriverUnavailable: runc hangs.
         """
-        with watch([self._pid_file.parent]) as changes, trio.move_on_after(BEGIN_S):
+        folder = self._pid_file.parent
+        with (
+            faults.refusals("watch a command begin", where),
+            watch([folder]) as changes,
+            trio.move_on_after(BEGIN_S),
+        ):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
                 while not self._pid_file.exists():
@@ -174,10 +179,11 @@ async def open_session(
         DriverUnavailable: runc is not there, or hangs.
     """
     pid_file = layout.sessions / secrets.token_hex(16)
-    arguments = [RUNC, "--root", str(layout.runtime), "exec", "--pid-file", str(pid_file)]
+    arguments = [path_of(RUNC), "--root", str(layout.runtime), "exec", "--pid-file", str(pid_file)]
     arguments += ["--tty"] if tty else []
     try:
-        process, pty = await _spawn([*arguments, place.id, *command], tty=tty, stdin=stdin)
+        with faults.refusals("run a command in it", where):
+            process, pty = await _spawn([*arguments, place.id, *command], tty=tty, stdin=stdin)
         session = _session(process, pty, pid_file, place)
         try:
             await session.begin(where)
@@ -192,40 +198,37 @@ async def _spawn(
     command: list[str], *, tty: bool, stdin: bool
 ) -> tuple[trio.Process, trio.lowlevel.FdStream | None]:
     """Start runc with pipes, or with a terminal of its own of which we get the other side."""
+    if not tty:
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            cwd="/",
+            start_new_session=True,
+        )
+        return process, None
+    master, slave = os.openpty()
+    # Here: runc does so when it gets there, and what is typed before must not be echoed twice.
+    terminals.setraw(slave)
+    stream = trio.lowlevel.FdStream(master)
     try:
-        if not tty:
-            process = await trio.lowlevel.open_process(
-                command,
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment(),
-                cwd="/",
-                start_new_session=True,
-            )
-            return process, None
-        master, slave = os.openpty()
-        # Here: runc does so when it gets there, and what is typed before must not be echoed twice.
-        terminals.setraw(slave)
-        stream = trio.lowlevel.FdStream(master)
-        try:
-            process = await trio.lowlevel.open_process(
-                command,
-                stdin=slave,
-                stdout=slave,
-                stderr=slave,
-                env=environment() | {"TERM": "xterm"},
-                cwd="/",
-                start_new_session=True,
-            )
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await stream.aclose()
-            raise
-        finally:
-            os.close(slave)
-    except FileNotFoundError:
-        raise DriverUnavailable(f"{RUNC} is not installed", "oci") from None
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment() | {"TERM": "xterm"},
+            cwd="/",
+            start_new_session=True,
+        )
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await stream.aclose()
+        raise
+    finally:
+        os.close(slave)
     return process, stream
 
 

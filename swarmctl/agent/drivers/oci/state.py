@@ -217,7 +217,8 @@ def _read_end(place: Place) -> End | None:
             at = os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
-    return End(int(text), at, place.out_of_memory.exists())
+    # Empty is what a machine that lost its power leaves of it.
+    return End(int(text) if text else None, at, place.out_of_memory.exists())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -225,5 +226,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not text:
+        return None  # what a machine that lost its power leaves of it
     fields: dict[str, Any] = json.loads(text)
     return fields
