@@ -36,6 +36,7 @@ from tests.integration.driver_contract import (
     ignore,
     next_event,
 )
+from tests.oci_leftovers import take_all_away, take_away
 
 TALK = "echo out 1; sleep 0.1; echo out 2; echo oops >&2; sleep 0.1; echo out 3"
 SCRIPTS = {
@@ -62,8 +63,7 @@ def root(tmp_path_factory):
     """A driver's folder, in which nothing is left at the end."""
     folder = tmp_path_factory.mktemp("oci") / "root"
     yield folder
-    for path in (folder / "containers").glob("*/rootfs"):
-        subprocess.run(["umount", "-l", path], check=False, capture_output=True)
+    take_all_away(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -99,24 +99,10 @@ class OciHarness(Harness):
         os.kill(read_pid(self.place(found).pid_file), signal.SIGKILL)
 
     async def vanish(self, found):
-        await trio.to_thread.run_sync(self.take_away, found.runtime_id)
-
-    def take_away(self, container):
-        place = self.layout.place(container)
-        runtime = ["runc", "--root", str(self.layout.runtime)]
-        subprocess.run([*runtime, "delete", "--force", container], check=False, capture_output=True)
-        subprocess.run(["umount", "-l", place.rootfs], check=False, capture_output=True)
-        subprocess.run(["ip", "netns", "delete", place.namespace], check=False, capture_output=True)
-        shutil.rmtree(place.folder, ignore_errors=True)
+        await trio.to_thread.run_sync(take_away, self.layout, found.runtime_id)
 
     async def clean_up(self):
-        await trio.to_thread.run_sync(self.sweep)
-
-    def sweep(self):
-        """Remove all that is in the folder, past the driver."""
-        with contextlib.suppress(FileNotFoundError):
-            for container in self.layout.containers.iterdir():
-                self.take_away(container.name)
+        await trio.to_thread.run_sync(take_all_away, self.root)
 
     async def run_one(self, **fields):
         """Launch one container; the launch and what was found."""
@@ -161,7 +147,8 @@ async def test_every_field_reaches_the_container(harness, tmp_path):
     script = (
         "id -u; id -g; pwd; hostname; echo $A; cat /bound/file; touch /bound/x || echo ro; "
         "grep -c scratch /proc/mounts; grep CapBnd /proc/self/status; "
-        "touch /tmp/x && echo written; cat /etc/hostname; ls /proc | grep -c '^[0-9]'"
+        "grep Seccomp: /proc/self/status; touch /tmp/x && echo written; "
+        "cat /etc/hostname; ls /proc | grep -c '^[0-9]'"
     )
     text = await harness.output_of(
         entrypoint=("sh", "-c"),
@@ -189,8 +176,9 @@ async def test_every_field_reaches_the_container(harness, tmp_path):
         "1",
     ]
     assert int(lines[8].split()[1], 16) >> 12 & 1, "CAP_NET_ADMIN"
-    assert lines[9:11] == ["written", "elsewhere"]
-    assert int(lines[11]) < 10, "it sees its own processes alone"
+    assert lines[9].split()[1] == "2", "a filter"
+    assert lines[10:12] == ["written", "elsewhere"]
+    assert int(lines[12]) < 10, "it sees its own processes alone"
 
 
 async def test_limits_are_the_cgroups(harness):

@@ -16,6 +16,7 @@ from swarmctl.agent.drivers.oci.layout import container_id
 from swarmctl.agent.drivers.oci.logs import Parser, chunks_of, last_lines
 from swarmctl.agent.drivers.oci.mounts import hosts_file, inside, resolver_file
 from swarmctl.agent.drivers.oci.reference import parse_reference
+from swarmctl.agent.drivers.oci.seccomp import filter_of
 from swarmctl.agent.drivers.oci.users import Identity, identify
 from swarmctl.agent.guard import CONTAINER_ID
 from swarmctl.proto import incarnation as incarnations
@@ -284,6 +285,48 @@ def test_links_of_an_image_are_not_followed_out_of_it(tmp_path):
 
     assert inside(tmp_path, "/etc/passwd") is None
     assert inside(tmp_path, "/etc/group") == tmp_path / "etc" / "group"
+
+
+PROFILE = {
+    "defaultAction": "SCMP_ACT_ERRNO",
+    "defaultErrnoRet": 38,
+    "archMap": [
+        {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
+        {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
+    ],
+    "syscalls": [
+        {"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [], "comment": "", "includes": {}},
+        {"names": ["arm"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["arm64"]}},
+        {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+        {
+            "names": ["mount"],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": 1,
+            "args": [{"index": 0, "value": 8, "valueTwo": 0, "op": "SCMP_CMP_EQ", "x": 1}],
+            "excludes": {"caps": ["CAP_SYS_ADMIN"]},
+        },
+    ],
+}
+
+
+def test_the_seccomp_profile_is_cut_to_the_container():
+    """Rules of other architectures go, and those of capabilities that it has, or lacks."""
+    usual = filter_of(PROFILE, bundle.capabilities((), 40), "x86_64")
+    mighty = filter_of(PROFILE, bundle.capabilities(("SYS_ADMIN",), 40), "aarch64")
+
+    assert usual["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+    assert usual["defaultErrnoRet"] == 38
+    assert usual["syscalls"] == [
+        {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
+        {
+            "names": ["mount"],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": 1,
+            "args": [{"index": 0, "value": 8, "valueTwo": 0, "op": "SCMP_CMP_EQ"}],
+        },
+    ]
+    assert [rule["names"] for rule in mighty["syscalls"]] == [["read"], ["arm"], ["mount"]]
+    assert filter_of(PROFILE, (), "riscv64") is None
 
 
 # --- states and events ----------------------------------------------------------------------------

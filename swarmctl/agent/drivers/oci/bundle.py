@@ -1,8 +1,8 @@
 """From a launch and its image to the ``config.json`` that runc is told. Pure.
 
-What Docker gives a container is what a container gets here: the same capabilities, the same
-masked and read-only paths, a process, mount, IPC and host name of its own.  What is not given is
-said in docs/oci.md (no seccomp profile, no AppArmor).
+What Docker gives a container is what a container gets here: the same capabilities, masked and
+read-only paths and system calls (:mod:`.seccomp`), and namespaces of its own.  What is not given is
+said in docs/oci.md.
 """
 
 import signal
@@ -13,6 +13,7 @@ from attrs import frozen
 
 from swarmctl.agent.drivers.api import Launch
 from swarmctl.agent.drivers.oci.images import ImageConfig
+from swarmctl.agent.drivers.oci.seccomp import filter_of
 from swarmctl.agent.drivers.oci.users import Identity
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.models import ContainerSpec, Resources
@@ -98,11 +99,16 @@ STANDARD_MOUNTS: Final = (
 
 @frozen
 class Machine:
-    """What a configuration depends on of the machine that it is for."""
+    """What a configuration depends on of the machine that it is for.
+
+    ``seccomp`` is its profile (see :mod:`.seccomp`), None where it has none.
+    """
 
     cpus: int
     last_capability: int = len(ALL_CAPABILITIES) - 1
     limits_swap: bool = True
+    architecture: str = ""
+    seccomp: dict[str, Any] | None = None
 
 
 @frozen
@@ -134,6 +140,16 @@ def config(
     mounts = sorted(
         (*STANDARD_MOUNTS, *surroundings.mounts), key=lambda one: one["destination"].count("/")
     )
+    linux: dict[str, Any] = {
+        "cgroupsPath": surroundings.cgroup,
+        "namespaces": _namespaces(spec, surroundings.namespace),
+        "resources": resources(launch.template.limits, machine, launch.instance),
+        "maskedPaths": list(MASKED_PATHS),
+        "readonlyPaths": list(READ_ONLY_PATHS),
+    }
+    if machine.seccomp is not None:
+        powers = capabilities(spec.cap_add, machine.last_capability)
+        linux["seccomp"] = filter_of(machine.seccomp, powers, machine.architecture)
     return {
         "ociVersion": OCI_VERSION,
         "hostname": spec.hostname or launch.hostname,
@@ -141,13 +157,7 @@ def config(
         "process": _process(launch, image, identity, machine),
         "mounts": mounts,
         "annotations": dict(launch.template.labels),
-        "linux": {
-            "cgroupsPath": surroundings.cgroup,
-            "namespaces": _namespaces(spec, surroundings.namespace),
-            "resources": resources(launch.template.limits, machine, launch.instance),
-            "maskedPaths": list(MASKED_PATHS),
-            "readonlyPaths": list(READ_ONLY_PATHS),
-        },
+        "linux": linux,
     }
 
 

@@ -108,6 +108,7 @@ class OciDriver:
                 "storage": containers.storage,
                 "cgroup_version": host.cgroup_version(),
                 "runtime": "runc",
+                "seccomp": host.seccomp_profile(),
             },
         )
 

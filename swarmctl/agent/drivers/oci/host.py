@@ -1,6 +1,8 @@
 """What the oci driver finds on its machine: programs, cgroups, the kernel's abilities."""
 
+import json
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from swarmctl.agent.drivers.oci.containers import Containers
 from swarmctl.agent.drivers.oci.layout import Layout
 from swarmctl.agent.drivers.oci.programs import PACKAGES, PATH, RUNC, run
 from swarmctl.agent.drivers.oci.rootfs import storage_of
+from swarmctl.agent.drivers.oci.seccomp import ARCHITECTURES, PROFILE
 from swarmctl.proto.errors import DriverUnavailable
 
 VERSION_S: Final = 2.0
@@ -48,6 +51,12 @@ def cgroup_version() -> str:
     return "hybrid" if "memory" in mounts or "cpu" in mounts else "2"
 
 
+def seccomp_profile() -> str:
+    """Where containers' system calls are filtered by: the profile's file, or ``none``."""
+    known = PROFILE.exists() and platform.machine() in ARCHITECTURES
+    return str(PROFILE) if known else "none"
+
+
 def machine() -> Machine:
     """What containers' configurations depend on."""
     memory = guard.mounts().get("memory")
@@ -56,6 +65,8 @@ def machine() -> Machine:
         cpus=os.cpu_count() or 1,
         last_capability=min(last, len(ALL_CAPABILITIES) - 1),
         limits_swap=memory is None or Path(memory, SWAP_LIMIT_V1).exists(),
+        architecture=platform.machine(),
+        seccomp=json.loads(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None,
     )
 
 

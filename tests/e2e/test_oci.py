@@ -1,0 +1,97 @@
+"""Containers without a daemon, as a user has them: stack files, commands, an agent that dies."""
+
+import signal
+
+import pytest
+
+from tests.e2e.cluster import Cluster, until
+from tests.oci_leftovers import take_all_away
+
+STACK = """
+services:
+  web:
+    image: swarmctl/testbox
+    driver: oci
+    network_mode: none
+    command: [sh, -c, "echo hello; trap 'exit 0' TERM; while :; do sleep 0.1; done"]
+    deploy: {replicas: 2, fencing: lease}
+  job:
+    image: swarmctl/testbox
+    driver: oci
+    network_mode: none
+    command: [sh, -c, "sleep 4; exit 7"]
+    restart: "no"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A controller and an agent that has no other driver."""
+    cluster = Cluster(tmp_path / "cluster")
+    cluster.agent("n1", drivers="oci")
+    try:
+        yield cluster.start()
+        cluster.remove_all()
+    finally:
+        print(cluster.logs())  # noqa: T201 - captured
+        cluster.close()
+        take_all_away(tmp_path / "cluster" / "n1" / "oci")
+
+
+def test_a_stack_runs_without_docker_and_outlives_its_agent(cluster, tmp_path):
+    """Applied, looked at, and adopted by the agent's next life with the same containers."""
+    file = tmp_path / "compose.yaml"
+    file.write_text(STACK)
+    applied = cluster.swarmctl("apply", "-f", str(file), "--detach")
+    assert applied.code == 0, applied.err
+    cluster.wait("web", "job")
+    before = cluster.ps("web")
+    job = cluster.ps("job")["job.1"]
+    agent = cluster.agents["n1"]
+    agent.kill()
+    until(lambda: cluster.call("node.list")[0]["state"] != "ready", what="the node's loss noticed")
+    agent.start()
+    until(cluster.all_ready, what="the node back")
+    cluster.await_states({"job.1": "failed"}, "job")
+    after = cluster.ps("web")
+    said = cluster.swarmctl("exec", "web.1", "cat", "/www/index.html")
+    logs = cluster.swarmctl("logs", "web.2")
+
+    assert {one["driver"] for one in before.values()} == {"oci"}
+    assert [one["runtime_id"] for one in after.values()] == [
+        one["runtime_id"] for one in before.values()
+    ]
+    assert [one["restarts"] for one in after.values()] == [0, 0]
+    assert cluster.ps("job")["job.1"]["runtime_id"] == job["runtime_id"]
+    assert "7" in cluster.ps("job")["job.1"]["reason"]
+    assert said.out.strip() == "swarmctl testbox", said.err
+    assert "hello" in logs.out, logs.err
+
+
+def test_run_says_why_it_cannot_have_a_network(cluster):
+    """Without a network that the driver can give, the reason reaches the user."""
+    ended = cluster.swarmctl(
+        "run", "--driver", "oci", "--name", "nat", "--wait", "swarmctl/testbox"
+    )
+
+    assert ended.code != 0
+    assert "NAT" in ended.err + ended.out
+
+
+def test_an_interrupted_agent_leaves_its_containers(cluster):
+    """Ctrl-C and a service manager's stop end the agent alone."""
+    ended = cluster.swarmctl(
+        *("run", "--driver", "oci", "--name", "stays", "--network", "none", "--wait"),
+        *("swarmctl/testbox", "sleep", "600"),
+    )
+    assert ended.code == 0, ended.err
+    before = cluster.ps("stays")["stays.1"]
+    agent = cluster.agents["n1"]
+    agent.send_signal(signal.SIGTERM)
+    agent.process.wait(20)
+    agent.kill()
+    agent.start()
+    until(cluster.all_ready, what="the node back")
+    after = cluster.ps("stays")["stays.1"]
+
+    assert (after["runtime_id"], after["restarts"]) == (before["runtime_id"], 0)
