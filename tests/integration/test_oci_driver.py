@@ -468,6 +468,20 @@ async def test_what_was_half_made_is_swept(harness):
     assert not gone.exists()
 
 
+async def test_what_runs_without_its_folder_is_swept(harness):
+    """A container whose folder someone took away does not run for ever."""
+    _, found = await harness.run_one()
+    place = harness.place(found)
+    await trio.run_process(["umount", "-l", str(place.rootfs)])
+    shutil.rmtree(place.folder)
+    assert await harness.driver_for(harness.owner).list() == []
+
+    async def gone() -> bool:
+        return left_of(harness.root, place) == []
+
+    await eventually(gone, harness.deadline_s)
+
+
 async def test_what_the_power_took_is_swept(harness):
     """A container whose record is an empty file was never finished; it goes."""
     _, found = await harness.run_one()

@@ -233,6 +233,13 @@ class Containers:
             elif not kind.startswith(HIDDEN):
                 self._sweep_unreadable(self.layout.place(entry.name))
 
+        for entry in (*self.layout.runtime.iterdir(), *self.layout.starts.iterdir()):
+            # Someone took the folder away, and left what ran in it.
+            place = self.layout.place(entry.name.removeprefix(HIDDEN))
+            with _locked(place):
+                if not place.folder.exists():
+                    self._clear(place, place.id[:12])
+
     def _sweep_unreadable(self, place: Place) -> None:
         """A machine that lost its power may leave a container of which nothing is readable."""
         with _locked(place):

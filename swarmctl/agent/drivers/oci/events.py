@@ -103,8 +103,10 @@ async def pump(
 
 async def _follow(containers: Containers, changes: Watch, teller: Teller, outlet: Outlet) -> None:
     """Until a gap: what was missed then is looked for by whoever gets the ``RESYNC``."""
+    look_at = trio.current_time() + LOOK_EVERY_S
     while True:
-        with trio.move_on_after(LOOK_EVERY_S):
+        # Not counted anew with each change: on a busy node that would never come.
+        with trio.move_on_at(look_at):
             found = await changes.changes()
             if any(change.is_gap for change in found):
                 return
@@ -116,6 +118,7 @@ async def _follow(containers: Containers, changes: Watch, teller: Teller, outlet
         for name, seen in list(teller.known.items()):
             if seen.start is not None and not seen.ended:
                 _look(containers, name, teller, outlet)
+        look_at = trio.current_time() + LOOK_EVERY_S
 
 
 def _look(containers: Containers, container: str, teller: Teller, outlet: Outlet) -> None:
