@@ -1,10 +1,13 @@
 """Containers without a daemon, as a user has them: stack files, commands, an agent that dies."""
 
+import contextlib
 import signal
+from pathlib import Path
 
 import pytest
+from attrs import evolve
 
-from tests.e2e.cluster import Cluster, until
+from tests.e2e.cluster import Cluster, box, until
 from tests.oci_leftovers import take_all_away
 
 STACK = """
@@ -66,6 +69,49 @@ def test_a_stack_runs_without_docker_and_outlives_its_agent(cluster, tmp_path):
     assert "7" in cluster.ps("job")["job.1"]["reason"]
     assert said.out.strip() == "swarmctl testbox", said.err
     assert "hello" in logs.out, logs.err
+
+
+def mounts_below(folder) -> list[str]:
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
+
+
+def monitors_of(folder) -> list[bytes]:
+    """The command lines of all conmons that watch over something below ``folder``."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes()
+            if b"conmon" in words and str(folder).encode() in words:
+                found.append(words)
+    return found
+
+
+def test_an_agent_killed_while_it_launches_leaves_nothing_twice(cluster, tmp_path):
+    """Killed at moments of a launch, it goes on where it was: one container for each copy."""
+    folder = tmp_path / "cluster" / "n1" / "oci"
+    agent = cluster.agents["n1"]
+    command = ("sh", "-c", "while :; do sleep 0.5; done")
+    spec = evolve(box("many", 12, *command), driver="oci")
+    cluster.apply(spec)
+    for started in (1, 4, 8):
+        until(
+            lambda least=started: len(list((folder / "starts").glob("[0-9a-f]*"))) >= least,
+            what=f"{started} started",
+        )
+        agent.kill()
+        agent.start()
+    cluster.wait("many")
+    running = [one["runtime_id"] for one in cluster.ps("many").values()]
+    containers = {path.name for path in (folder / "containers").glob("[0-9a-f]*")}
+    monitors = monitors_of(folder)
+    cluster.remove_all()
+
+    assert len(set(running)) == 12
+    assert containers == set(running)
+    assert len(monitors) == 12
+    until(lambda: not monitors_of(folder), what="every monitor ended")
+    assert mounts_below(folder) == []
+    assert list((folder / "containers").iterdir()) == []
 
 
 def test_run_says_why_it_cannot_have_a_network(cluster):

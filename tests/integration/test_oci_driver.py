@@ -201,6 +201,14 @@ async def test_running_out_of_memory_is_the_reason(harness):
     assert "memory" in found.reason
 
 
+async def test_all_capabilities_are_those_that_the_machine_gives(harness):
+    """`cap_add: [ALL]` starts also where the agent itself has not all of them."""
+    text = await harness.output_of(command=("cat", "/proc/self/status"), cap_add=("ALL",))
+    ours = (line for line in own_status() if line.startswith("CapBnd"))
+
+    assert set(ours) <= set(text.splitlines())
+
+
 async def test_a_terminal_is_one(harness):
     """A container with a terminal writes to it, and its output is kept."""
     assert (await harness.output_of(command=("tty",), tty=True)).startswith("/dev/pts/")
@@ -263,6 +271,10 @@ async def test_specs_that_cannot_work_are_the_users_error(harness, fields, words
 
     assert words in raised.value.what
     assert raised.value.where == "web.1"
+
+
+def own_status() -> list[str]:
+    return Path("/proc/self/status").read_text().splitlines()
 
 
 def network_namespace() -> str:

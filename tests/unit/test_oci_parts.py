@@ -11,6 +11,7 @@ from swarmctl.agent.drivers.api import EventKind, Launch, Owner, Phase
 from swarmctl.agent.drivers.oci import bundle, faults, state
 from swarmctl.agent.drivers.oci.bundle import Machine, Surroundings
 from swarmctl.agent.drivers.oci.events import Teller
+from swarmctl.agent.drivers.oci.host import own_capabilities
 from swarmctl.agent.drivers.oci.images import ImageConfig, read_config
 from swarmctl.agent.drivers.oci.layout import container_id
 from swarmctl.agent.drivers.oci.logs import Parser, chunks_of, last_lines
@@ -207,14 +208,23 @@ def test_impossible_limits_are_the_users_error(limits):
 
 
 def test_capabilities_are_dockers_and_the_added():
-    """With or without CAP_; ALL is what the kernel has; another user than root begins without."""
-    added = bundle.capabilities(("CAP_NET_ADMIN", "CHOWN"), 40)
+    """With or without CAP_; ALL is what the node has; another user than root begins without."""
+    added = bundle.capabilities(("CAP_NET_ADMIN", "CHOWN"), MACHINE)
+    few = Machine(2, capabilities=("CHOWN", "KILL"))
 
     assert added == [f"CAP_{name}" for name in (*bundle.CAPABILITIES, "NET_ADMIN")]
-    assert len(bundle.capabilities(("ALL",), 37)) == 38
+    assert bundle.capabilities(("ALL",), few) == ["CAP_CHOWN", "CAP_KILL"]
+    assert bundle.capabilities((), few) == ["CAP_CHOWN", "CAP_KILL"]
+    with pytest.raises(InvalidSpec, match="NET_ADMIN"):
+        bundle.capabilities(("NET_ADMIN",), few)
     powers = config_of(launch_of())["process"]["capabilities"]
     assert powers["effective"] == []
     assert len(powers["bounding"]) == len(bundle.CAPABILITIES)
+
+
+def test_the_nodes_own_capabilities_are_read():
+    """Each has its bit; what a later kernel adds is passed over."""
+    assert own_capabilities("Name:\tx\nCapBnd:\tff00000000000021\n") == ("CHOWN", "KILL")
 
 
 def test_networks_become_namespaces():
@@ -311,8 +321,8 @@ PROFILE = {
 
 def test_the_seccomp_profile_is_cut_to_the_container():
     """Rules of other architectures go, and those of capabilities that it has, or lacks."""
-    usual = filter_of(PROFILE, bundle.capabilities((), 40), "x86_64")
-    mighty = filter_of(PROFILE, bundle.capabilities(("SYS_ADMIN",), 40), "aarch64")
+    usual = filter_of(PROFILE, bundle.capabilities((), MACHINE), "x86_64")
+    mighty = filter_of(PROFILE, bundle.capabilities(("SYS_ADMIN",), MACHINE), "aarch64")
 
     assert usual["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
     assert usual["defaultErrnoRet"] == 38

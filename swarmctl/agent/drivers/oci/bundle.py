@@ -46,7 +46,7 @@ CAPABILITIES: Final = (
     "KILL",
     "AUDIT_WRITE",
 )
-# For cap_add: [ALL]. In the kernel's order, so that its first so many are those that it has.
+# In the kernel's order: the place of each is its bit.
 ALL_CAPABILITIES: Final = tuple(
     """
     CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
@@ -101,11 +101,12 @@ STANDARD_MOUNTS: Final = (
 class Machine:
     """What a configuration depends on of the machine that it is for.
 
-    ``seccomp`` is its profile (see :mod:`.seccomp`), None where it has none.
+    ``capabilities`` are those that the agent has to give; ``seccomp`` is the profile (see
+    :mod:`.seccomp`), None where there is none.
     """
 
     cpus: int
-    last_capability: int = len(ALL_CAPABILITIES) - 1
+    capabilities: tuple[str, ...] = ALL_CAPABILITIES
     limits_swap: bool = True
     architecture: str = ""
     seccomp: dict[str, Any] | None = None
@@ -148,7 +149,7 @@ def config(
         "readonlyPaths": list(READ_ONLY_PATHS),
     }
     if machine.seccomp is not None:
-        powers = capabilities(spec.cap_add, machine.last_capability)
+        powers = capabilities(spec.cap_add, machine, launch.instance)
         linux["seccomp"] = filter_of(machine.seccomp, powers, machine.architecture)
     return {
         "ociVersion": OCI_VERSION,
@@ -243,12 +244,24 @@ def signal_number(name: str) -> int:
     return int(number) if 1 <= number <= signal.SIGRTMAX else int(signal.SIGTERM)
 
 
-def capabilities(added: Sequence[str], last: int) -> list[str]:
-    """Docker's, and those that were added, as far as the kernel has them."""
+def capabilities(added: Sequence[str], machine: Machine, where: str = "") -> list[str]:
+    """Docker's, and those that were added, as far as the machine gives them.
+
+    Raises:
+        InvalidSpec: one that was added is not there to be given.
+    """
     names = {name.upper().removeprefix("CAP_") for name in added}
-    known = ALL_CAPABILITIES[: last + 1]
-    wanted = known if "ALL" in names else [*CAPABILITIES, *sorted(names - set(CAPABILITIES))]
-    return [f"CAP_{name}" for name in wanted]
+    if "ALL" in names:
+        return [f"CAP_{name}" for name in machine.capabilities]
+    lacking = sorted(names.difference(machine.capabilities))
+    if lacking:
+        raise InvalidSpec(
+            f"capability {', '.join(lacking)} is not one that the node can give",
+            where,
+            "check cap_add; in a VM or container the node may have fewer than others",
+        )
+    usual = [name for name in CAPABILITIES if name in machine.capabilities]
+    return [f"CAP_{name}" for name in (*usual, *sorted(names.difference(usual)))]
 
 
 def resources(limits: Resources, machine: Machine, where: str) -> dict[str, Any]:
@@ -283,7 +296,7 @@ def _process(
     launch: Launch, image: ImageConfig, identity: Identity, machine: Machine
 ) -> dict[str, Any]:
     spec = container_of(launch)
-    powers = capabilities(spec.cap_add, machine.last_capability)
+    powers = capabilities(spec.cap_add, machine, launch.instance)
     # As in Docker: another user than root has what it may take, and takes it by a set-uid program.
     effective = powers if identity.uid == 0 else []
     return {

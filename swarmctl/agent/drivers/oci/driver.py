@@ -55,7 +55,7 @@ REMOVE_S: Final = 90.0
 LIST_S: Final = 30.0
 # From SIGKILL to the end of a process: only one that waits for a broken disk takes longer.
 KILL_S: Final = 20.0
-SETTLE_S: Final = 15.0
+SETTLE_S: Final = 30.0
 # Threads beside those for launches: removes and lists of an agent that is busy launching.
 SPARE_THREADS: Final = 8
 

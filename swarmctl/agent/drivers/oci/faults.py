@@ -36,12 +36,6 @@ _KNOWN: Final[tuple[tuple[re.Pattern[str], _ErrorClass, str, str], ...]] = tuple
             "use an image for the node's architecture; a script needs its first line",
         ),
         (
-            r"unknown capability \\*\"?(?P<a>\w+)",
-            InvalidSpec,
-            "{0} is not a capability that the node's kernel has",
-            "check cap_add",
-        ),
-        (
             r"no space left on device",
             LaunchFailed,
             "the node's disk is full",

@@ -19,7 +19,7 @@ from swarmctl.agent.drivers.oci.seccomp import ARCHITECTURES, PROFILE
 from swarmctl.proto.errors import DriverUnavailable
 
 VERSION_S: Final = 2.0
-LAST_CAPABILITY: Final = Path("/proc/sys/kernel/cap_last_cap")
+OWN_STATUS: Final = Path("/proc/self/status")
 # There where a kernel with cgroups of version 1 counts swap.
 SWAP_LIMIT_V1: Final = "memory.memsw.limit_in_bytes"
 
@@ -57,13 +57,18 @@ def seccomp_profile() -> str:
     return str(PROFILE) if known else "none"
 
 
+def own_capabilities(status: str) -> tuple[str, ...]:
+    """What ``/proc/self/status`` says that this process may pass on."""
+    (bounds,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:"))
+    return tuple(name for bit, name in enumerate(ALL_CAPABILITIES) if int(bounds, 16) >> bit & 1)
+
+
 def machine() -> Machine:
     """What containers' configurations depend on."""
     memory = guard.mounts().get("memory")
-    last = int(LAST_CAPABILITY.read_text(encoding="ascii"))
     return Machine(
         cpus=os.cpu_count() or 1,
-        last_capability=min(last, len(ALL_CAPABILITIES) - 1),
+        capabilities=own_capabilities(OWN_STATUS.read_text(encoding="ascii")),
         limits_swap=memory is None or Path(memory, SWAP_LIMIT_V1).exists(),
         architecture=platform.machine(),
         seccomp=json.loads(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None,

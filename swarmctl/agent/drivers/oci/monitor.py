@@ -27,8 +27,8 @@ from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
 CREATE_S: Final = 40.0
 START_S: Final = 20.0
 DELETE_S: Final = 30.0
-# A monitor ends at once after its container; it has little to do.
-MONITOR_END_S: Final = 5.0
+# A monitor has little to do after its container's end; a machine that swaps takes longer.
+MONITOR_END_S: Final = 10.0
 ANSWER_MAX_BYTES: Final = 64 * 1024
 # A log file is replaced beyond this. The agent puts it aside long before (see .rotation); this
 # bounds what is written while no agent looks, or faster than it looks.

@@ -176,7 +176,7 @@ async def open_session(
     """
     pid_file = layout.sessions / secrets.token_hex(16)
     arguments = [path_of(RUNC), "--root", str(layout.runtime), "exec", "--pid-file", str(pid_file)]
-    arguments += ["--tty"] if tty else []
+    arguments += ["--tty", "--env", "TERM=xterm"] if tty else []
     try:
         with faults.refusals("run a command in it", where):
             process, pty = await _spawn([*arguments, place.id, *command], tty=tty, stdin=stdin)
