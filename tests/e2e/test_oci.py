@@ -141,3 +141,33 @@ def test_an_interrupted_agent_leaves_its_containers(cluster):
     after = cluster.ps("stays")["stays.1"]
 
     assert (after["runtime_id"], after["restarts"]) == (before["runtime_id"], 0)
+
+
+def test_the_guard_ends_a_fenced_container_whose_agent_died(tmp_path):
+    """No agent, no daemon: when the lease ends, so does the container, and its end is recorded."""
+    cluster = Cluster(tmp_path / "cluster")
+    cluster.controller.arguments += ["--fencing-lease", "8s"]
+    folder = tmp_path / "cluster" / "n1" / "oci"
+    agent = cluster.agent("n1", drivers="oci")
+    try:
+        cluster.start()
+        spec = evolve(box("only", 1, "sleep", "600"), driver="oci")
+        spec = evolve(spec, fencing="lease", template=evolve(spec.template, fenced=True))
+        cluster.apply(spec)
+        cluster.wait("only")
+        container = cluster.ps("only")["only.1"]["runtime_id"]
+        agent.kill()
+        end = until(lambda: _text_of(folder / "exits" / container), 20.0, "the guard's kill")
+        agent.start()
+        cluster.remove_all()
+        agent.stop()  # With nothing to guard, its guard ends with it.
+    finally:
+        print(cluster.logs())  # noqa: T201 - captured
+        cluster.close()
+        take_all_away(folder)
+
+    assert end == "137"
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
