@@ -358,6 +358,7 @@ async def test_a_namespace_is_there_to_be_plugged_before_the_start(harness):
     await driver.remove(launch.incarnation)
 
     assert found.addresses == ("10.9.8.7",)
+    assert driver.network_namespace(launch.incarnation) == place.namespace_path
     assert not place.namespace_path.exists()
 
 
@@ -420,9 +421,12 @@ async def test_an_end_without_a_monitor_is_told(harness):
         await harness.kill(found)
         event = await next_event(channel, EventKind.EXITED, launch.incarnation, harness.deadline_s)
 
+    again = await harness.driver.start(launch)
+
     assert still.phase is Phase.RUNNING
     assert event.exit_code is None
     assert "nobody watched" in event.reason
+    assert again.phase is Phase.RUNNING
 
 
 async def test_the_guard_finds_and_kills_it(harness):
@@ -473,11 +477,12 @@ async def test_remove_leaves_nothing(harness):
 async def test_what_was_half_made_is_swept(harness):
     """Folders of an agent that is no more go when the next one begins."""
     harness.layout.make()
-    gone = harness.layout.containers / ".making-999999999-x"
-    gone.mkdir()
+    names = (".making-999999999-x", ".going-999999999-x", ".trial-999999999-x")
+    for name in names:
+        (harness.layout.containers / name).mkdir()
     await harness.driver.list()
 
-    assert not gone.exists()
+    assert not any((harness.layout.containers / name).exists() for name in names)
 
 
 async def test_what_runs_without_its_folder_is_swept(harness):

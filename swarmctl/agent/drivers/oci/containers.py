@@ -228,11 +228,12 @@ class Containers:
         for entry in self.layout.containers.iterdir():
             kind, _, rest = entry.name.partition("-")
             maker = rest.partition("-")[0]
-            if kind in (MAKING, GOING) and not Path(f"/proc/{maker}").exists():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif not kind.startswith(HIDDEN):
+            if not kind.startswith(HIDDEN):
                 self._sweep_unreadable(self.layout.place(entry.name))
-
+            elif not Path(f"/proc/{maker}").exists():
+                if kind == rootfs.TRIAL:
+                    rootfs.unmount(entry / "rootfs")
+                shutil.rmtree(entry, ignore_errors=True)
         for entry in (*self.layout.runtime.iterdir(), *self.layout.starts.iterdir()):
             # Someone took the folder away, and left what ran in it.
             place = self.layout.place(entry.name.removeprefix(HIDDEN))

@@ -37,7 +37,7 @@ from swarmctl.agent.drivers.oci.bundle import check_network, container_of, signa
 from swarmctl.agent.drivers.oci.containers import Containers
 from swarmctl.agent.drivers.oci.events import pump
 from swarmctl.agent.drivers.oci.images import Image, Images
-from swarmctl.agent.drivers.oci.layout import Layout
+from swarmctl.agent.drivers.oci.layout import Layout, container_id
 from swarmctl.agent.drivers.oci.logs import read_logs
 from swarmctl.agent.drivers.oci.sessions import open_session
 from swarmctl.agent.drivers.outlet import open_outlet
@@ -229,6 +229,14 @@ class OciDriver:
             self._layout, place, command, where, tty=tty, stdin=stdin
         ) as session:
             yield session
+
+    def network_namespace(self, incarnation: int) -> Path:
+        """Where the network namespace of a launch with attachments is.
+
+        It is there from its creation on, before its start, through all its starts, to its removal;
+        a restart of the machine leaves an empty one to be plugged anew.
+        """
+        return self._layout.place(container_id(self.owner, incarnation)).namespace_path
 
     # --- the folder and the threads -----------------------------------------------------------
 

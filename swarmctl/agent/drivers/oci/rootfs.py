@@ -19,6 +19,8 @@ from swarmctl.proto.errors import LaunchFailed
 
 OVERLAY: Final = "overlay"
 COPY: Final = "copy"
+# Where it is tried whether overlays can be mounted.
+TRIAL: Final = f"{HIDDEN}trial"
 MOUNT_S: Final = 30.0
 COPY_S: Final = 600.0
 # What separates the options of an overlay.
@@ -29,7 +31,7 @@ def storage_of(layout: Layout) -> str:
     """Whether containers in this folder get overlays or copies, found out by trying."""
     if UNMOUNTABLE.intersection(str(layout.root)):
         return COPY
-    trial = layout.containers / f"{HIDDEN}trial-{os.getpid()}-{secrets.token_hex(4)}"
+    trial = layout.containers / f"{TRIAL}-{os.getpid()}-{secrets.token_hex(4)}"
     lower = trial / "lower"
     try:
         lower.mkdir(parents=True)
