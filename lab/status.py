@@ -28,10 +28,11 @@ def collect(paths: Paths) -> dict[str, Any]:
     parts = {
         "docker": _docker(paths, state),
         "libvirt": _libvirt(state),
+        "oci": _packages("oci"),
         "etcd": _etcd(),
         "image": _image(paths),
         "guest": _guest(paths),
-        "build": _build(),
+        "build": _packages("build"),
     }
     verdict, reason = kvm.verdict(paths, state)
     return {
@@ -101,8 +102,9 @@ def _guest(paths: Paths) -> dict[str, Any]:
     }
 
 
-def _build() -> dict[str, Any]:
-    missing = [need.package for need in packages.plan(["build"])]
+def _packages(part: str) -> dict[str, Any]:
+    """A part that is nothing but packages."""
+    missing = [need.package for need in packages.plan([part])]
     return {"up": not missing, "ours": False, "version": None, "missing": missing}
 
 
@@ -122,6 +124,7 @@ def _state(name: str, part: dict[str, Any]) -> str:
     up, down = {
         "docker": ("running", "down"),
         "libvirt": ("running", "down"),
+        "oci": ("installed", "missing"),
         "etcd": ("installed", "missing"),
         "image": ("present", "absent"),
         "guest": ("built", "absent"),
@@ -131,7 +134,7 @@ def _state(name: str, part: dict[str, Any]) -> str:
 
 
 def _whose(name: str, part: dict[str, Any]) -> str:
-    if name in ("build", "etcd") or not part["up"]:
+    if name in ("build", "etcd", "oci") or not part["up"]:
         return "-"
     return "lab" if part["ours"] else "not ours"
 

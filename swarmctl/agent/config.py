@@ -14,7 +14,7 @@ from attrs import field, frozen
 from swarmctl.agent.drivers.api import Driver, DriverEvent, Found, Health, Launch, Owner, Progress
 from swarmctl.proto.errors import DriverUnavailable, InvalidSpec
 
-DRIVERS = ("docker", "libvirt", "sim")
+DRIVERS = ("docker", "libvirt", "oci", "sim")
 
 
 @frozen
@@ -138,6 +138,10 @@ def _make(name: str, config: AgentConfig, owner: Owner) -> Driver:
             return LibvirtDriver(
                 owner, config.data / "vms", images=config.images, uri=config.libvirt_uri
             )
+        if name == "oci":
+            from swarmctl.agent.drivers.oci import OciDriver
+
+            return OciDriver(owner, config.data / "oci")
     except ImportError as error:
         return MissingDriver(name, f"{error.name or error} is not installed on this machine")
     from swarmctl.agent.drivers.sim import SimDriver, SimHost

@@ -33,7 +33,7 @@ from swarmctl.proto.errors import EnvironmentFault
 _log = structlog.get_logger(__name__)
 
 # Drivers whose instances are processes that a guard can find and kill.
-KILLABLE: Final = frozenset({"docker", "libvirt"})
+KILLABLE: Final = frozenset({"docker", "libvirt", "oci"})
 # Where a memory disk is, on every Linux; else the data folder has to do.
 RUN: Final = Path("/run/swarmctl")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
