@@ -40,7 +40,7 @@ class Framing:
         self._buffer += data
         if len(self._buffer) > MESSAGE_MAX_BYTES:
             raise ProtocolError(f"a message of the server exceeds {MESSAGE_MAX_BYTES} bytes")
-        if not self._buffer.rstrip().endswith(b"}"):
+        if not data.rstrip().endswith(b"}"):
             return []
         text, place, messages = self._buffer.decode(), 0, []
         while place < len(text):
