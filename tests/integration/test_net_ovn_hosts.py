@@ -344,6 +344,17 @@ def test_traffic_survives_its_control_plane(hosts, pods):
         assert pod.reaches(WEB.addresses[0], 8080)
 
 
+def test_ports_heal_when_the_switch_is_killed(hosts, pods):
+    """With the switch in user space traffic ends with it, and begins again without our doing."""
+    first = hosts.hosts[0]
+    with pods["web"].listen(8080):
+        assert await_reach(pods["client"], WEB.addresses[0])
+        first.place.kill("switch")
+        assert not pods["client"].reaches(WEB.addresses[0], 8080, SILENCE_S)
+        first.restart_switch()
+        assert await_reach(pods["client"], WEB.addresses[0])
+
+
 def test_hosts_of_a_killed_program_are_taken_away():
     """Processes, namespaces and folder: nothing is left of it."""
     lab = f"k{os.getpid()}"
