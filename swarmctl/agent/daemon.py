@@ -156,6 +156,7 @@ class Agent:
             states[instance.state.label] = states.get(instance.state.label, 0) + 1
         return {
             "instances": states,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "term": self.supervisor.term,
             "unreported": len(self.supervisor.dirty) + len(self.supervisor.unsent_gone),
             "reasons": list(self.reasons()),
