@@ -54,7 +54,7 @@ class SyncClient:
             self._socket, server_public_key, keypair, bounds, limits.HANDSHAKE_TIMEOUT_S
         )
         self._socket.set(zmq.HEARTBEAT_IVL, int(limits.CLIENT_PING_S * 1000))
-        self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(limits.PING_TIMEOUT_S * 1000))
+        self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(limits.CLIENT_PING_TIMEOUT_S * 1000))
         self._monitor = Monitor(self._socket, LINK_EVENTS)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)

@@ -6,7 +6,9 @@ The nodes run the sim driver: what is tested is who leads, and that nothing rest
 import json
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,10 @@ from attrs import evolve
 from lab.etcd import EtcdCluster
 from swarmctl.client import Client
 from swarmctl.credentials import parse_context
-from swarmctl.proto.errors import SwarmError
+from swarmctl.proto.errors import NoController, SwarmError
 from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
-from tests.e2e.cluster import Cluster, Daemon, free_port, until
+from tests.e2e.cluster import Cluster, Daemon, Ended, free_port, run_swarmctl, until
 
 # Lease (4 s), look (0.25 s), start of a leader; and slack for a busy machine.
 FAILOVER_S = 60.0
@@ -100,6 +102,11 @@ class Controllers:
 
     # --- requests -----------------------------------------------------------------------------
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of all controllers."""
+        return tuple(f"tcp://127.0.0.1:{port}" for port in self.ports)
+
     def client(self, of: int | None = None) -> Client:
         """By the context that controller ``of`` wrote; by default whichever is there."""
         numbers = range(len(self.controllers)) if of is None else [of]
@@ -122,11 +129,21 @@ class Controllers:
         """By one controller alone."""
         path = self.folder / f"c{number}" / "admin.context"
         context = parse_context(path.read_text(encoding="utf-8"), str(path))
-        return Client(evolve(context, addresses=(f"tcp://127.0.0.1:{self.ports[number]}",)))
+        return Client(evolve(context, addresses=(self.addresses[number],)))
 
     def asked_at(self, number: int, method: str, params=None):
-        """One request there, which has to work at once: no second try."""
-        with self.client_at(number) as client:
+        """One request there alone, as soon as it listens: between two roles nobody does.
+
+        The request has to work at once, whatever becomes of the connection.
+        """
+
+        def connection():
+            try:
+                return [self.client_at(number)]
+            except NoController:
+                return []
+
+        with until(connection, FAILOVER_S, f"controller {number} listens")[0] as client:
             return client.call(method, params or {}, timeout_s=20.0)
 
     def refusal(self) -> list[SwarmError]:
@@ -205,6 +222,49 @@ def test_another_leads_when_the_leader_is(controllers: Controllers, number: sign
     controllers.await_running(5)
     assert controllers.leader() == new
     assert took_s < FAILOVER_S
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_reads_do_not_fail_in_a_failover(controllers: Controllers, number: signal.Signals):
+    """Commands and a connection that was there before are answered throughout; so is an apply."""
+    controllers.apply(service("web", 2))
+    controllers.await_running(2)
+    old = controllers.await_leader()
+    over = threading.Event()
+    told: list[Ended] = []
+    asked: list[int] = []
+
+    def commands() -> None:
+        # The context of one that stays: it knows all addresses, the old leader's among them.
+        path = str(controllers.folder / f"c{(old + 1) % 3}" / "admin.context")
+        while not over.is_set():
+            for command in (["ps"], ["node", "ls"]):
+                environment = controllers.base.environment
+                told.append(run_swarmctl(environment, "--context", path, *command))
+
+    def requests() -> None:
+        spec = wire.encode_service(service("web", 2))
+        with controllers.client_at(old) as client:
+            client.context = evolve(client.context, addresses=controllers.addresses)
+            while not over.is_set():
+                asked.append(len(client.call("node.list", timeout_s=FAILOVER_S)))
+                client.call("service.apply", {"services": [spec]}, timeout_s=FAILOVER_S)
+
+    with ThreadPoolExecutor() as threads:
+        users = [threads.submit(commands), threads.submit(requests)]
+        try:
+            until(lambda: told and asked, what="both ask")
+            controllers.controllers[old].send_signal(number)
+            controllers.await_leader(old)
+            controllers.await_ready()
+            seen = len(told), len(asked)
+            until(lambda: len(told) > seen[0] + 1 and len(asked) > seen[1] + 1, what="more")
+        finally:
+            over.set()
+        for user in users:
+            user.result()
+    assert [one for one in told if one.code] == []
+    assert set(asked) == {2}
 
 
 def test_any_controller_answers_by_the_leader(controllers: Controllers):
