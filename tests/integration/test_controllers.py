@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -113,10 +114,12 @@ class Controllers:
         path = next(p for n in numbers if (p := self.folder / f"c{n}" / "admin.context").exists())
         return Client(parse_context(path.read_text(encoding="utf-8"), str(path)))
 
-    def ask(self, method: str, params=None, timeout_s: float = 10.0):
+    def ask(
+        self, method: str, params: dict[str, Any] | None = None, timeout_s: float = 10.0
+    ) -> Any:
         """As a user who tries again does."""
 
-        def attempt():
+        def attempt() -> list[Any]:
             try:
                 with self.client() as client:
                     return [client.call(method, params or {}, timeout_s=timeout_s)]
@@ -131,13 +134,13 @@ class Controllers:
         context = parse_context(path.read_text(encoding="utf-8"), str(path))
         return Client(evolve(context, addresses=(self.addresses[number],)))
 
-    def asked_at(self, number: int, method: str, params=None):
+    def asked_at(self, number: int, method: str, params: dict[str, Any] | None = None) -> Any:
         """One request there alone, as soon as it listens: between two roles nobody does.
 
         The request has to work at once, whatever becomes of the connection.
         """
 
-        def connection():
+        def connection() -> list[Client]:
             try:
                 return [self.client_at(number)]
             except NoController:
