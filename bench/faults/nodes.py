@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,9 @@ from attrs import evolve
 
 from bench.faults.rows import PATIENCE_S, Row, Watch
 from swarmctl.proto.errors import SwarmError
-from tests.e2e.cluster import Cluster, Daemon, box, docker_client, until
+from tests.e2e.cluster import Cluster, Daemon, box, docker_client, machine, until
 from tests.e2e.test_bad_input import AGENT_DISK_BYTES, PrivateDocker, fill, small_disk
+from tests.integration.private_libvirtd import PrivateLibvirtd
 from tests.integration.test_clock_steps import SOURCE, with_clock
 
 # Longer than a node's silence may be before it is lost (5 s).
@@ -199,6 +201,46 @@ def dockerd_frozen(folder: Path) -> Row:
         healed_s = watch.until(cluster.all_ready, "health")
     outcome = "the node is sick by name; launches go elsewhere"
     return Row("dockerd: SIGSTOP", outcome, healed_s, "SIGCONT", noticed_s)
+
+
+# --- libvirt ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def with_own_libvirtd(folder: Path) -> Iterator[tuple[Cluster, PrivateLibvirtd]]:
+    """One node with a libvirtd of its own, and a VM on it."""
+    # Short: as above.
+    libvirtd = PrivateLibvirtd(Path("/tmp") / f"swl-{os.getpid()}")  # noqa: S108 - removed below
+    cluster = Cluster(folder)
+    cluster.agent("a", "--libvirt-uri", libvirtd.uri, drivers="libvirt")
+    try:
+        libvirtd.start()
+        cluster.start()
+        cluster.apply(machine("vm"))
+        cluster.wait("vm")
+        yield cluster, libvirtd
+    finally:
+        cluster.close()
+        libvirtd.close()
+
+
+def libvirtd_fails(number: signal.Signals, folder: Path) -> Row:
+    """Killed or frozen until the node is sick; then started, or let go on."""
+    with with_own_libvirtd(folder) as (cluster, libvirtd):
+        guests, watch = libvirtd.guests(), Watch()
+        libvirtd.kill() if number == signal.SIGKILL else libvirtd.send_signal(number)
+        noticed_s = watch.until(lambda: state_of(cluster, "a") == "sick", "sickness")
+        watch = Watch()
+        libvirtd.start() if number == signal.SIGKILL else libvirtd.send_signal(signal.SIGCONT)
+        healed_s = watch.until(
+            lambda: cluster.all_ready() and cluster.states() == {"vm.1": "running"}, "health"
+        )
+        assert libvirtd.guests() == guests
+    name, end = ("kill -9", "its new start")
+    if number == signal.SIGSTOP:
+        name, end = ("SIGSTOP", "SIGCONT")
+    outcome = "the node is sick by name; its VM runs on"
+    return Row(f"libvirtd: {name}", outcome, healed_s, end, noticed_s)
 
 
 # --- the machine -----------------------------------------------------------------------------
@@ -426,6 +468,8 @@ FAULTS: Final[dict[str, Callable[[Path], Row]]] = {
     "node-lost": node_lost,
     "dockerd-killed": dockerd_killed,
     "dockerd-frozen": dockerd_frozen,
+    "libvirtd-killed": partial(libvirtd_fails, signal.SIGKILL),
+    "libvirtd-frozen": partial(libvirtd_fails, signal.SIGSTOP),
     "network-cut": network_cut,
     "controllers-disk-full": controllers_disk_full,
     "agents-disk-full": agents_disk_full,
