@@ -24,6 +24,7 @@ from attrs import define, evolve, field
 from bench.launch.cluster import memory_mib
 from bench.launch.report import machine
 from swarmctl.client import Client
+from swarmctl.proto.errors import NothingFits
 from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
 from tests.e2e.cluster import IMAGE, Cluster, Daemon
@@ -96,10 +97,19 @@ class Soak:
         self.await_each(specs, "running")
 
     def await_each(self, specs: list[ServiceSpec], condition: str) -> None:
-        """Wait until services are so."""
+        """Wait until services are so; a node may be sick for a while, on a busy machine."""
         names = [spec.name for spec in specs]
         params = {"names": names, "for": condition, "timeout_s": STEP_S}
-        self.client.call("service.wait", params, timeout_s=2 * STEP_S)
+        deadline = time.monotonic() + STEP_S
+        while True:
+            try:
+                self.client.call("service.wait", params, timeout_s=2 * STEP_S)
+            except NothingFits:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+            else:
+                return
 
     def sample(self, at_s: float) -> None:
         """Read all daemons."""
