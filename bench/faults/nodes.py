@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.faults.rows import Row, Watch
+from swarmctl.proto import limits
 from swarmctl.proto.errors import SwarmError
 from tests.e2e.cluster import Cluster, box, docker_client, machine
 from tests.e2e.test_bad_input import PrivateDocker
@@ -19,6 +20,8 @@ from tests.integration.private_libvirtd import PrivateLibvirtd
 # Longer than a node's silence may be before it is lost (5 s).
 FROZEN_S: Final = 10.0
 COPIES: Final = 4
+# An agent starts within a second, on a machine that does nothing else.
+STARTS_MAX: Final = 5
 
 
 @contextmanager
@@ -96,12 +99,23 @@ def controller_frozen(folder: Path) -> Row:
 
 def agent_killed(folder: Path) -> Row:
     """Kill -9, and a new start at once: what runs is adopted."""
-    with pair(folder) as cluster:
-        before, watch = runs(cluster), Watch()
-        cluster.agents["b"].kill()
-        cluster.agents["b"].start()
-        healed_s = watch.until(lambda: settled(cluster, before), "the node back")
-    return Row("agent: kill -9, started again", "its containers are adopted as they run", healed_s)
+    for number in range(STARTS_MAX):
+        with pair(folder / str(number)) as cluster:
+            healed_s = _agent_killed(cluster)
+        if healed_s is not None:
+            outcome = "its containers are adopted as they run"
+            return Row("agent: kill -9, started again", outcome, healed_s)
+    raise AssertionError(f"no agent started in time in {STARTS_MAX} attempts: a busy machine")
+
+
+def _agent_killed(cluster: Cluster) -> float | None:
+    """None where the start took so long that the node was lost: that is another row."""
+    before, watch = runs(cluster), Watch()
+    cluster.agents["b"].kill()
+    cluster.agents["b"].start()
+    if watch.passed_s > limits.NODE_LOST_S - limits.HEARTBEAT_S:
+        return None
+    return watch.until(lambda: settled(cluster, before), "the node back")
 
 
 def node_lost(folder: Path) -> Row:

@@ -48,6 +48,11 @@ class Watch:
         while not condition():
             assert time.monotonic() < end, f"no {what} within {PATIENCE_S:g} s"
             time.sleep(_LOOK_S)
+        return self.passed_s
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the start."""
         return time.monotonic() - self.began
 
 
