@@ -312,7 +312,9 @@ class Agent:
 
     async def _look_again(self) -> None:
         while True:
-            with trio.move_on_after(facts.PROBE_EVERY_S):
+            away = [name for name in self._seen_available if not self._health[name].available]
+            sick = away or self._pressure
+            with trio.move_on_after(facts.PROBE_SICK_S if sick else facts.PROBE_EVERY_S):
                 await self._doubtful.wait()
             self._doubtful = trio.Event()
             await self._look()
