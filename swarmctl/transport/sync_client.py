@@ -72,9 +72,13 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection; a payload that TCP has not taken yet is dropped."""
-        self._close_sockets()
-        self._context.term()
+        """End the connection; a payload that TCP has not taken yet is dropped.
+
+        A second call does nothing; whoever sends or receives after it is told LinkLost.
+        """
+        if not self._socket.closed:
+            self._close_sockets()
+            self._context.term()
 
     def _close_sockets(self) -> None:
         self._monitor.close()
@@ -175,6 +179,8 @@ class SyncClient:
         return True
 
     def _observe(self) -> None:
+        if self._socket.closed:
+            raise self._lost()
         for event in self._monitor.read_nowait():
             self._progress.observe(event)
 
