@@ -22,6 +22,7 @@ from swarmctl.proto.errors import NoController, SwarmError
 from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
 from tests.e2e.cluster import Cluster, Daemon, Ended, free_port, run_swarmctl, until
+from tests.integration.etcd_fixture import etcd_of
 
 # Lease (4 s), look (0.25 s), start of a leader; and slack for a busy machine.
 FAILOVER_S = 60.0
@@ -182,8 +183,8 @@ class Controllers:
 
 
 @pytest.fixture
-def etcd(tmp_path: Path):
-    with EtcdCluster(tmp_path / "etcd", 3) as cluster:
+def etcd():
+    with etcd_of(3) as cluster:
         yield cluster
 
 
