@@ -143,7 +143,7 @@ async def test_a_machine_that_is_cut_off_is_lost_and_its_instances_go_elsewhere(
             lambda: all(set(nodes) != {"n3"} for nodes in world.running().values())
         )
 
-        # Not before a heartbeat has been missed; to the second is what is promised, and a look of this test.
+        # Not before a heartbeat has been missed; then what is promised, and a look of this test.
         assert 2 <= lost_after <= limits.NODE_LOST_S + 0.1
         assert replaced_after < 3
         assert sum("n3" in nodes for nodes in world.running().values()) == 4
