@@ -28,7 +28,7 @@ from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
-from swarmctl.agent.fencing import Fence, Leases, explained, make_fence
+from swarmctl.agent.fencing import Fence, Leases, explained, make_fence, take_fenced_removes
 from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
@@ -157,6 +157,7 @@ class Agent:
             states[instance.state.label] = states.get(instance.state.label, 0) + 1
         return {
             "instances": states,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "term": self.supervisor.term,
             "unreported": len(self.supervisor.dirty) + len(self.supervisor.unsent_gone),
             "reasons": list(self.reasons()),
@@ -249,7 +250,7 @@ class Agent:
         return all(name in supervisor.listed or name in supervisor.down for name in self.drivers)
 
     async def _carry_out(self, actions: Actions) -> None:
-        """Journal first, then act; a journal that refuses holds up launches, nothing else."""
+        """Journal first, then act; a journal that refuses holds up launches, and little else."""
         assert self.executor is not None, "runs after the executor was made"
         actions = self._with_held(actions)
         try:
@@ -262,7 +263,11 @@ class Agent:
                 _log.error("journal refuses, launches wait", error=str(error))
             self._journal_fault = f"journal: {error}"
             self._held = Actions(
-                actions.term, actions.puts, actions.deletes, launches=actions.launches
+                actions.term,
+                actions.puts,
+                actions.deletes,
+                launches=actions.launches,
+                removes=take_fenced_removes(actions, self.supervisor),
             )
             await self.executor.begin(actions, launch=False)
             with trio.move_on_after(JOURNAL_RETRY_S):
@@ -282,6 +287,8 @@ class Agent:
             key: record for key, record in held.puts.items() if key not in actions.deletes
         } | actions.puts
         actions.deletes |= held.deletes - actions.puts.keys()
+        for name, incarnations in held.removes.items():
+            actions.removes.setdefault(name, []).extend(incarnations)
         cancelled = set(actions.cancels)
         now = trio.current_time()
         for name, launches in held.launches.items():
@@ -314,7 +321,9 @@ class Agent:
 
     async def _look_again(self) -> None:
         while True:
-            with trio.move_on_after(facts.PROBE_EVERY_S):
+            away = [name for name in self._seen_available if not self._health[name].available]
+            sick = away or self._pressure
+            with trio.move_on_after(facts.PROBE_SICK_S if sick else facts.PROBE_EVERY_S):
                 await self._doubtful.wait()
             self._doubtful = trio.Event()
             await self._look()
