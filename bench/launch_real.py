@@ -145,7 +145,7 @@ def bench_cluster(agent_prefix: Sequence[str] = ()) -> Iterator[BenchCluster]:
                 _start(
                     folder,
                     *("agent", "--name", "bench", "--data", str(folder / "agent")),
-                    *("--join", str(data / "join.token"), "--drivers", "docker,libvirt"),
+                    *("--join", str(data / "join.token"), "--drivers", "docker,libvirt,oci"),
                     prefix=agent_prefix,
                 )
             )
@@ -216,6 +216,27 @@ def _containers(cluster: BenchCluster, count: int, threads: int, rounds: int, ne
         comparison,
         rounds,
         lambda: _raw_containers(count, threads, network),
+        lambda: cluster.launch(spec),
+        lambda: cluster.remove(spec),
+    )
+    return comparison
+
+
+def oci_service(count: int) -> ServiceSpec:
+    """The same containers without Docker; the image comes from it, once."""
+    container = ContainerSpec(f"docker-daemon:{IMAGE}", command=COMMAND, network="none")
+    template = Template(container=container, stop_grace_period_s=0.0)
+    return ServiceSpec("oci", template, replicas=count, driver="oci")
+
+
+def _without_docker(cluster: BenchCluster, count: int, threads: int, rounds: int) -> Any:
+    """Containers of the oci driver beside what the Docker SDK does, both without a network."""
+    comparison = Comparison("oci", count)
+    spec = oci_service(count)
+    _alternate(
+        comparison,
+        rounds,
+        lambda: _raw_containers(count, threads, "none"),
         lambda: cluster.launch(spec),
         lambda: cluster.remove(spec),
     )
@@ -358,6 +379,7 @@ def main() -> None:
     """Measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.launch_real", description=__doc__)
     parser.add_argument("--containers", type=int, default=40)
+    parser.add_argument("--oci", type=int, default=40, help="containers without Docker")
     parser.add_argument("--vms", type=int, default=8)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -372,6 +394,8 @@ def main() -> None:
             comparisons.append(
                 _containers(cluster, arguments.containers, threads, rounds, arguments.network)
             )
+        if arguments.oci:
+            comparisons.append(_without_docker(cluster, arguments.oci, threads, rounds))
         if arguments.vms:
             comparisons.append(_machines(cluster, arguments.vms, threads, rounds))
     rows = [one.row() for one in comparisons]

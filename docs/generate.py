@@ -1,15 +1,20 @@
-"""`python -m docs.generate`: the parts of docs/ that are drawn from the code's own tables.
+"""`python -m docs.generate`: parts of docs/ that are drawn from tables of the code and of results.
 
 Each is kept between two comments in a page, so that the page reads well without being built; a
 test compares them with the code.
 """
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+from attrs import frozen
+
+from bench.faults.rows import table
 from swarmctl.proto.states import FINAL, FORWARD, LIVE, NEXT_ATTEMPT, InstanceState
 
-PAGE = Path(__file__).with_name("nomenclature.md")
-BEGIN = "<!-- begin: drawn from swarmctl/proto/states.py by `make docs` -->"
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "bench" / "results"
 END = "<!-- end -->"
 
 
@@ -31,14 +36,40 @@ def instance_states() -> str:
     return "\n".join(lines)
 
 
-def with_generated(page: str) -> str:
-    """The page with its generated part made anew."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    assert begin, f"{PAGE.name} has lost its first marker"
-    assert end, f"{PAGE.name} has lost its second marker"
-    return f"{head}{BEGIN}\n\n{instance_states()}\n{END}{tail}"
+def faults() -> str:
+    """The measured faults, as a table."""
+    recorded = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))
+    return table(list(recorded["rows"].values())) + "\n"
+
+
+@frozen
+class Part:
+    """A part of a page: what it begins with, and what draws it."""
+
+    page: Path
+    source: str
+    draw: Callable[[], str]
+
+    @property
+    def begin(self) -> str:
+        """The comment before it."""
+        return f"<!-- begin: drawn from {self.source} by `make docs` -->"
+
+    def made_anew(self) -> str:
+        """The whole page, with this part as it should be."""
+        head, begin, rest = self.page.read_text(encoding="utf-8").partition(self.begin)
+        _, end, tail = rest.partition(END)
+        assert begin, f"{self.page.name} has lost its first marker"
+        assert end, f"{self.page.name} has lost its second marker"
+        return f"{head}{begin}\n\n{self.draw()}\n{END}{tail}"
+
+
+PARTS = (
+    Part(HERE / "nomenclature.md", "swarmctl/proto/states.py", instance_states),
+    Part(HERE / "reliability.md", "bench/results/faults.json", faults),
+)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_generated(PAGE.read_text()))
+    for part in PARTS:
+        part.page.write_text(part.made_anew(), encoding="utf-8")

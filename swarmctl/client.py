@@ -2,24 +2,31 @@
 
 A :class:`Client` is one connection made with a context.  Requests have deadlines; streams are
 bounded by credit like those of :mod:`swarmctl.transport.rpc`, whose blocking counterpart this is.
+
+A connection ends when its controller does, or when that begins or ceases to lead.
+:meth:`Client.call` then connects again, to whichever controller is there, and repeats the request
+as long as its deadline allows: any request that was not sent, and of those that were, what is safe
+to repeat (:mod:`swarmctl.proto.repeatable`).  Streams and :meth:`Client.call_each` end with the
+connection; who reads them knows where to go on.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final
 
 from swarmctl.credentials import Context
 from swarmctl.pipeline import WINDOW, Answer, Pipeline, pause_s
-from swarmctl.proto import codec, limits
+from swarmctl.proto import codec, limits, repeatable
 from swarmctl.proto.errors import (
     Busy,
     DeadlineExceeded,
     InternalError,
     NoController,
     PeerError,
+    SwarmError,
     from_wire,
 )
 from swarmctl.proto.messages import (
@@ -33,7 +40,7 @@ from swarmctl.proto.messages import (
     StreamData,
 )
 from swarmctl.transport import bounds
-from swarmctl.transport.errors import HandshakeFailed
+from swarmctl.transport.errors import HandshakeFailed, KeyRefused, LinkLost
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.sync_client import SyncClient, connect
 
@@ -42,6 +49,12 @@ _REFRESH: Final = limits.STREAM_WINDOW_CHUNKS // 2
 _LOOK_S: Final = 5.0
 # Between two attempts to reach a controller that starts anew.
 _RECONNECT_PAUSE_S: Final = 0.2
+# A request without an end to its time does not look for a controller for ever: an election takes
+# seconds, and reading a large cluster anew some more.
+_FAILOVER_S: Final = 30.0
+# With several controllers nobody may listen for a moment: one is gone, another begins to lead.
+_TURN_S: Final = 3.0
+_AWAY: Final = (NoController, HandshakeFailed)
 
 
 class Client:
@@ -50,6 +63,7 @@ class Client:
     Args:
         context: where, and who we are.
         connect_timeout_s: for each address; the transport's own unless given.
+        patience_s: how long to look for one where several may be; 0 for who cannot wait.
 
     Raises:
         NoController: no address of the context answers.
@@ -57,21 +71,38 @@ class Client:
     """
 
     def __init__(
-        self, context: Context, *, connect_timeout_s: float = bounds.CLIENT_CONNECT_TIMEOUT_S
+        self,
+        context: Context,
+        *,
+        connect_timeout_s: float = bounds.CLIENT_CONNECT_TIMEOUT_S,
+        patience_s: float = _TURN_S,
     ) -> None:
         self.context = context
         self._connect_timeout_s = connect_timeout_s
-        self._connection = self._connect()
+        # One controller that is not there will not be there in a moment either.
+        several = len(context.addresses) > 1
+        self._connection = self._connect(context.addresses, patience_s if several else 0.0, _AWAY)
         self._ids = itertools.count(1)
 
-    def _connect(self) -> SyncClient:
+    def _connect(
+        self, addresses: Sequence[str], patience_s: float, passing: tuple[type[SwarmError], ...]
+    ) -> SyncClient:
+        """Try until ``patience_s`` are over, whatever fails for a reason that may pass."""
         context = self.context
-        return connect(
-            context.addresses,
-            context.server_key,
-            KeyPair(context.public_key, context.secret_key),
-            connect_timeout_s=self._connect_timeout_s,
-        )
+        keypair = KeyPair(context.public_key, context.secret_key)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return connect(
+                    addresses,
+                    context.server_key,
+                    keypair,
+                    connect_timeout_s=self._connect_timeout_s,
+                )
+            except passing:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RECONNECT_PAUSE_S)
 
     def reconnect(self, patience_s: float) -> None:
         """A new connection in place of a lost one; what was under way on that is lost.
@@ -79,17 +110,12 @@ class Client:
         Raises:
             NoController: none could be made in ``patience_s``.
         """
+        lost = self._connection.endpoint
         self._connection.close()
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                self._connection = self._connect()
-            except (NoController, HandshakeFailed):
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_RECONNECT_PAUSE_S)
-            else:
-                return
+        # The others first: one that hangs takes seconds to find out about.
+        others = sorted(self.context.addresses, key=lambda address: address == lost)
+        # A controller in the moment of its start knows no keys yet; ours was let in before.
+        self._connection = self._connect(others, patience_s, (*_AWAY, KeyRefused))
 
     def __enter__(self) -> "Client":
         return self
@@ -113,28 +139,38 @@ class Client:
         *,
         timeout_s: float = limits.RPC_TIMEOUT_S,
     ) -> Any:
-        """Ask and wait for the answer; a controller that is busy is asked again when it says so.
+        """Ask and wait for the answer; see the module's docstring for what is asked again.
+
+        A controller that is busy is asked again when it says so.
 
         Raises:
             DeadlineExceeded: no answer in ``timeout_s``.
             Busy: the controller still was at the end of it.
+            LinkLost: the connection was lost, and the request may have been done.
+            NoController: the connection was lost, and none could be made in time.
             SwarmError: what else the controller answered.
         """
+        params = params or {}
         deadline = time.monotonic() + timeout_s
-        attempt = 0
+        refusals = 0
         while True:
-            attempt += 1
-            left_s = max(0.001, deadline - time.monotonic())
-            with self.stream(method, params, timeout_s=left_s) as stream:
-                for _ in stream:
-                    pass
-                try:
-                    return stream.result
-                except Busy as busy:
-                    wait_s = pause_s(busy, attempt, deadline - time.monotonic())
-                    if wait_s is None:
-                        raise
-            time.sleep(wait_s)
+            try:
+                stream = self.stream(method, params, timeout_s=_left_s(deadline))
+            except LinkLost:
+                self.reconnect(min(_FAILOVER_S, _left_s(deadline)))
+                continue
+            try:
+                return stream.read()
+            except Busy as busy:
+                refusals += 1
+                wait_s = pause_s(busy, refusals, _left_s(deadline))
+                if wait_s is None:
+                    raise
+                time.sleep(wait_s)
+            except LinkLost as lost:
+                if not repeatable.is_repeatable(method, params):
+                    raise _in_doubt(method, lost) from lost
+                self.reconnect(min(_FAILOVER_S, _left_s(deadline)))
 
     def call_each(
         self,
@@ -228,6 +264,13 @@ class ClientStream:
             elif self._outcome is not None:
                 return
 
+    def read(self) -> Any:
+        """Pass over its data, and return its result; what may be raised is that of both."""
+        with self:
+            for _ in self:
+                pass
+            return self.result
+
     @property
     def ended(self) -> bool:
         """Whether the answer has come."""
@@ -306,3 +349,16 @@ class ClientStream:
             case _:
                 pass  # Late data of a request that was cancelled.
         return None
+
+
+def _left_s(deadline: float) -> float:
+    return max(0.001, deadline - time.monotonic())
+
+
+def _in_doubt(method: str, lost: LinkLost) -> LinkLost:
+    """Not repeated: it does more when it is done twice."""
+    return LinkLost(
+        f"the connection was lost while the controller had {method} to do: it may have been done",
+        lost.where,
+        "see whether it was, and repeat it if not",
+    )

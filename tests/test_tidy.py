@@ -12,7 +12,6 @@ MODULE_MAX_LINES = 500
 FUNCTION_MAX_LINES = 70
 # Longer ones that were there when the rule came. Entries only go: shorten one, then delete it.
 MODULES_TOO_LONG: dict[str, int] = {
-    "swarmctl/agent/drivers/sim.py": 510,
     "swarmctl/agent/supervisor.py": 560,
 }
 FUNCTIONS_TOO_LONG: dict[str, int] = {}
@@ -128,7 +127,15 @@ def test_durations_are_not_measured_by_the_wall_clock():
 
 # --- who imports whom -----------------------------------------------------------------------------
 
-PURE = ("swarmctl/spec/", "swarmctl/proto/", "swarmctl/scheduler/")
+# Of swarmctl/net/, what decides; the others carry it out.
+NET_PURE = (
+    *("model", "numbers", "addresses", "vlans", "names", "mtu"),
+    *("schema", "draft", "rows", "hostnames", "security", "routing", "diff"),
+)
+PURE = (
+    *("swarmctl/spec/", "swarmctl/proto/", "swarmctl/scheduler/"),
+    *(f"swarmctl/net/{name}.py" for name in NET_PURE),
+)
 IMPURE = ("trio", "zmq", "libvirt", "docker", "time", "random", "secrets", "socket", "subprocess")
 
 

@@ -12,6 +12,7 @@ standard input: ``list FILE`` writes what every node has, ``vanish N`` lets node
 
 import gc
 import json
+import math
 import random
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,7 @@ from attrs import asdict, frozen
 
 from bench.launch.scenario import Machine, Scenario, node_labels, node_name
 from swarmctl import garbage
+from swarmctl.agent import facts
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Agent, Edges
 from swarmctl.agent.drivers.api import Driver, Owner
@@ -41,6 +43,8 @@ _ENROLLING_AT_ONCE = 200
 _KINDS = ("docker", "libvirt")
 # Between two looks at who is back: thousands are looked at, and that is not to be what is measured.
 _LOOK_S = 0.1
+# Between two looks at the machine itself: a node's own are ten seconds apart.
+_MACHINE_LOOK_S = 1.0
 
 
 @frozen
@@ -75,6 +79,7 @@ class Fleet:
         self.agents: dict[str, Agent] = {}
         self.scopes: dict[str, trio.CancelScope] = {}
         self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
+        self._look = SharedLook()
 
     async def run_node(
         self, number: int, task_status: "trio.TaskStatus[Agent]" = trio.TASK_STATUS_IGNORED
@@ -89,7 +94,13 @@ class Fleet:
             member = await membership(
                 folder, name=name, join=self.settings.join, controllers=(), open_link=_link
             )
-        drivers = self._drivers(number, Owner(member.identity.cluster_id, name))
+        drivers = simulated_drivers(
+            Owner(member.identity.cluster_id, name),
+            number,
+            seed=self.settings.seed,
+            delay_s=self.settings.delay_s,
+            failure_rate=self.settings.failure_rate,
+        )
         with trio.CancelScope() as scope:
             self.scopes[name] = scope
             await self._serve(config, member, drivers, task_status)
@@ -102,7 +113,7 @@ class Fleet:
         task_status: "trio.TaskStatus[Agent]",
     ) -> None:
         chance = random.Random(config.name)  # noqa: S311 - jitter, repeatable
-        edges = Edges(_link, lambda *_: drivers, _no_journal, chance)
+        edges = Edges(_link, lambda *_: drivers, open_memory_journal, chance, look=self._look)
         identity = member.identity
         async with _link(identity.addresses, identity.server_key, member.keypair) as link:
             agent = Agent(config, member, drivers, MemoryJournal(), edges)
@@ -122,20 +133,6 @@ class Fleet:
             # A call for many takes no time; delays are those of single launches.
             sim_bulk=not self.settings.delay_s,
         )
-
-    def _drivers(self, number: int, owner: Owner) -> dict[str, Driver]:
-        """The simulated driver under the names of the real ones."""
-        made: dict[str, Driver] = {}
-        for kind in _KINDS:
-            settings = SimSettings(
-                start=Delay(tail_mean_s=self.settings.delay_s),
-                start_failure_rate=self.settings.failure_rate,
-                seed=self.settings.seed * 1_000_003 + number * 2 + _KINDS.index(kind),
-            )
-            driver = SimDriver(owner, SimHost(settings))
-            driver.name = kind
-            made[kind] = driver
-        return made
 
     def write_lists(self, path: Path) -> int:
         """Write what each node's drivers have, node by node; how many instances that is."""
@@ -184,6 +181,21 @@ class Fleet:
         return session is not None and session.machine.is_open
 
 
+class SharedLook:
+    """The machine as its nodes see it: thousands are on one, which is looked at for all of them."""
+
+    def __init__(self) -> None:
+        self._seen: facts.Machine | None = None
+        self._seen_at = -math.inf
+
+    def __call__(self, data: Path) -> facts.Machine:
+        """As :func:`swarmctl.agent.facts.look`, of a moment ago at the most."""
+        now = monotonic()
+        if self._seen is None or now - self._seen_at > _MACHINE_LOOK_S:
+            self._seen, self._seen_at = facts.look(data), now
+        return self._seen
+
+
 class WatchedLink:
     """A link that counts the connections that its session has begun to use."""
 
@@ -210,8 +222,26 @@ def _link(
     return open_link(addresses, server_key, keypair)
 
 
+def simulated_drivers(
+    owner: Owner, number: int, *, seed: int = 0, delay_s: float = 0.0, failure_rate: float = 0.0
+) -> dict[str, Driver]:
+    """The simulated driver under the names of the real ones, for node ``number``."""
+    made: dict[str, Driver] = {}
+    for index, kind in enumerate(_KINDS):
+        settings = SimSettings(
+            start=Delay(tail_mean_s=delay_s),
+            start_failure_rate=failure_rate,
+            seed=seed * 1_000_003 + number * 2 + index,
+        )
+        driver = SimDriver(owner, SimHost(settings))
+        driver.name = kind
+        made[kind] = driver
+    return made
+
+
 @asynccontextmanager
-async def _no_journal(path: Path) -> AsyncIterator[Journal]:
+async def open_memory_journal(path: Path) -> AsyncIterator[Journal]:
+    """A journal as long as the process: the file's name is not needed."""
     del path
     yield MemoryJournal()
 

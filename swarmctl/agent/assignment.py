@@ -7,6 +7,9 @@ to the controller, and what is not known is not unwanted (DESIGN 8.5): it is lef
 reported until it is assigned again or removed by name.
 """
 
+from collections.abc import Iterable, Mapping
+
+from swarmctl.agent import fast_path
 from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.transitions import Phase
@@ -40,19 +43,17 @@ def apply(supervisor: Supervisor, message: Assign, now: float) -> None:
     if message.term > supervisor.term:
         supervisor.term = supervisor.actions.term = message.term
     supervisor.version = message.version
-    for digest, encoded in message.templates.items():
-        _learn(supervisor, digest, encoded)
-    listed: set[int] = set()
-    for group in message.groups:
-        if message.full:
-            listed.update([entry[1] for entry in group.entries])
+    if message.templates:
+        _learn(supervisor, message.templates)
+    for group, entries in fast_path.admit(supervisor, message.groups):
         if group.template in supervisor.templates:
-            _apply_group(supervisor, group)
+            _apply_entries(supervisor, group, entries)
         else:
             supervisor.missing_templates.add(group.template)
     for incarnation in message.removed:
         remove(supervisor, incarnation)
     if message.full:
+        listed = {entry[1] for group in message.groups for entry in group.entries}
         listed.update(message.removed)
         _quarantine_others(supervisor, listed)
 
@@ -70,34 +71,43 @@ def _check(supervisor: Supervisor, message: Assign) -> None:
             f"version {message.version} came after {supervisor.version} of term {message.term}"
         )
     for group in message.groups:
-        for slot, incarnation, desired, generation, restarts in group.entries:
-            if desired not in _DESIRED or min(slot, incarnation, generation, restarts) < 0:
-                raise ProtocolError(f"not an assignment of {group.service}.{slot}: {desired}")
+        for entry in group.entries:
+            if min(entry) < 0 or entry[2] not in _DESIRED:
+                name = f"{group.service}.{entry[0]}"
+                raise ProtocolError(f"not an assignment of {name}: {entry[2]}")
         if len(group.attachments) not in (0, len(group.entries)):
             raise ProtocolError(f"an assignment of {group.service} says of some where they go")
 
 
-def _learn(supervisor: Supervisor, digest: bytes, encoded: bytes) -> None:
-    supervisor.missing_templates.discard(digest)
-    if supervisor.templates.get(digest) is not None:
-        return
-    try:
-        template = supervisor.templates[digest] = wire.decode_template(encoded)
-    except ProtocolError:
-        # Of a newer release: its instances are rejected one by one, with that reason.
-        supervisor.templates[digest] = None
-        return
-    supervisor.health.in_use |= template.checked is not None
-    supervisor.template_key += 1
-    assert supervisor.template_key < TEMPLATE_KEYS_END, "a cluster has no 2**40 templates"
-    supervisor.actions.puts[supervisor.template_key] = digest + encoded
+def _learn(supervisor: Supervisor, encoded_by_digest: Mapping[bytes, bytes]) -> None:
+    """Templates that came along; those that are new are remembered in the journal."""
+    templates, puts, health = supervisor.templates, supervisor.actions.puts, supervisor.health
+    supervisor.missing_templates.difference_update(encoded_by_digest)
+    key = supervisor.template_key
+    for digest, encoded in encoded_by_digest.items():
+        if templates.get(digest) is not None:
+            continue
+        try:
+            template = templates[digest] = wire.decode_template(encoded)
+        except ProtocolError:
+            # Of a newer release: its instances are rejected one by one, with that reason.
+            templates[digest] = None
+            continue
+        if template.checked is not None:
+            health.in_use = True
+        key += 1
+        puts[key] = digest + encoded
+    assert key < TEMPLATE_KEYS_END, "a cluster has no 2**40 templates"
+    supervisor.template_key = key
 
 
-def _apply_group(supervisor: Supervisor, group: AssignedGroup) -> None:
+def _apply_entries(
+    supervisor: Supervisor, group: AssignedGroup, entries: Iterable[fast_path.Entry]
+) -> None:
     instances = supervisor.instances
     # None of them, or all, see _check.
     ports = dict(zip((entry[1] for entry in group.entries), group.attachments, strict=False))
-    for slot, incarnation, desired, generation, restarts in group.entries:
+    for slot, incarnation, desired, generation, restarts in entries:
         instance = instances.get(incarnation)
         if instance is None:
             plugged = ports.get(incarnation, ())

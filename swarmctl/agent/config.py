@@ -17,7 +17,7 @@ from swarmctl.net.plugging.ovs import DEFAULT_REMOTE, OvsPlugs
 from swarmctl.net.plugging.trunk import TrunkPlugs
 from swarmctl.proto.errors import DriverUnavailable, InvalidSpec
 
-DRIVERS = ("docker", "libvirt", "sim")
+DRIVERS = ("docker", "libvirt", "oci", "sim")
 
 
 @frozen
@@ -147,6 +147,10 @@ def _make(name: str, config: AgentConfig, owner: Owner) -> Driver:
             return LibvirtDriver(
                 owner, config.data / "vms", images=config.images, uri=config.libvirt_uri
             )
+        if name == "oci":
+            from swarmctl.agent.drivers.oci import OciDriver
+
+            return OciDriver(owner, config.data / "oci")
     except ImportError as error:
         return MissingDriver(name, f"{error.name or error} is not installed on this machine")
     from swarmctl.agent.drivers.sim import SimDriver, SimHost

@@ -8,6 +8,7 @@ Cancelling ends the daemon and nothing else: instances run on, and the next agen
 folder adopts them.
 """
 
+import math
 import platform
 import random
 import time
@@ -28,7 +29,7 @@ from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers, make_plugs
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
-from swarmctl.agent.fencing import Fence, Leases, explained, make_fence
+from swarmctl.agent.fencing import Fence, Leases, explained, make_fence, take_fenced_removes
 from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
@@ -118,7 +119,7 @@ class Agent:
         self.session: Session | None = None
         self.executor: Executor | None = None
         self._config = config
-        self._journal = journal
+        self.journal = journal
         self._edges = edges
         self._fence = edges.make_fence(config)
         self._settings = facts.FactsSettings(
@@ -175,6 +176,7 @@ class Agent:
             states[instance.state.label] = states.get(instance.state.label, 0) + 1
         return {
             "instances": states,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "term": self.supervisor.term,
             "unreported": len(self.supervisor.dirty) + len(self.supervisor.unsent_gone),
             "reasons": list(self.reasons()),
@@ -185,15 +187,7 @@ class Agent:
     async def run(self, link: Link, task_status: "trio.TaskStatus[Agent]") -> SwarmError:
         """Supervise and keep the session, until cancelled or refused for good (the error)."""
         async with trio.open_nursery() as nursery:
-            self.executor = Executor(
-                self.drivers,
-                self.supervisor,
-                nursery,
-                self.wake,
-                bulk=self._config.sim_bulk,
-                fence=self._fence,
-                attaching=self.attaching,
-            )
+            self.executor = self.make_executor(nursery)
             if self.attaching is not None:
                 nursery.start_soon(self.attaching.run, self._listed)
             if self._fence is not None:
@@ -230,6 +224,18 @@ class Agent:
             nursery.cancel_scope.cancel()
         return refusal
 
+    def make_executor(self, nursery: trio.Nursery) -> Executor:
+        """What carries out this agent's decisions, in tasks of ``nursery``."""
+        return Executor(
+            self.drivers,
+            self.supervisor,
+            nursery,
+            self.wake,
+            bulk=self._config.sim_bulk,
+            fence=self._fence,
+            attaching=self.attaching,
+        )
+
     def _learn(self, addresses: tuple[str, ...]) -> None:
         """The controllers' addresses, for this and the next start."""
         if self._config.trunk:
@@ -251,8 +257,12 @@ class Agent:
             if supervisor.idle and not self._held.journals:
                 if self.session is not None:
                     self.session.wake()
-                with trio.move_on_at(supervisor.next_due()):
+                due = supervisor.next_due()
+                if due == math.inf:  # Most of the time: a scope costs more than the wait.
                     await self._woken.wait()
+                else:
+                    with trio.move_on_at(due):
+                        await self._woken.wait()
             else:
                 await self._carry_out(supervisor.take())
                 if self.session is not None:
@@ -264,20 +274,24 @@ class Agent:
         return all(name in supervisor.listed or name in supervisor.down for name in self.drivers)
 
     async def _carry_out(self, actions: Actions) -> None:
-        """Journal first, then act; a journal that refuses holds up launches, nothing else."""
+        """Journal first, then act; a journal that refuses holds up launches, and little else."""
         assert self.executor is not None, "runs after the executor was made"
         actions = self._with_held(actions)
         try:
             if actions.term is not None:
-                await self._journal.set_meta("term", str(actions.term).encode())
+                await self.journal.set_meta("term", str(actions.term).encode())
             if actions.puts or actions.deletes:
-                await self._journal.apply(actions.puts, actions.deletes)
+                await self.journal.apply(actions.puts, actions.deletes)
         except (StorageFault, Busy) as error:
             if not self._journal_fault:
                 _log.error("journal refuses, launches wait", error=str(error))
             self._journal_fault = f"journal: {error}"
             self._held = Actions(
-                actions.term, actions.puts, actions.deletes, launches=actions.launches
+                actions.term,
+                actions.puts,
+                actions.deletes,
+                launches=actions.launches,
+                removes=take_fenced_removes(actions, self.supervisor),
             )
             await self.executor.begin(actions, launch=False)
             with trio.move_on_after(JOURNAL_RETRY_S):
@@ -297,6 +311,8 @@ class Agent:
             key: record for key, record in held.puts.items() if key not in actions.deletes
         } | actions.puts
         actions.deletes |= held.deletes - actions.puts.keys()
+        for name, incarnations in held.removes.items():
+            actions.removes.setdefault(name, []).extend(incarnations)
         cancelled = set(actions.cancels)
         now = trio.current_time()
         for name, launches in held.launches.items():
@@ -329,7 +345,9 @@ class Agent:
 
     async def _look_again(self) -> None:
         while True:
-            with trio.move_on_after(facts.PROBE_EVERY_S):
+            away = [name for name in self._seen_available if not self._health[name].available]
+            sick = away or self._pressure
+            with trio.move_on_after(facts.PROBE_SICK_S if sick else facts.PROBE_EVERY_S):
                 await self._doubtful.wait()
             self._doubtful = trio.Event()
             await self._look()

@@ -282,12 +282,21 @@ async def _connected(link: Link, addresses: int) -> None:
 
 
 async def _answer(link: Link) -> Enrolled:
+    """The answer; what only the other release knows, either of us, is passed over."""
+    unknown = codec.UnknownMessage
     while True:
         for payload in await link.receive_batch():
-            message: Message = codec.decode(payload)
+            try:
+                message: Message = codec.decode(payload)
+            except unknown as error:
+                _log.warning("not understood", error=str(error))
+                continue
             if isinstance(message, Enrolled):
                 return message
             if isinstance(message, Refuse):
+                if message.code == unknown.code:
+                    _log.warning("not understood by the controller", error=message.what)
+                    continue
                 raise from_wire(message.code, message.what, message.where, message.hint)
             raise ProtocolError(
                 f"the controller answered the enrolment by {type(message).__name__}"

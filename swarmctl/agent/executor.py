@@ -19,10 +19,10 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
-from swarmctl.agent import adoption
+from swarmctl.agent import adoption, fast_path
 from swarmctl.agent.actions import Actions, Stop
 from swarmctl.agent.attaching import Attaching
-from swarmctl.agent.drivers.api import BulkLaunch, Driver, Found, Launch
+from swarmctl.agent.drivers.api import BulkLaunch, Driver, Launch
 from swarmctl.agent.fencing import Fence, NotFenced
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto.errors import DeadlineExceeded, InternalError, SwarmError
@@ -110,9 +110,10 @@ class DriverExecutor:
     async def launch(self, launches: list[Launch]) -> None:
         """Begin launches, in their order."""
         if self._bulk is not None:
-            for start in range(0, len(launches), BULK_MAX):
-                self._launch_many(self._bulk, launches[start : start + BULK_MAX])
+            self._launch_many(self._bulk, launches[:BULK_MAX])
+            for start in range(BULK_MAX, len(launches), BULK_MAX):
                 await trio.lowlevel.checkpoint()
+                self._launch_many(self._bulk, launches[start : start + BULK_MAX])
             return
         for launch in launches:
             self._preparing[launch.incarnation] = trio.CancelScope()
@@ -154,13 +155,8 @@ class DriverExecutor:
     # --- operations ---------------------------------------------------------------------------
 
     def _launch_many(self, driver: BulkLaunch, batch: list[Launch]) -> None:
-        answers = driver.launch_many(batch)
-        now, supervisor = trio.current_time(), self._supervisor
-        for launch, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Found):
-                supervisor.launched(launch.incarnation, answer, now)
-            else:
-                supervisor.launch_failed(launch.incarnation, answer, now)
+        started = driver.launch_many(batch)
+        fast_path.launched(self._supervisor, batch, started, trio.current_time())
         self._wake()
 
     async def _prepare(self, launch: Launch) -> None:

@@ -21,6 +21,8 @@ from swarmctl.proto.messages import DriverFacts, NodeFacts
 
 # Between two looks: well below the time in which an operator would wonder.
 PROBE_EVERY_S: Final = 10.0
+# While something that was well is not: a node heals soon after what ails it has ended.
+PROBE_SICK_S: Final = 2.0
 # And at the least between two, whatever happens.
 PROBE_PAUSE_S: Final = 0.5
 # A daemon answers a ping within milliseconds; drivers bound themselves below this.

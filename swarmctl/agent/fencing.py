@@ -25,6 +25,7 @@ import trio
 from attrs import evolve
 
 from swarmctl.agent import guard
+from swarmctl.agent.actions import Actions
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.drivers.api import DriverEvent, EventKind
 from swarmctl.agent.supervisor import Supervisor
@@ -33,7 +34,7 @@ from swarmctl.proto.errors import EnvironmentFault
 _log = structlog.get_logger(__name__)
 
 # Drivers whose instances are processes that a guard can find and kill.
-KILLABLE: Final = frozenset({"docker", "libvirt"})
+KILLABLE: Final = frozenset({"docker", "libvirt", "oci"})
 # Where a memory disk is, on every Linux; else the data folder has to do.
 RUN: Final = Path("/run/swarmctl")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -242,13 +243,32 @@ def make_fence(config: AgentConfig) -> Fence | None:
 
 def explained(event: DriverEvent, fence: Fence, supervisor: Supervisor) -> DriverEvent:
     """``event``; the end of what the guard killed says so."""
-    instance = supervisor.instances.get(event.incarnation)
-    if event.kind is not EventKind.EXITED or instance is None or fence.left_s > 0:
+    if event.kind is not EventKind.EXITED or fence.left_s > 0:
         return event
-    template = supervisor.templates.get(instance.template)
-    if template is None or not template.fenced:
+    if not _is_fenced(event.incarnation, supervisor):
         return event
     return evolve(event, reason="the fencing lease ended, and the guard stopped it")
+
+
+def take_fenced_removes(actions: Actions, supervisor: Supervisor) -> dict[str, list[int]]:
+    """Take out of ``actions`` the removals of what is fenced: they wait until the journal writes.
+
+    Once a removal is reported, the slot may run elsewhere; an agent whose journal does not know of
+    it would launch the instance again when it restarts, before anybody can tell it not to.
+    """
+    held: dict[str, list[int]] = {}
+    for name, incarnations in actions.removes.items():
+        fenced = {one for one in incarnations if _is_fenced(one, supervisor)}
+        if fenced:
+            held[name] = sorted(fenced)
+            actions.removes[name] = [one for one in incarnations if one not in fenced]
+    return held
+
+
+def _is_fenced(incarnation: int, supervisor: Supervisor) -> bool:
+    instance = supervisor.instances.get(incarnation)
+    template = supervisor.templates.get(instance.template) if instance is not None else None
+    return template is not None and template.fenced
 
 
 def _folder(data: Path, run: Path) -> Path:

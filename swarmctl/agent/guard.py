@@ -2,10 +2,11 @@
 
 It shares nothing with the agent but a folder: a *page* of memory with the time until which the
 lease holds (``CLOCK_BOOTTIME``), and a file for each fenced instance that names it as its
-processes do: Docker's container id is in their cgroup, libvirt's domain UUID is an argument of
-QEMU.  So nothing has to be asked of the agent, dockerd or libvirtd, which may all be dead or
-stopped: past the lease the guard looks through /proc and kills what it finds, and goes on looking,
-since a daemon that was stopped may carry out late what it was told before.
+processes do: a container's id (Docker's, or of the oci driver) is in their cgroup, libvirt's
+domain UUID is an argument of QEMU.  So nothing has to be asked of the agent, dockerd or libvirtd,
+which may all be dead or stopped: past the lease the guard looks through /proc and kills what it
+finds, and goes on looking, since a daemon that was stopped may carry out late what it was told
+before.
 
 It imports nothing beyond the standard library, needs no disk while it works, cannot be swapped out
 and is the last that the kernel kills for want of memory.  It lives in a session and cgroup of its

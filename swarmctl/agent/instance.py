@@ -43,6 +43,12 @@ _STANDING = {
 }
 
 
+_ACTIVE = Standing.ACTIVE
+
+# Made once: the buffer of a packer costs more than a record. Only the agent's loop packs here.
+_pack = msgpack.Packer(autoreset=True).pack
+
+
 @define(eq=False)
 class Instance:
     """Wanted (up to ``removing``), observed (up to ``restarts``), and the agent's own books.
@@ -178,7 +184,7 @@ class Instance:
 
     def to_journal(self) -> bytes:
         """Its journal entry: what cannot be observed again."""
-        packed: bytes = msgpack.packb(
+        packed: bytes = _pack(
             (
                 _FORMAT,
                 self.service,
@@ -186,12 +192,12 @@ class Instance:
                 self.tenant,
                 self.template,
                 self.driver,
-                int(self.desired),
+                self.desired,
                 self.generation,
                 self.known,
                 self.removing,
-                int(_STANDING.get(self.phase, Standing.ACTIVE)),
-                int(self.state),
+                _STANDING.get(self.phase, _ACTIVE),
+                self.state,
                 self.attempt,
                 self.restarts,
                 self.applied,

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import outcome
@@ -47,6 +47,7 @@ SCHEMA: Final = Schema(
 )
 # Incarnations are signed 64-bit integers above zero (proto/incarnation.py).
 _INCARNATION_MAX: Final = (1 << 63) - 1
+_BYTES: Final = frozenset({bytes})
 
 
 @attrs.frozen
@@ -63,14 +64,19 @@ class _Write:
         Raises:
             InternalError: a value that is not bytes or too large, a number that is none.
         """
-        for name, value in (*self.puts.items(), *self.facts.items()):
-            if type(value) is not bytes or len(value) > RECORD_MAX_BYTES:
+        for values in (self.puts, self.facts):
+            # A launch writes thousands: whether one is wrong first, and then which.
+            if not _BYTES.issuperset(map(type, values.values())) or (
+                max(map(len, values.values()), default=0) > RECORD_MAX_BYTES
+            ):
                 raise InternalError(
-                    f"a journal's value is bytes, {RECORD_MAX_BYTES} at the most", where=str(name)
+                    f"a journal's value is bytes, {RECORD_MAX_BYTES} at the most",
+                    where=_culprit(values),
                 )
-        for incarnation in (*self.puts, *self.deletes):
-            if not 0 < incarnation <= _INCARNATION_MAX:
-                raise InternalError("not an incarnation", where=str(incarnation))
+        for keys in (self.puts, self.deletes):
+            if keys and not 0 < min(keys) <= max(keys) <= _INCARNATION_MAX:
+                wrong = min(keys) if min(keys) <= 0 else max(keys)
+                raise InternalError("not an incarnation", where=str(wrong))
         if not self.deletes.isdisjoint(self.puts):
             raise InternalError("a record is both written and forgotten in one change")
 
@@ -81,6 +87,15 @@ class _Write:
     @property
     def size_bytes(self) -> int:
         return sum(map(len, self.puts.values())) + sum(map(len, self.facts.values()))
+
+
+def _culprit(values: Mapping[Any, bytes]) -> str:
+    """The name of a value that is none."""
+    return next(
+        str(name)
+        for name, value in values.items()
+        if type(value) is not bytes or len(value) > RECORD_MAX_BYTES
+    )
 
 
 class Journal(Protocol):

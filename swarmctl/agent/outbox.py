@@ -11,6 +11,7 @@ begins each session, and a lost report shows in the digest.
 
 from collections import deque
 from itertools import islice
+from typing import Final
 
 from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
 from swarmctl.agent.supervisor import Supervisor
@@ -20,6 +21,9 @@ from swarmctl.proto.messages import InstanceReport, Report, ReportedGroup
 
 # Reports under way: with the size of a batch this bounds what a slow controller holds of a node.
 REPORTS_UNDER_WAY_MAX = 32
+
+
+_WAITING: Final = Phase.WAITING
 
 
 class Outbox:
@@ -83,8 +87,7 @@ class Outbox:
     def _grouped(self, found: list[Instance]) -> tuple[tuple[ReportedGroup, ...], list[Instance]]:
         """Those of ``found`` that can be told in groups, as such, and the others."""
         others: list[Instance] = []
-        groups: dict[tuple[int, int, int, float, int], list[tuple[int, str]]] = {}
-        entry, mixed = digest.inventory_entry, self.inventory_digest
+        alike: dict[tuple[int, int, int, float, int], list[Instance]] = {}
         for one in found:
             if (
                 one.exit_code is not None
@@ -93,23 +96,34 @@ class Outbox:
                 or one.ports
                 or one.attachments
                 or one.health is not None
-                or one.phase == Phase.WAITING
+                or one.phase is _WAITING
                 or not one.known
             ):
                 others.append(one)
                 continue
-            applied = one.generation if one.applied == GENERATION_UNKNOWN else one.applied
-            incarnation, state = one.incarnation, int(one.state)
-            key = (state, one.attempt, one.restarts, one.since, applied)
-            entries = groups.get(key)
-            if entries is None:
-                entries = groups[key] = []
-            entries.append((incarnation, one.runtime_id))
-            after = entry(incarnation, state, one.attempt, one.restarts)
+            applied = one.applied
+            if applied == GENERATION_UNKNOWN:
+                applied = one.generation
+            key = (one.state, one.attempt, one.restarts, one.since, applied)
+            them = alike.get(key)
+            if them is None:
+                alike[key] = [one]
+            else:
+                them.append(one)
+        return tuple([self._group(key, them) for key, them in alike.items()]), others
+
+    def _group(self, key: tuple[int, int, int, float, int], them: list[Instance]) -> ReportedGroup:
+        """``them`` as a group: they are told, and their digests counted."""
+        state, attempt, restarts, since, applied = key
+        entries = tuple([(one.incarnation, one.runtime_id) for one in them])
+        names = [incarnation for incarnation, _ in entries]
+        digests = digest.inventory_entries(names, state, attempt, restarts)
+        mixed = self.inventory_digest
+        for one, after in zip(them, digests, strict=True):
             mixed += after - one.reported_digest
             one.reported_digest = after
         self.inventory_digest = digest.replace(mixed, 0, 0)
-        return tuple([ReportedGroup(*key, tuple(them)) for key, them in groups.items()]), others
+        return ReportedGroup(int(state), attempt, restarts, since, applied, entries)
 
     def take_back(self, report: Report) -> None:
         """``report``, the last one built, could not be sent: its news wait again."""

@@ -359,6 +359,8 @@ class Session:
                     outbox.take_back(report)
                     break
                 self._told_at = trio.current_time()
+                if not outbox.waiting:
+                    break
                 await trio.lowlevel.checkpoint()
 
     # --- messages -----------------------------------------------------------------------------
@@ -372,20 +374,23 @@ class Session:
             case HeartbeatAck():
                 self._leases.granted(message.sequence, message.lease_s)
                 if message.reported:
-                    self._outbox.acknowledged(message.reported)
-                    self.wake()
+                    self._acknowledged(message.reported)
                 if message.resync and self.machine.is_open:
                     self._send(self._outbox.full_report())
                     self.wake()
             case ReportAck():
-                self._outbox.acknowledged(message.sequence)
-                self.wake()
+                self._acknowledged(message.sequence)
             case SayHello():
                 self._feed(SessionEvent.ASKED_FOR_HELLO)
             case Refuse():
                 self._on_refuse(message)
             case _:
                 self._on_other(message)
+
+    def _acknowledged(self, sequence: int) -> None:
+        self._outbox.acknowledged(sequence)
+        if self._outbox.waiting:
+            self.wake()  # There was no room for it.
 
     def _on_other(self, message: Message) -> None:
         assert self._rpc is not None, "a message before the connection"

@@ -158,8 +158,9 @@ def _asked(ctx: click.Context, method: str, key: str) -> list[str]:
     given = ctx.find_root().params.get("context") or ""
     try:
         context = chosen(Globals(given))
-        with Client(context, connect_timeout_s=_COMPLETION_TIMEOUT_S) as client:
-            rows = client.call(method, {"all": True}, timeout_s=_COMPLETION_TIMEOUT_S)
+        timeout_s = _COMPLETION_TIMEOUT_S
+        with Client(context, connect_timeout_s=timeout_s, patience_s=0.0) as client:
+            rows = client.call(method, {"all": True}, timeout_s=timeout_s)
     except SwarmError:
         return []  # A shell that completes has no place for an error.
     return [str(row[key]) for row in rows]

@@ -193,7 +193,7 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
     default="docker,libvirt",
     show_default=True,
     metavar="NAME,…",
-    help="What to start instances with: docker, libvirt, sim.",
+    help="What to start instances with: docker, libvirt, oci, sim.",
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="The data folder.")
 @click.option(
@@ -304,7 +304,7 @@ def agent(
     default="docker,libvirt",
     show_default=True,
     metavar="NAME,…",
-    help="What to start instances with: docker, libvirt, sim.",
+    help="What to start instances with: docker, libvirt, oci, sim.",
 )
 @click.option("--name", default="", help="The node's name; this machine's unless given.")
 @click.option("-l", "--label", "labels", multiple=True, metavar="K=V", help="A label of the node.")

@@ -69,7 +69,12 @@ _FILE_MAX_BYTES: Final = 1024 * 1024
     type=click.Choice(["none", "lease"]),
     help="lease: never two of one copy at once; its node ends it before another starts it.",
 )
-@click.option("--driver", default="", hidden=True)
+@click.option(
+    "--driver",
+    default="",
+    metavar="NAME",
+    help="What starts it: docker or oci (runc, without a daemon); libvirt for VMs.",
+)
 @click.option("--job", is_flag=True, help="It runs to its end, once; the end is kept.")
 @click.option("--rm", is_flag=True, help="A job: show its output, and remove it when it has ended.")
 @click.option("--vm", is_flag=True, help="A virtual machine: IMAGE is its disk's image.")

@@ -20,13 +20,14 @@ launch that succeeds one look into a table.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
 from attrs import define, field
 
-from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.controller.instance import Instance
+from swarmctl.controller.state import ClusterState, Node
 from swarmctl.controller.storm import SUSPECT_S
 from swarmctl.proto import limits
 from swarmctl.proto.messages import Heartbeat
@@ -155,16 +156,18 @@ class Ailments:
             if not signs.clock_beats:
                 self._off.discard(node)
 
-    def launched(self, node: str, template: bytes, now: float) -> None:
-        """Something was launched there."""
-        nodes = self._launched.get(template)
-        if nodes is None:
-            if len(self._launched) >= _TEMPLATES_MAX:
-                del self._launched[next(iter(self._launched))]
-            nodes = self._launched[template] = {}
-        if node not in nodes and len(nodes) >= 2:
-            del nodes[next(iter(nodes))]
-        nodes[node] = now
+    def launched(self, node: str, templates: Iterable[bytes], now: float) -> None:
+        """Something was launched there, of each of ``templates``."""
+        known = self._launched
+        for template in templates:
+            nodes = known.get(template)
+            if nodes is None:
+                if len(known) >= _TEMPLATES_MAX:
+                    del known[next(iter(known))]
+                nodes = known[template] = {}
+            elif len(nodes) >= 2 and node not in nodes:
+                del nodes[next(iter(nodes))]
+            nodes[node] = now
         if self._signs:
             signs = self._signs.get(node)
             if signs is not None:

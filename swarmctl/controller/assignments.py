@@ -10,7 +10,8 @@ from typing import Final
 
 import structlog
 
-from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.controller.instance import Instance
+from swarmctl.controller.state import ClusterState, Node
 from swarmctl.proto import limits
 from swarmctl.proto.errors import SwarmError
 from swarmctl.proto.messages import Assign, AssignedGroup, Message

@@ -5,8 +5,9 @@ than its ``max_unavailable`` copies (one, unless its update policy says more) ar
 whatever reason: a service that is not well is left alone.
 """
 
+from swarmctl.controller.instance import Instance
 from swarmctl.controller.records import ServiceRecord, SlotWish
-from swarmctl.controller.state import Instance, Service
+from swarmctl.controller.state import Service
 from swarmctl.proto.states import LIVE, InstanceState
 
 UNHEALTHY = "unhealthy"

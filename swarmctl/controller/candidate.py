@@ -38,6 +38,7 @@ from swarmctl.proto.messages import Controllers
 from swarmctl.transport.api import Listener
 from swarmctl.transport.errors import AddressInUse
 from swarmctl.transport.keys import KeyPair
+from swarmctl.transport.link import HANG_S
 from swarmctl.transport.zmq_link import open_link
 from swarmctl.transport.zmq_listener import open_listener
 
@@ -53,8 +54,9 @@ _REFRESH_SHARE: Final = 10.0
 _LISTEN_AGAIN_S: Final = 3.0
 
 # A node notices a frozen leader by its silence, up to a heartbeat after CONTROLLER_SILENT_S; we are
-# elected up to a renewal earlier than LEASE_TTL_S after that began.
-_TAKEOVER_GRACE_S: Final = 3.0
+# elected up to a renewal earlier than LEASE_TTL_S after that began. On its way to us it may try the
+# frozen one once more (HANG_S in transport/link).
+_TAKEOVER_GRACE_S: Final = 3.0 + HANG_S
 
 
 @frozen

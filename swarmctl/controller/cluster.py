@@ -22,6 +22,7 @@ from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
 from swarmctl.controller.identity import ClusterIdentity
+from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.listening import Listening
 from swarmctl.controller.locks import RecordLocks
@@ -40,7 +41,7 @@ from swarmctl.controller.records import (
     tombstone_key,
 )
 from swarmctl.controller.sessions import Sessions
-from swarmctl.controller.state import ClusterState, Instance, Node, Service, ServiceKey
+from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.controller.store.api import Delete, Op, Put, Store
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto import limits

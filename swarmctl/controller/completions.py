@@ -13,9 +13,10 @@ from attrs import evolve
 
 from swarmctl.controller import records
 from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.jobs import Completion
 from swarmctl.controller.records import ServiceRecord, service_key
-from swarmctl.controller.state import Instance, Service, ServiceKey
+from swarmctl.controller.state import Service
 from swarmctl.controller.store.api import Put
 from swarmctl.proto import limits
 

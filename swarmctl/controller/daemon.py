@@ -96,7 +96,8 @@ class ControllerConfig:
     listen: tuple[str, ...] = ("tcp://127.0.0.1:7077",)
     advertise: tuple[str, ...] = ()
     context_name: str = "default"
-    lost_after_s: float = limits.NODE_LOST_S
+    # Looked at every tick: so a node is called lost within NODE_LOST_S, and not some time after.
+    lost_after_s: float = limits.NODE_LOST_S - _TICK_S
     fencing_lease_s: float = limits.FENCING_LEASE_S
     store_file: Path | None = None
     join: Path | None = None

@@ -18,15 +18,9 @@ from typing import Final
 from attrs import frozen
 
 from swarmctl.controller.availability import away, max_unavailable, may_leave, serves, uses_its_node
+from swarmctl.controller.instance import Instance, ServiceKey, scheduler_key
 from swarmctl.controller.placing import Fleet, request_for
-from swarmctl.controller.state import (
-    ClusterState,
-    Instance,
-    Node,
-    Service,
-    ServiceKey,
-    scheduler_key,
-)
+from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto.states import Desired
 from swarmctl.scheduler import Request, plan
 

@@ -25,7 +25,8 @@ from attrs import define, field
 from swarmctl.proto import limits
 
 if TYPE_CHECKING:
-    from swarmctl.controller.state import Instance, Service, ServiceKey
+    from swarmctl.controller.instance import Instance, ServiceKey
+    from swarmctl.controller.state import Service
 
 _NEVER: Final = math.inf
 

@@ -36,6 +36,8 @@ _log = structlog.get_logger(__name__)
 LEADER_WAIT_S: Final = 8.0
 # The same while etcd cannot be asked, so that nobody can be elected.
 FAULT_WAIT_S: Final = 1.0
+# A client that comes in the moment when the leader changes asks again after this long.
+_RETRY_MS: Final = 250
 # Payloads of one client that wait for the connection to the leader.
 _WAITING_MAX: Final = 64
 # Clients that are passed on at once; each costs two sockets.
@@ -95,12 +97,13 @@ class Follower:
             self._send(arrival.peer, _refusal("this controller follows another one"))
             return
         if arrival.user_id == user_id(ADMIN, RELAY):
-            self._answer(arrival.peer, arrival.payload, "asked by another controller")
+            self._answer(arrival.peer, arrival.payload, _later("asked by another controller"))
             return
         relay = self._relays.get(arrival.peer)
         if relay is None:
             if len(self._relays) >= _RELAYS_MAX:
-                self._answer(arrival.peer, arrival.payload, "too many clients are passed on")
+                why = _later("too many clients are passed on")
+                self._answer(arrival.peer, arrival.payload, why)
                 return
             put, get = trio.open_memory_channel[bytes](_WAITING_MAX)
             relay = self._relays[arrival.peer] = _Relay(arrival.peer, put, get)
@@ -108,9 +111,10 @@ class Follower:
         try:
             relay.put.send_nowait(arrival.payload)
         except trio.WouldBlock:
-            self._answer(arrival.peer, arrival.payload, "too many requests wait for the leader")
+            why = _later("too many requests wait for the leader")
+            self._answer(arrival.peer, arrival.payload, why)
 
-    def _answer(self, peer: PeerId, payload: bytes, why: str) -> None:
+    def _answer(self, peer: PeerId, payload: bytes, refusal: Refuse | Busy) -> None:
         """Refuse what cannot be passed on; only requests wait for an answer."""
         try:
             message = codec.decode(payload)
@@ -118,10 +122,9 @@ class Follower:
             self._send(peer, Refuse(error.code, error.what[: limits.TEXT_MAX_CHARS]))
             return
         if isinstance(message, Request):
-            refusal = _refusal(why)
-            self._send(
-                peer, Failure(message.id, refusal.code, refusal.what, refusal.where, refusal.hint)
-            )
+            retry_ms = refusal.retry_ms if isinstance(refusal, Busy) else 0
+            code, what, where, hint = refusal.code, refusal.what, refusal.where, refusal.hint
+            self._send(peer, Failure(message.id, code, what, where, hint, retry_ms))
 
     def _send(self, peer: PeerId, message: Message) -> None:
         self._pass_back(peer, codec.encode(message))
@@ -164,7 +167,7 @@ class Follower:
         why = self._view().fault or "no controller leads just now"
         while True:
             try:
-                self._answer(relay.peer, relay.get.receive_nowait(), why)
+                self._answer(relay.peer, relay.get.receive_nowait(), _refusal(why))
             except trio.WouldBlock:
                 return
 
@@ -221,3 +224,8 @@ def _refusal(why: str) -> Refuse:
     """Not final: an agent goes on to the next address, a client tries again."""
     hint = "try again in a few seconds"
     return Refuse(NotLeader.code, why[: limits.TEXT_MAX_CHARS], "", hint, final=False)
+
+
+def _later(why: str) -> Busy:
+    """Nothing of it was done, and soon somebody can: the client asks again by itself."""
+    return Busy(f"this controller does not lead: {why}", hint="try again", retry_ms=_RETRY_MS)

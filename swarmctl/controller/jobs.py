@@ -2,8 +2,9 @@
 
 from attrs import frozen
 
+from swarmctl.controller.instance import Instance
 from swarmctl.controller.placing import Fleet
-from swarmctl.controller.state import ClusterState, Instance
+from swarmctl.controller.state import ClusterState
 from swarmctl.proto.states import LIVE, InstanceState
 
 

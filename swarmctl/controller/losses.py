@@ -4,6 +4,11 @@ Silence is measured by :mod:`swarmctl.controller.listening`, and losses of many 
 waited out by :mod:`swarmctl.controller.storm`.  What a lost node had is marked lost, and the
 reconciler places it elsewhere; once the node returns it is told what was replaced.
 
+A node that was only late (starved, paused, behind a full link) is heard again on the connection
+that it had.  Nothing was lost on that, so the loss is taken back as it was made, without a hello
+and all that follows one: in an overload which makes many nodes late, their return must not cost
+more than their silence did.
+
 After a takeover all nodes come at once, and one waits for the handshakes of thousands of others
 without a word that could be heard.  So a registered node's silence is counted from the last
 arrival of any of them: while nodes keep arriving, none is given up (DESIGN 8.4).
@@ -15,16 +20,18 @@ from typing import Final
 import structlog
 
 from swarmctl.controller.availability import uses_its_node
+from swarmctl.controller.instance import Instance
 from swarmctl.controller.placing import Fleet
-from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.controller.state import ClusterState, Node
 from swarmctl.controller.storm import SUSPECT_S, StormBrake
 from swarmctl.proto import limits
-from swarmctl.proto.messages import InstanceReport
 from swarmctl.proto.states import InstanceState, NodeState
 
 _log = structlog.get_logger(__name__)
 # Nodes that a line of the log names; `node ls` has the others.
 _NAMED: Final = 20
+# While the storm brake holds, a node may be silent for so many times longer.
+_BRAKED_PATIENCE: Final = 3
 
 
 class Losses:
@@ -33,7 +40,7 @@ class Losses:
     Args:
         state: whose nodes these are.
         fleet: the scheduler's index over it.
-        end_session: forgets a node's connection.
+        refresh: works out anew what a node's state is.
         wake: called when there may be something to reconcile.
         now: seconds in which silence is measured.
         wall: epoch seconds, for people.
@@ -43,7 +50,7 @@ class Losses:
         self,
         state: ClusterState,
         fleet: Fleet,
-        end_session: Callable[[Node], None],
+        refresh: Callable[[Node], None],
         *,
         wake: Callable[[], None],
         now: Callable[[], float],
@@ -52,7 +59,7 @@ class Losses:
         self.brake = StormBrake()
         self._state = state
         self._fleet = fleet
-        self._end_session = end_session
+        self._refresh = refresh
         self._wake = wake
         self._now = now
         self._wall = wall
@@ -65,12 +72,15 @@ class Losses:
         if released:
             self._state.dirty_services.update(released)
             self._wake()
+        # Nothing is placed elsewhere while the brake holds: what is called lost then only to be
+        # heard a moment later, thousands of times, would cost the time that its messages need.
+        patience_s = lost_after_s * (_BRAKED_PATIENCE if self.brake.holds else 1)
         silent: list[Node] = []
         alive = suspects = missing = 0
         for node in self._state.nodes.values():
             if node.state is NodeState.LOST or not node.reported:
                 missing += 1
-            elif now - node.heard_at >= lost_after_s:
+            elif now - node.heard_at >= patience_s:
                 missing += 1
                 silent.append(node)
             else:
@@ -85,13 +95,29 @@ class Losses:
             self._brake_changed(missing)
 
     def _call_lost(self, node: Node, silent_s: float) -> None:
-        self._end_session(node)
         node.state = NodeState.LOST
         self._state.fences.silent(node.name)
         self.brake.lost(node.name, self._now())
         self._fleet.node_changed(node)
         for instance in node.instances.values():
             self._lose(instance, silent_s)
+        self._wake()
+
+    def take_back(self, node: Node) -> None:
+        """A node that was called lost is heard, on its old connection: it was only late."""
+        now = self._now()
+        _log.info("node heard again", node=node.name, silent_s=round(now - node.heard_at, 1))
+        node.state = NodeState.JOINING
+        self.brake.returned(node.name, now)
+        self._state.fences.heard(node.name, now)
+        self._refresh(node)
+        found = self._state.find_again(node)
+        self._state.dirty_services.update([one.key for one in found])
+        if any(one.removing for one in found):
+            # Replaced meanwhile: it has to know before it gets a lease.
+            self._state.resend(node)
+        elif node.dirty:
+            self._state.dirty_nodes.add(node.name)
         self._wake()
 
     # --- the takeover ------------------------------------------------------------------------
@@ -183,16 +209,6 @@ class Losses:
             return
         if not uses_its_node(instance):
             return  # It has ended for good: there is nothing to run elsewhere.
-        report = InstanceReport(
-            instance.incarnation,
-            InstanceState.LOST,
-            instance.attempt,
-            instance.restarts,
-            self._wall(),
-            instance.runtime_id,
-            instance.addresses,
-            None,
-            f"node {instance.node} has been silent for {silent_s:.0f} s",
-        )
-        self._state.observe(instance, report)
+        reason = f"node {instance.node} has been silent for {silent_s:.0f} s"
+        self._state.lose(instance, self._wall(), reason)
         self._state.dirty_services.add(instance.key)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
-from swarmctl.controller.state import ClusterState, Instance, Node, Service, scheduler_key
+from swarmctl.controller.instance import Instance, scheduler_key
+from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto.errors import InvalidSpec, ProtocolError
 from swarmctl.proto.messages import NodeFacts
 from swarmctl.proto.states import NodeState

@@ -17,15 +17,9 @@ import structlog
 from attrs import define
 
 from swarmctl.controller.availability import uses_its_node
+from swarmctl.controller.instance import Instance, ServiceKey, scheduler_key
 from swarmctl.controller.placing import Fleet, amounts_of, request_for
-from swarmctl.controller.state import (
-    ClusterState,
-    Instance,
-    Node,
-    Service,
-    ServiceKey,
-    scheduler_key,
-)
+from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto.states import NodeState
 from swarmctl.scheduler import Unplaced
 from swarmctl.scheduler.preemption import NODES_MAX, Occupant, choose_victims

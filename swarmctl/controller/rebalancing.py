@@ -19,8 +19,9 @@ from typing import Final
 from attrs import define
 
 from swarmctl.controller.availability import may_leave, serves
+from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.placing import Fleet, request_for
-from swarmctl.controller.state import ClusterState, Instance, Service, ServiceKey
+from swarmctl.controller.state import ClusterState, Service
 from swarmctl.scheduler import Move, Request, Resident, plan_moves
 from swarmctl.scheduler.rebalance import MARGIN
 from swarmctl.spec.models import ServiceSpec

@@ -16,18 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from swarmctl.controller.instance import Instance, ServiceKey, scheduler_key
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet, request_for
 from swarmctl.controller.preempting import Preempting
 from swarmctl.controller.records import SlotWish
-from swarmctl.controller.state import (
-    ClusterState,
-    Instance,
-    Service,
-    ServiceKey,
-    scheduler_key,
-)
-from swarmctl.proto import incarnation as incarnations
+from swarmctl.controller.state import ClusterState, Service
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.scheduler import Plan, Request, plan
 
@@ -149,6 +143,8 @@ class Reconciler:
         if service.old and not self.settled:
             return [], 0
         after = min(record.spec.replicas + 1, start + slots_max)
+        if not service.holders and record.untouched:
+            return list(range(start, after)), after - start
         completed = record.completed
         wanted = [
             slot
@@ -228,21 +224,17 @@ class Reconciler:
         state, record, holders = self._state, service.record, service.holders
         # One object for all of them: a million instances of their own would take 70 MB.
         key, template, driver = service.key, service.template, record.spec.driver_name
-        usual = record.generation
+        overrides, usual = record.overrides, record.generation
         state.templates[template] = service.encoded_template
         made: list[Instance] = []
-        for slot, node in zip(slots, nodes, strict=True):
-            carried = 0
+        names = state.take_incarnations(len(slots))
+        for slot, node, incarnation in zip(slots, nodes, names, strict=True):
+            one = Instance(key, slot, incarnation, node, template, driver)
             before = holders.get(slot)
             if before is not None:  # Lost: told to go when its node returns.
-                carried = before.restarts
+                one.carried_restarts = before.restarts
                 state.remove(before)
-            state.sequence += 1
-            one = Instance(
-                key, slot, incarnations.make(state.term, state.sequence), node, template, driver
-            )
-            one.generation = record.slot_generation(slot) if record.overrides else usual
-            one.carried_restarts = carried
+            one.generation = record.slot_generation(slot) if overrides else usual
             one.counted = True
             one.since = one.placed_at = now
             made.append(one)

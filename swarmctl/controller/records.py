@@ -81,6 +81,11 @@ class ServiceRecord:
     completed: SlotSet = field(factory=SlotSet, converter=slot_set)
     previous: ServiceSpec | None = None
 
+    @property
+    def untouched(self) -> bool:
+        """Whether all slots are wanted, and none is done: nobody stopped or restarted any."""
+        return not (self.stopped or self.overrides or self.completed)
+
     def wish(self, slot: int) -> SlotWish:
         """What is wanted of ``slot``, which is within the replicas."""
         override = self.overrides.get(slot)

@@ -3,9 +3,6 @@
 Everything here is derived: :class:`Service` from its record in the store, :class:`Instance` and
 the session part of :class:`Node` from the nodes' reports.  It is changed by one task at a time,
 in the event loop, between awaits; so there are no locks, and every function leaves it consistent.
-
-Instances are plain slotted objects, not frozen ones: there may be a million, and each changes a
-few times.
 """
 
 from collections import Counter, deque
@@ -14,114 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attrs import define, field
 
 from swarmctl.controller.fencing import FenceBook
+from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
 from swarmctl.proto import digest, limits
+from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.messages import InstanceReport, NodeFacts, ReportedGroup
 from swarmctl.proto.states import Desired, InstanceState, NodeState
 from swarmctl.scheduler import Request
 from swarmctl.spec import wire
-
-# A service is known by its tenant and its name, in that order.
-ServiceKey = tuple[str, str]
-
-
-def scheduler_key(key: ServiceKey) -> str:
-    """The service's name for the scheduler, which knows no tenants."""
-    return f"{key[0]}/{key[1]}"
-
-
-@define(eq=False)
-class Instance:
-    """One incarnation of one slot, on one node: what is wanted and what is seen.
-
-    ``desired`` and ``generation`` are what the node was (or is to be) told; the fields from
-    ``state`` on are what it reported last.  ``removing`` says that the node was told to take it
-    away; ``quarantined`` that nobody here knows the service, so nobody will; ``counted`` that the
-    scheduler's snapshot has it.  ``applied`` is the restart generation that the present attempt was
-    begun for.  ``departure`` is why it was told to go, where that is not what a user asked for.
-    """
-
-    key: ServiceKey
-    slot: int
-    incarnation: int
-    node: str
-    template: bytes
-    driver: str
-    desired: Desired = Desired.RUNNING
-    generation: int = 0
-    carried_restarts: int = 0
-    removing: bool = False
-    quarantined: bool = False
-    counted: bool = False
-    state: InstanceState = InstanceState.ASSIGNED
-    attempt: int = 0
-    restarts: int = 0
-    since: float = 0.0
-    runtime_id: str = ""
-    addresses: tuple[str, ...] = ()
-    ports: tuple[str, ...] = ()
-    exit_code: int | None = None
-    reason: str = ""
-    retrying: bool = False
-    placed_at: float = 0.0
-    reported: bool = False
-    applied: int = 0
-    health: str = ""
-    departure: str = ""
-
-    @property
-    def name(self) -> str:
-        """As users call it: ``web.3``."""
-        return f"{self.key[1]}.{self.slot}"
-
-    @property
-    def assignment_digest(self) -> int:
-        """Its part of the node's assignment digest; 0 when it is not assigned."""
-        if self.removing or self.quarantined:
-            return 0
-        return digest.assignment_entry(self.incarnation, self.desired, self.generation)
-
-    @property
-    def inventory_digest(self) -> int:
-        """Its part of the node's inventory digest; 0 until the node reported it."""
-        if not self.reported:
-            return 0
-        return digest.inventory_entry(self.incarnation, self.state, self.attempt, self.restarts)
-
-    @property
-    def special(self) -> bool:
-        """Whether there is more to say of it than a :class:`ReportedGroup` can."""
-        return bool(
-            self.reason
-            or self.addresses
-            or self.ports
-            or self.retrying
-            or self.health
-            or self.exit_code is not None
-        )
-
-    def settle_plain(self) -> None:
-        """There is nothing special about it any more."""
-        self.reason = self.health = ""
-        self.addresses = self.ports = ()
-        self.retrying = False
-        self.exit_code = None
-
-    def take(self, report: InstanceReport) -> None:
-        """Make what is seen that of ``report``."""
-        self.state = InstanceState(report.state)
-        self.attempt = report.attempt
-        self.restarts = report.restarts
-        self.since = report.since
-        self.runtime_id = report.runtime_id
-        self.addresses = report.addresses
-        self.ports = report.ports
-        self.exit_code = report.exit_code
-        self.reason = report.reason
-        self.retrying = report.retrying
-        self.applied = report.generation
-        self.health = report.health
-        self.reported = True
 
 
 @define(eq=False)
@@ -130,12 +27,14 @@ class Service:
 
     ``old`` says that it was there before this controller's term: its slots are placed anew only
     after the takeover rule allows it (DESIGN 8.4); ``rolling`` that some holders may have an older
-    template; ``tally`` counts the holders by state; ``request`` is the scheduler's, until placed.
+    template; ``job`` that its copies are to end; ``tally`` counts the holders by state; ``request``
+    is the scheduler's, until placed.
     """
 
     record: ServiceRecord
     old: bool = False
     rolling: bool = False
+    job: bool = False
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
     template: bytes = b""
     encoded_template: bytes = b""
@@ -157,6 +56,7 @@ class Service:
         if not encoded or before:
             encoded = self.encoded_template = wire.encode_template(record.spec.template)
         self.template = wire.digest(encoded)
+        self.job = record.spec.template.job
         self.request = None
         self.amounts = record.spec.template.resources.amounts()
         self.rolling = self.rolling or before != self.template
@@ -172,6 +72,7 @@ class Node:
     """A registered node: its record, its session if it has one, and its instances.
 
     ``leaving`` are those of its instances that it was, or is to be, told to take away.
+    ``lost`` are those that were lost with it, by incarnation, with state, since and reason before.
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at``
     is when the last assignment was sent; ``guarded``
@@ -195,6 +96,7 @@ class Node:
     inventory_digest: int = 0
     dirty: dict[int, Instance] = field(factory=dict)
     leaving: dict[int, Instance] = field(factory=dict)
+    lost: dict[int, tuple[InstanceState, float, str]] = field(factory=dict)
     needs_full: bool = False
     report_sequence: int = 0
     unacknowledged: int = 0
@@ -298,16 +200,23 @@ class ClusterState:
         if instance.template in self.fences.templates:
             self.fences.enter(instance)
 
+    def take_incarnations(self, count: int) -> range:
+        """Names for ``count`` new instances."""
+        first = self.sequence + 1
+        self.sequence += count
+        return incarnations.make_many(self.term, first, count)
+
     def add_placed(self, service: Service, placed: Sequence[Instance]) -> None:
         """Take in new instances of a service: as :meth:`add`, for many, at a third of its cost."""
         nodes, holders = self.nodes, service.holders
-        entry = digest.assignment_entry
-        for one in placed:
+        entries = digest.assignment_entries(
+            [(one.incarnation, one.desired, one.generation) for one in placed]
+        )
+        for one, mixed in zip(placed, entries, strict=True):
             assert one.slot not in holders, f"{one.name} has two holders"
             holders[one.slot] = one
             node, incarnation = nodes[one.node], one.incarnation
             node.instances[incarnation] = node.dirty[incarnation] = one
-            mixed = entry(incarnation, one.desired, one.generation)
             node.assignment_digest = digest.replace(node.assignment_digest, 0, mixed)
         self.dirty_nodes.update([one.node for one in placed])
         service.tally[InstanceState.ASSIGNED] += len(placed)
@@ -394,9 +303,35 @@ class ClusterState:
 
     def observe(self, instance: Instance, report: InstanceReport) -> None:
         """Take in what its node reports of it."""
-        node = self.nodes[instance.node]
         before, state = instance.inventory_digest, instance.state
         instance.take(report)
+        self._observed(instance, before, state)
+
+    def lose(self, instance: Instance, now: float, reason: str) -> None:
+        """Its node is silent: what it does is not known any more."""
+        before, state = instance.inventory_digest, instance.state
+        lost = self.nodes[instance.node].lost
+        lost[instance.incarnation] = (state, instance.since, instance.reason)
+        instance.state, instance.since, instance.reason = InstanceState.LOST, now, reason
+        self._observed(instance, before, state)
+
+    def find_again(self, node: Node) -> list[Instance]:
+        """What was lost with ``node`` is as it was before; those that this changes."""
+        found: list[Instance] = []
+        for incarnation, (state, since, reason) in node.lost.items():
+            instance = node.instances.get(incarnation)
+            if instance is None or instance.state is not InstanceState.LOST:
+                continue
+            before = instance.inventory_digest
+            instance.state, instance.since, instance.reason = state, since, reason
+            self._observed(instance, before, InstanceState.LOST)
+            found.append(instance)
+        node.lost.clear()
+        return found
+
+    def _observed(self, instance: Instance, before: int, state: InstanceState) -> None:
+        """Keep digest and tallies right: what is seen of it was ``before``, in ``state``."""
+        node = self.nodes[instance.node]
         node.inventory_digest = digest.replace(
             node.inventory_digest, before, instance.inventory_digest
         )
@@ -409,17 +344,18 @@ class ClusterState:
 
     def observe_group(
         self, node: Node, state: InstanceState, group: ReportedGroup
-    ) -> tuple[list[tuple[Service, InstanceState, list[Instance]]], bool]:
-        """Take in what ``node`` reports of many instances at once.
+    ) -> tuple[list[tuple[Service, Instance, InstanceState]], bool]:
+        """Take in what ``node`` reports of many instances at once: about 2 us each.
 
         Returns:
-            Those whose state has changed, by service and by the state before; and whether some
-            are not known here.
+            Those of services whose state has changed, with the state before; and whether some are
+            not known here.
         """
         unknown = False
-        changed: dict[tuple[ServiceKey, InstanceState], list[Instance]] = {}
-        find = node.instances.get
-        mixed = node.inventory_digest
+        changed: list[tuple[Service, Instance, InstanceState]] = []
+        seen: list[int] = []
+        old = 0
+        find, services, totals = node.instances.get, self.services.get, self.tally
         attempt, restarts = group.attempt, group.restarts
         since, generation = group.since, group.generation
         for incarnation, runtime_id in group.entries:
@@ -427,32 +363,30 @@ class ClusterState:
             if instance is None:
                 unknown = True
                 continue
-            before = instance.state
-            mixed += digest.inventory_entry(incarnation, state, attempt, restarts)
+            seen.append(incarnation)
             if instance.reported:
-                mixed -= instance.inventory_digest
+                old += instance.inventory_digest
+                if instance.special:
+                    instance.settle_plain()
+            before = instance.state
             if before is not state:
-                changed.setdefault((instance.key, before), []).append(instance)
-            instance.state = state
+                instance.state = state
+                service = services(instance.key)
+                if service is not None:
+                    changed.append((service, instance, before))
+                    if service.holders.get(instance.slot) is instance:
+                        tally = service.tally
+                        tally[before] -= 1
+                        tally[state] += 1
+                        totals[before] -= 1
+                        totals[state] += 1
             instance.attempt, instance.restarts, instance.applied = attempt, restarts, generation
             instance.since = since
             instance.runtime_id = runtime_id
             instance.reported = True
-            if instance.special:
-                instance.settle_plain()
-        node.inventory_digest = digest.replace(mixed, 0, 0)
-        found: list[tuple[Service, InstanceState, list[Instance]]] = []
-        for (key, before), instances in changed.items():
-            service = self.services.get(key)
-            if service is None:
-                continue
-            found.append((service, before, instances))
-            holders = service.holders
-            held = sum(holders.get(one.slot) is one for one in instances)
-            for tally in (service.tally, self.tally):
-                tally[before] -= held
-                tally[state] += held
-        return found, unknown
+        new = digest.total(digest.inventory_entries(seen, state, attempt, restarts))
+        node.inventory_digest = digest.replace(node.inventory_digest, old, new)
+        return changed, unknown
 
     def drop_service(self, key: ServiceKey) -> None:
         """A service was deleted: all that its slots held is told to go."""

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from swarmctl.controller.instance import Instance
 from swarmctl.controller.records import SlotWish
-from swarmctl.controller.state import ClusterState, Instance, Node, Service
+from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.states import Desired, InstanceState, NodeState
 

@@ -10,6 +10,7 @@ session may answer without closing.
 """
 
 import operator
+import threading
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import attrs
 import msgpack
 
 from swarmctl.proto import limits, messages
+from swarmctl.proto.columns import EXACT, column_of, is_attrs, is_flat, one_by_one
 from swarmctl.proto.errors import InternalError, ProtocolError
 
 _Check = Callable[[Any], Any]
@@ -45,6 +47,16 @@ class MessageTooLarge(ProtocolError):
     code = "too-large"
 
 
+class _Packers(threading.local):
+    """A packer for each thread: to make one, with its buffer, costs more than most messages."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(autoreset=True, unicode_errors="replace").pack
+
+
+_packers = _Packers()
+
+
 def encode(message: messages.Message) -> bytes:
     """``message`` as bytes.
 
@@ -56,7 +68,7 @@ def encode(message: messages.Message) -> bytes:
     try:
         # Text from the system (a path, a daemon's error) may hold half characters: they become
         # question marks rather than the end of who wants to tell of them.
-        packed: bytes = msgpack.packb(parts, unicode_errors="replace")
+        packed: bytes = _packers.pack(parts)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InternalError(
             f"a {type(message).__name__} cannot be encoded: {_brief(error)}"
@@ -114,13 +126,9 @@ def _brief(error: BaseException) -> str:
 # --- encoders: attrs objects to tuples ------------------------------------------------------
 
 
-def _is_attrs(kind: Any) -> bool:
-    return isinstance(kind, type) and attrs.has(kind)
-
-
 def _encoder_of(kind: Any) -> Callable[[Any], Any] | None:
     """How a field of type ``kind`` is written; None when msgpack takes it as it is."""
-    if _is_attrs(kind):
+    if is_attrs(kind):
         return _object_encoder(kind)
     if typing.get_origin(kind) is tuple:
         arguments = typing.get_args(kind)
@@ -177,11 +185,18 @@ def _number(value: Any) -> float:
 def _tuple_checker(arguments: tuple[Any, ...]) -> _Check:
     whole = _exactly(tuple)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        item = _checker(arguments[0])
-        return lambda value: tuple([item(one) for one in whole(value)])
+        item, many = _checker(arguments[0]), column_of(arguments[0])
+
+        def check_all(value: Any) -> Any:
+            found = many(whole(value)) if value else value
+            if found is None:
+                found = [item(one) for one in value]
+            return tuple(found)
+
+        return check_all
     items = [_checker(one) for one in arguments]
     # The common case at the cost of a comparison; what differs is looked at item by item.
-    exact = arguments if all(one in _EXACT for one in arguments) else None
+    exact = arguments if all(one in EXACT for one in arguments) else None
 
     def check(value: Any) -> Any:
         if type(value) is tuple and tuple(map(type, value)) == exact:
@@ -196,7 +211,14 @@ def _tuple_checker(arguments: tuple[Any, ...]) -> _Check:
 def _dict_checker(arguments: tuple[Any, ...]) -> _Check:
     key, item = (_checker(one) for one in arguments)
     whole = _exactly(dict)
-    return lambda value: {key(k): item(v) for k, v in whole(value).items()}
+    keys, items = (column_of(one) if one in EXACT else one_by_one for one in arguments)
+
+    def check(value: Any) -> Any:
+        if keys(whole(value)) is not None and items(value.values()) is not None:
+            return value
+        return {key(k): item(v) for k, v in value.items()}
+
+    return check
 
 
 def _plain_data(value: Any) -> Any:
@@ -216,7 +238,6 @@ def _plain_data(value: Any) -> Any:
 
 # Remembered combinations of types of one class: there are few in use, and a peer cannot add more.
 _SIGNATURES_MAX: Final = 64
-_EXACT: Final = frozenset({int, str, bytes, bool})
 _CONTAINERS: Final = frozenset({tuple, dict})
 _PLAIN: Final[dict[Any, _Check]] = {
     Any: _plain_data,
@@ -228,7 +249,7 @@ _PLAIN: Final[dict[Any, _Check]] = {
 def _checker(kind: Any) -> _Check:
     if kind in _PLAIN:
         return _PLAIN[kind]
-    if _is_attrs(kind):
+    if is_attrs(kind):
         return _object_decoder(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
@@ -241,13 +262,6 @@ def _checker(kind: Any) -> _Check:
     raise AssertionError(f"no checker for a field of type {kind}")
 
 
-def _is_flat(kind: Any) -> bool:
-    """Whether a value of this type is right as soon as its own type is."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return all(one is type(None) or _is_flat(one) for one in typing.get_args(kind))
-    return kind is float or kind in _EXACT
-
-
 def _object_decoder(cls: type) -> _Check:
     """A function from the tuple of fields to an instance of ``cls``.
 
@@ -258,7 +272,7 @@ def _object_decoder(cls: type) -> _Check:
     hints = typing.get_type_hints(cls)
     kinds = [hints[each.name] for each in attrs.fields(cls)]
     checks = [_checker(kind) for kind in kinds]
-    deep = [index for index, kind in enumerate(kinds) if not _is_flat(kind)]
+    deep = [index for index, kind in enumerate(kinds) if not is_flat(kind)]
     required = sum(each.default is attrs.NOTHING for each in attrs.fields(cls))
     accepted: set[tuple[type, ...]] = set()
 

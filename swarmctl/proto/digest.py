@@ -24,6 +24,16 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def _mix_all(values: Iterable[int]) -> list[int]:
+    """As :func:`_mix`, in one go: a launch mixes two for each instance."""
+    mixed = []
+    for value in values:
+        once = ((value ^ (value >> 30)) * _FIRST) & _MASK
+        twice = ((once ^ (once >> 27)) * _SECOND) & _MASK
+        mixed.append(twice ^ (twice >> 31))
+    return mixed
+
+
 def assignment_entry(incarnation: int, desired: int, generation: int) -> int:
     """Digest of one assigned instance."""
     return _mix((incarnation * _GOLDEN + (generation << 4 | desired) * _FIRST) & _MASK)
@@ -33,6 +43,24 @@ def inventory_entry(incarnation: int, state: int, attempt: int, restarts: int) -
     """Digest of one reported instance."""
     seen = attempt << 24 ^ restarts << 5 ^ state
     return _mix((incarnation * _GOLDEN + seen * _SECOND) & _MASK)
+
+
+def assignment_entries(wanted: Iterable[tuple[int, int, int]]) -> list[int]:
+    """As :func:`assignment_entry`, of many."""
+    return _mix_all(
+        [
+            (incarnation * _GOLDEN + (generation << 4 | desired) * _FIRST) & _MASK
+            for incarnation, desired, generation in wanted
+        ]
+    )
+
+
+def inventory_entries(
+    incarnations: Iterable[int], state: int, attempt: int, restarts: int
+) -> list[int]:
+    """As :func:`inventory_entry`, of many that differ by nothing but their names."""
+    seen = (attempt << 24 ^ restarts << 5 ^ state) * _SECOND
+    return _mix_all([(one * _GOLDEN + seen) & _MASK for one in incarnations])
 
 
 def total(entries: Iterable[int]) -> int:

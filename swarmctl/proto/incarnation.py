@@ -20,6 +20,13 @@ def make(term: int, sequence: int) -> int:
     return (term << SEQUENCE_BITS) | sequence
 
 
+def make_many(term: int, first: int, count: int) -> range:
+    """The incarnations of ``count`` sequences from ``first`` on."""
+    start = make(term, first)
+    assert first + count - 1 <= SEQUENCE_MAX, f"sequence {first + count} out of range"
+    return range(start, start + count)
+
+
 def term_of(incarnation: int) -> int:
     """The term in which it was made."""
     return incarnation >> SEQUENCE_BITS

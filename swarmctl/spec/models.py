@@ -251,9 +251,9 @@ _ANYWHERE: Final = Placement()
 class ServiceSpec:
     """The whole intent for one service.
 
-    ``drivers`` restricts the driver (``sim`` in benchmarks); empty means docker for containers
-    and libvirt for VMs.  ``max_unavailable`` is how many copies may be away at a time when we
-    replace or move them; 0 leaves that to who does it.
+    ``driver`` is what starts its instances; empty means docker for containers and libvirt for VMs.
+    An instance keeps the driver that it was placed with.  ``max_unavailable`` is how many copies
+    may be away at a time when we replace or move them; 0 leaves that to who does it.
     """
 
     name: str

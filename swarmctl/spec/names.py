@@ -19,6 +19,10 @@ from swarmctl.proto.limits import REPLICAS_MAX
 # A DNS label's bound; the names of containers and domains, made from two of these, fit 255.
 NAME_MAX_CHARS: Final = 63
 
+# What starts containers and what VMs; the first of each is the usual one. ``sim`` only simulates.
+CONTAINER_DRIVERS: Final = ("docker", "oci", "sim")
+VM_DRIVERS: Final = ("libvirt", "sim")
+
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
 _NODE: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _SLOT: Final = re.compile(r"[1-9]\d{0,8}")
@@ -56,6 +60,17 @@ def check_tenant_name(text: str) -> str:
 def check_stack_name(text: str) -> str:
     """``text`` when a stack may be called so; else InvalidSpec is raised."""
     return _check("stack", text, _LABEL)
+
+
+def check_driver(text: str, *, is_vm: bool) -> str:
+    """``text`` when it names a driver that can start this; else InvalidSpec is raised."""
+    able = VM_DRIVERS if is_vm else CONTAINER_DRIVERS
+    if text in able:
+        return text
+    what = "VMs" if is_vm else "containers"
+    raise InvalidSpec(
+        f'no driver "{text}" starts {what}', hint=did_you_mean(text, able, " or ".join(able))
+    )
 
 
 def check_network_name(text: str) -> str:

@@ -5,6 +5,7 @@ a stack file. An error names the option that it is about.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from attrs import evolve, frozen
@@ -30,7 +31,12 @@ from swarmctl.spec.models import (
     Template,
     VmSpec,
 )
-from swarmctl.spec.names import check_network_name, check_service_name, name_from_image
+from swarmctl.spec.names import (
+    check_driver,
+    check_network_name,
+    check_service_name,
+    name_from_image,
+)
 from swarmctl.spec.placements import check_constraint
 from swarmctl.spec.resources import AMOUNT_MAX, check_resource_name
 from swarmctl.spec.restarts import check_job_restart, parse_restart
@@ -155,7 +161,7 @@ def build_service(options: RunOptions, environment: Mapping[str, str]) -> Servic
             constraints=tuple(_each("--constraint", options.constraints, check_constraint))
         ),
         fencing=options.fencing or "none",
-        driver=options.driver,
+        driver=_optional("--driver", options.driver, partial(check_driver, is_vm=options.vm), ""),
     )
 
 

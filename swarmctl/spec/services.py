@@ -1,5 +1,6 @@
 """One service of a stack file."""
 
+from functools import partial
 from typing import Final
 
 from swarmctl.proto.errors import InvalidSpec
@@ -9,7 +10,7 @@ from swarmctl.spec.deploys import read_deploy
 from swarmctl.spec.health import read_health
 from swarmctl.spec.machines import read_vm, with_defaults
 from swarmctl.spec.models import Resources, ServiceSpec, Template
-from swarmctl.spec.names import check_service_name, did_you_mean
+from swarmctl.spec.names import check_driver, check_service_name, did_you_mean
 from swarmctl.spec.reading import Field
 from swarmctl.spec.sizes import parse_duration
 from swarmctl.spec.unsupported import NETWORK_OF_SERVICE, SERVICE
@@ -33,6 +34,7 @@ _CONTAINER_ONLY: Final = (
 _KNOWN: Final = (
     "image",
     "vm",
+    "driver",
     "deploy",
     "networks",
     "network_mode",
@@ -99,6 +101,9 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
         placement=deploy.placement,
         priority=deploy.priority,
         fencing=deploy.fencing,
+        driver=fields["driver"].parse(partial(check_driver, is_vm=is_vm))
+        if "driver" in fields
+        else "",
         max_unavailable=deploy.max_unavailable,
     )
 

@@ -48,7 +48,10 @@ PROBE_EVERY_S: Final = 3.0
 CLIENT_CONNECT_TIMEOUT_S: Final = 1.0
 CLIENT_HANDSHAKE_TIMEOUT_S: Final = 5.0
 # It also pings: it has no heartbeats, and the kernel of a controller that hangs still answers.
-CLIENT_PING_S: Final = 5.0
+# libzmq's own threads reply, however busy the controller is; a request that has ten seconds is to
+# notice one that is frozen in time to ask another.
+CLIENT_PING_S: Final = 1.5
+CLIENT_PING_TIMEOUT_S: Final = 5.0
 # libzmq must not reconnect behind our back: see zmq_link.
 LIBZMQ_RECONNECT_S: Final = 3_600.0
 

@@ -5,6 +5,10 @@ dials the addresses in turn, waits longer after each round in which none answere
 bound, jittered so that a fleet does not come back in one instant), and hands the live connection
 to the caller. A key that is refused is tried again like everything else: it may be enrolled later.
 
+A controller that is frozen takes connections and never shakes hands. Where there are other
+addresses it may hold up the round for :data:`HANG_S` only, and for twice as long each further time
+that it hangs: one that is merely overrun by a fleet is given the time that it needs.
+
 Each connection has a number, and carries traffic only once the caller has adopted it (see
 :class:`swarmctl.transport.api.Link`). What had arrived when it was lost is kept until the caller
 has read it or adopted the next.
@@ -13,7 +17,7 @@ has read it or adopted the next.
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 import trio
@@ -30,6 +34,12 @@ from swarmctl.transport.errors import (
     PayloadTooLarge,
 )
 from swarmctl.transport.readiness import running
+
+# Of an address that does not answer, where there are others: an answer takes milliseconds, and a
+# leader that has taken over waits for its nodes no longer than some seconds.
+HANG_S: Final = 2.0
+# Beyond this many doublings it is the dial's own deadlines that end it.
+_HANGS_MAX: Final = 8
 
 
 class Connection(Protocol):
@@ -88,6 +98,8 @@ class SupervisedLink:
         self._dial = dial
         self._endpoints = tuple(endpoints)
         self._position = 0
+        # By address: how often in a row it took no notice of us.
+        self._hangs: dict[str, int] = {}
         self._bounds = bounds
         self._backoff = backoff
         self._random = random_
@@ -222,7 +234,7 @@ class SupervisedLink:
             # A cut by use_next before the dial is over ends the dial as well.
             with trio.CancelScope() as self._hang_up:
                 try:
-                    connection = await self._dial(self.endpoint)
+                    connection = await self._attempt(self.endpoint)
                 except (PeerUnreachable, HandshakeFailed, KeyRefused) as failure:
                     self._note_failure(failure)
                     fruitless += 1
@@ -233,6 +245,22 @@ class SupervisedLink:
             # Within a round the next address is tried soon; a whole fruitless round costs more.
             delay_s = self._backoff.delay_s(0 if others_left else rounds, self._random.random())
             await trio.sleep(delay_s)
+
+    async def _attempt(self, endpoint: str) -> Connection:
+        """Dial; see the module's docstring for how long that may take."""
+        if len(self._endpoints) == 1:
+            return await self._dial(endpoint)
+        hangs = self._hangs.get(endpoint, 0)
+        with trio.move_on_after(HANG_S * 2.0**hangs):
+            connection = await self._dial(endpoint)
+            self._hangs.pop(endpoint, None)
+            return connection
+        self._hangs[endpoint] = min(hangs + 1, _HANGS_MAX)
+        raise HandshakeFailed(
+            "something listens there, but it did not complete the handshake in time",
+            endpoint,
+            "is it a swarmctl controller, and does it run?",
+        )
 
     async def _hold(self, connection: Connection) -> None:
         self._live = connection

@@ -54,7 +54,7 @@ class SyncClient:
             self._socket, server_public_key, keypair, bounds, limits.HANDSHAKE_TIMEOUT_S
         )
         self._socket.set(zmq.HEARTBEAT_IVL, int(limits.CLIENT_PING_S * 1000))
-        self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(limits.PING_TIMEOUT_S * 1000))
+        self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(limits.CLIENT_PING_TIMEOUT_S * 1000))
         self._monitor = Monitor(self._socket, LINK_EVENTS)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -72,9 +72,13 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection; a payload that TCP has not taken yet is dropped."""
-        self._close_sockets()
-        self._context.term()
+        """End the connection; a payload that TCP has not taken yet is dropped.
+
+        A second call does nothing; whoever sends or receives after it is told LinkLost.
+        """
+        if not self._socket.closed:
+            self._close_sockets()
+            self._context.term()
 
     def _close_sockets(self) -> None:
         self._monitor.close()
@@ -175,6 +179,8 @@ class SyncClient:
         return True
 
     def _observe(self) -> None:
+        if self._socket.closed:
+            raise self._lost()
         for event in self._monitor.read_nowait():
             self._progress.observe(event)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -202,7 +203,7 @@ def test_data_folder_without_permission(cluster: Cluster, tmp_path: Path, kind: 
 
 
 @contextlib.contextmanager
-def small_disk(place: Path, size_bytes: int = 6 * MIB):
+def small_disk(place: Path, size_bytes: int = 6 * MIB) -> Iterator[Path]:
     """A file system of its own at ``place``."""
     place.mkdir(parents=True)
     options = f"size={size_bytes},mode=0711"

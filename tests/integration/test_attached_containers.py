@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
@@ -11,6 +12,7 @@ from attrs import evolve
 from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.drivers.api import Found, Launch, Owner, Phase
 from swarmctl.agent.drivers.docker import DockerDriver
+from swarmctl.agent.drivers.oci import OciDriver
 from swarmctl.agent.executor import Executor
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.net.plugging.ovs import OvsPlugs
@@ -20,8 +22,10 @@ from swarmctl.spec.models import ContainerSpec, Template
 from tests.integration.driver_contract import eventually
 from tests.integration.ovs_sandbox import OvsSandbox, need_ovs, ovs
 from tests.integration.test_docker_driver import IMAGE
+from tests.integration.test_oci_driver import box
 
 DEADLINE_S = 60.0
+__all__ = ["box"]  # a fixture, used by its name
 # Says what it sees in its first moment, and stays.
 SAY = "ip addr show eth0; ip route; cat /etc/resolv.conf; hostname -i; exec sleep 600"
 
@@ -41,15 +45,16 @@ def switch() -> Iterator[OvsSandbox]:
 class Fleet:
     """One node's driver and plugs; OVN is the test."""
 
-    def __init__(self, switch: OvsSandbox) -> None:
+    def __init__(self, switch: OvsSandbox, oci: tuple[Path, str] | None = None) -> None:
         self.switch = switch
         self.owner = Owner(secrets.token_hex(6), f"n{secrets.token_hex(2)}")
-        self.driver = DockerDriver(self.owner)
+        self.driver = OciDriver(self.owner, oci[0]) if oci else DockerDriver(self.owner)
+        self.image = oci[1] if oci else IMAGE
         self.plugs = OvsPlugs(
             self.owner.cluster_id, self.owner.node, switch.remote, switch.namespace
         )
-        self.supervisor = Supervisor(["docker"])
-        self.attaching = Attaching(self.plugs, {"docker": self.driver}, self.supervisor)
+        self.supervisor = Supervisor([self.driver.name])
+        self.attaching = Attaching(self.plugs, {self.driver.name: self.driver}, self.supervisor)
 
     def launch(self, index: int, *command: str, ports: int = 1) -> Launch:
         """An instance of busybox with so many ports."""
@@ -66,7 +71,7 @@ class Fleet:
             )
             for port in range(ports)
         )
-        template = Template(container=ContainerSpec(IMAGE, command or ("sh", "-c", SAY)))
+        template = Template(container=ContainerSpec(self.image, command or ("sh", "-c", SAY)))
         return Launch("web", index, incarnation.make(1, index), template, "acme", attachments)
 
     async def start(self, launch: Launch) -> Found:
@@ -102,12 +107,23 @@ class Fleet:
             await self.driver.places.displace(one)
         await self.plugs.unplug(tuple(one.device for one in await self.plugs.list()))
         self.plugs.close()
-        self.driver.close()
+        if isinstance(self.driver, DockerDriver):
+            self.driver.close()
+
+
+@pytest.fixture(params=["docker", "oci"])
+async def fleet(request, switch: OvsSandbox, box: str, tmp_path: Path):
+    """Fresh for each test, on the one switch, with either driver."""
+    one = Fleet(switch, (tmp_path / "oci", box) if request.param == "oci" else None)
+    await one.driver.probe()
+    yield one
+    with trio.CancelScope(shield=True):
+        await one.close()
 
 
 @pytest.fixture
-async def fleet(switch: OvsSandbox):
-    """Fresh for each test, on the one switch."""
+async def docked(switch: OvsSandbox):
+    """The same with Docker alone."""
     one = Fleet(switch)
     yield one
     with trio.CancelScope(shield=True):
@@ -164,44 +180,44 @@ def fleet_instance(fleet: Fleet, launch: Launch):
     from swarmctl.agent.instance import Instance
 
     instance = Instance(
-        launch.incarnation, launch.service, launch.slot, driver="docker",
+        launch.incarnation, launch.service, launch.slot, driver=fleet.driver.name,
         attachments=launch.attachments,
     )  # fmt: skip
     fleet.supervisor.instances[launch.incarnation] = instance
     return instance
 
 
-async def test_a_holder_that_was_killed_is_made_again(fleet: Fleet) -> None:
+async def test_a_holder_that_was_killed_is_made_again(docked: Fleet) -> None:
     """The next attempt has a new namespace, and its port in it."""
-    launch = fleet.launch(7)
-    await fleet.start(launch)
+    launch = docked.launch(7)
+    await docked.start(launch)
     client = docker.APIClient()
-    names = {"label": [f"swarmctl.cluster={fleet.owner.cluster_id}", "swarmctl.holds"]}
+    names = {"label": [f"swarmctl.cluster={docked.owner.cluster_id}", "swarmctl.holds"]}
     (holder,) = await trio.to_thread.run_sync(lambda: client.containers(filters=names))
     await trio.to_thread.run_sync(client.kill, holder["Id"])
-    await fleet.driver.stop(launch.incarnation, 0)
+    await docked.driver.stop(launch.incarnation, 0)
 
-    await fleet.start(launch)
+    await docked.start(launch)
 
-    said = await fleet.until_output(launch, "10.20.0.7/24")
+    said = await docked.until_output(launch, "10.20.0.7/24")
     assert said.count("10.20.0.7/24") >= 1
-    assert len(await fleet.plugs.list()) == 1
+    assert len(await docked.plugs.list()) == 1
 
 
-async def test_a_sweep_removes_what_nobody_has(fleet: Fleet) -> None:
+async def test_a_sweep_removes_what_nobody_has(docked: Fleet) -> None:
     """After a crash of the agent between plug and create: holder, port and link go."""
-    launch = fleet.launch(7)
-    await fleet.attaching.look()
-    await fleet.attaching.plug(launch, fleet.driver)
-    kept = fleet.launch(8)
-    await fleet.start(kept)
-    fleet_instance(fleet, kept)
-    fleet.supervisor.listed.add("docker")
+    launch = docked.launch(7)
+    await docked.attaching.look()
+    await docked.attaching.plug(launch, docked.driver)
+    kept = docked.launch(8)
+    await docked.start(kept)
+    fleet_instance(docked, kept)
+    docked.supervisor.listed.add("docker")
 
-    await fleet.attaching.sweep()
+    await docked.attaching.sweep()
 
-    assert [one.port for one in await fleet.plugs.list()] == [kept.attachments[0].port]
-    assert await fleet.driver.places.placed() == (kept.incarnation,)
+    assert [one.port for one in await docked.plugs.list()] == [kept.attachments[0].port]
+    assert await docked.driver.places.placed() == (kept.incarnation,)
 
 
 async def test_the_executor_plugs_in_and_out(fleet: Fleet) -> None:
@@ -226,7 +242,7 @@ async def test_the_executor_plugs_in_and_out(fleet: Fleet) -> None:
         def remove_failed(self, _incarnation, error, _now):
             told.append(str(error))
 
-    supervisor = Told(["docker"])
+    supervisor = Told([fleet.driver.name])
     supervisor.instances[launch.incarnation] = instance
 
     async def plugged() -> bool:
@@ -237,8 +253,12 @@ async def test_the_executor_plugs_in_and_out(fleet: Fleet) -> None:
 
     async with trio.open_nursery() as nursery:
         executor = Executor(
-            {"docker": fleet.driver}, supervisor, nursery, lambda: None, attaching=fleet.attaching
-        ).by_driver["docker"]
+            {fleet.driver.name: fleet.driver},
+            supervisor,
+            nursery,
+            lambda: None,
+            attaching=fleet.attaching,
+        ).by_driver[fleet.driver.name]
         await executor.launch([launch])
         device = fleet.plugs.device(launch.attachments[0].port)
         await eventually(plugged, DEADLINE_S)

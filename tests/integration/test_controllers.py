@@ -6,8 +6,11 @@ The nodes run the sim driver: what is tested is who leads, and that nothing rest
 import json
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -15,10 +18,11 @@ from attrs import evolve
 from lab.etcd import EtcdCluster
 from swarmctl.client import Client
 from swarmctl.credentials import parse_context
-from swarmctl.proto.errors import SwarmError
+from swarmctl.proto.errors import NoController, SwarmError
 from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
-from tests.e2e.cluster import Cluster, Daemon, free_port, until
+from tests.e2e.cluster import Cluster, Daemon, Ended, free_port, run_swarmctl, until
+from tests.integration.etcd_fixture import etcd_of
 
 # Lease (4 s), look (0.25 s), start of a leader; and slack for a busy machine.
 FAILOVER_S = 60.0
@@ -100,16 +104,23 @@ class Controllers:
 
     # --- requests -----------------------------------------------------------------------------
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of all controllers."""
+        return tuple(f"tcp://127.0.0.1:{port}" for port in self.ports)
+
     def client(self, of: int | None = None) -> Client:
         """By the context that controller ``of`` wrote; by default whichever is there."""
         numbers = range(len(self.controllers)) if of is None else [of]
         path = next(p for n in numbers if (p := self.folder / f"c{n}" / "admin.context").exists())
         return Client(parse_context(path.read_text(encoding="utf-8"), str(path)))
 
-    def ask(self, method: str, params=None, timeout_s: float = 10.0):
+    def ask(
+        self, method: str, params: dict[str, Any] | None = None, timeout_s: float = 10.0
+    ) -> Any:
         """As a user who tries again does."""
 
-        def attempt():
+        def attempt() -> list[Any]:
             try:
                 with self.client() as client:
                     return [client.call(method, params or {}, timeout_s=timeout_s)]
@@ -122,11 +133,21 @@ class Controllers:
         """By one controller alone."""
         path = self.folder / f"c{number}" / "admin.context"
         context = parse_context(path.read_text(encoding="utf-8"), str(path))
-        return Client(evolve(context, addresses=(f"tcp://127.0.0.1:{self.ports[number]}",)))
+        return Client(evolve(context, addresses=(self.addresses[number],)))
 
-    def asked_at(self, number: int, method: str, params=None):
-        """One request there, which has to work at once: no second try."""
-        with self.client_at(number) as client:
+    def asked_at(self, number: int, method: str, params: dict[str, Any] | None = None) -> Any:
+        """One request there alone, as soon as it listens: between two roles nobody does.
+
+        The request has to work at once, whatever becomes of the connection.
+        """
+
+        def connection() -> list[Client]:
+            try:
+                return [self.client_at(number)]
+            except NoController:
+                return []
+
+        with until(connection, FAILOVER_S, f"controller {number} listens")[0] as client:
             return client.call(method, params or {}, timeout_s=20.0)
 
     def refusal(self) -> list[SwarmError]:
@@ -162,8 +183,8 @@ class Controllers:
 
 
 @pytest.fixture
-def etcd(tmp_path: Path):
-    with EtcdCluster(tmp_path / "etcd", 3) as cluster:
+def etcd():
+    with etcd_of(3) as cluster:
         yield cluster
 
 
@@ -205,6 +226,56 @@ def test_another_leads_when_the_leader_is(controllers: Controllers, number: sign
     controllers.await_running(5)
     assert controllers.leader() == new
     assert took_s < FAILOVER_S
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        # The harder one of the two is enough every time.
+        pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, id="frozen"),
+    ],
+)
+def test_reads_do_not_fail_in_a_failover(controllers: Controllers, number: signal.Signals):
+    """Commands and a connection that was there before are answered throughout; so is an apply."""
+    controllers.apply(service("web", 2))
+    controllers.await_running(2)
+    old = controllers.await_leader()
+    over = threading.Event()
+    told: list[Ended] = []
+    asked: list[int] = []
+
+    def commands() -> None:
+        # The context of one that stays: it knows all addresses, the old leader's among them.
+        path = str(controllers.folder / f"c{(old + 1) % 3}" / "admin.context")
+        while not over.is_set():
+            for command in (["ps"], ["node", "ls"]):
+                environment = controllers.base.environment
+                told.append(run_swarmctl(environment, "--context", path, *command))
+
+    def requests() -> None:
+        spec = wire.encode_service(service("web", 2))
+        with controllers.client_at(old) as client:
+            client.context = evolve(client.context, addresses=controllers.addresses)
+            while not over.is_set():
+                asked.append(len(client.call("node.list", timeout_s=FAILOVER_S)))
+                client.call("service.apply", {"services": [spec]}, timeout_s=FAILOVER_S)
+
+    with ThreadPoolExecutor() as threads:
+        users = [threads.submit(commands), threads.submit(requests)]
+        try:
+            until(lambda: told and asked, what="both ask")
+            controllers.controllers[old].send_signal(number)
+            controllers.await_leader(old)
+            controllers.await_ready()
+            seen = len(told), len(asked)
+            until(lambda: len(told) > seen[0] + 1 and len(asked) > seen[1] + 1, what="more")
+        finally:
+            over.set()
+        for user in users:
+            user.result()
+    assert [one for one in told if one.code] == []
+    assert set(asked) == {2}
 
 
 def test_any_controller_answers_by_the_leader(controllers: Controllers):

@@ -1,8 +1,13 @@
-"""Faults of the machine under real daemons: a network that is cut, descriptors that run out."""
+"""Faults of the machine under real daemons: a network that is cut, descriptors that run out.
+
+And of libvirtd; dockerd's are in ``tests/e2e/test_bad_input.py`` and ``test_real_fencing.py``.
+"""
 
 import contextlib
 import json
 import os
+import secrets
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +16,8 @@ import pytest
 
 from swarmctl.client import Client
 from swarmctl.proto.errors import SwarmError
-from tests.e2e.cluster import IMAGE, Cluster, run_swarmctl, until
+from tests.e2e.cluster import IMAGE, Cluster, machine, run_swarmctl, until
+from tests.integration.private_libvirtd import PrivateLibvirtd
 from tests.integration.test_controllers import service
 
 # A cut that is as long as this outlives the five seconds after which a node is lost.
@@ -168,3 +174,60 @@ def test_an_agent_runs_out_of_descriptors(own: Cluster):
     until(own.all_ready, PATIENCE_S, "ready again")
     own.apply(service("web", 2))
     own.wait("web")
+
+
+# --- libvirtd ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def libvirtd():
+    """One of the test's own."""
+    made = PrivateLibvirtd(Path("/tmp") / f"swl-{secrets.token_hex(3)}")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGSTOP, id="frozen", marks=pytest.mark.slow),
+    ],
+)
+def test_libvirtd_goes_away(own: Cluster, libvirtd: PrivateLibvirtd, number: signal.Signals):
+    """The node is sick and says why; its VM is the same QEMU throughout; launches come after."""
+    own.agent("n1", "--libvirt-uri", libvirtd.uri, drivers="libvirt")
+    own.start()
+    own.apply(machine("vm"))
+    own.wait("vm")
+    before, [guest] = own.ps(), libvirtd.guests()
+
+    def node() -> dict:
+        [view] = own.call("node.list")
+        return view
+
+    if number == signal.SIGKILL:
+        libvirtd.kill()
+    else:
+        libvirtd.send_signal(number)
+    until(lambda: node()["state"] == "sick", PATIENCE_S, "sick")
+    assert "libvirt" in "; ".join(node()["reasons"])
+    own.apply(machine("late"))
+    assert libvirtd.guests() == {guest}
+    if number == signal.SIGKILL:
+        libvirtd.start()
+    else:
+        libvirtd.send_signal(signal.SIGCONT)
+    until(own.all_ready, PATIENCE_S, "ready again")
+    until(lambda: own.states("late") == {"late.1": "running"}, PATIENCE_S, "the late one")
+    after = own.ps("vm")["vm.1"]
+    assert (after["runtime_id"], after["restarts"], after["state"]) == (
+        before["vm.1"]["runtime_id"],
+        0,
+        "running",
+    )
+    assert guest in libvirtd.guests()
+    assert len(libvirtd.guests()) == 2

@@ -7,6 +7,7 @@ import attrs
 import pytest
 import trio
 
+from swarmctl.agent import facts
 from swarmctl.agent.config import MissingDriver
 from swarmctl.agent.drivers.api import Launch, Phase
 from swarmctl.agent.drivers.sim import SimDriver
@@ -545,6 +546,11 @@ async def test_facts_that_change_are_told(autojump_clock, tmp_path):
 
         assert not driver.available
         assert driver.reason == "the simulated host does not answer"
+        # While it is away it is looked at more often, so that it is not sick for long.
+        world.host.reachable = True
+        back_at = trio.current_time()
+        await world.controller.until(lambda: world.controller.facts[-1].facts.drivers[0].available)
+        assert trio.current_time() - back_at <= facts.PROBE_SICK_S + facts.PROBE_PAUSE_S
 
 
 async def test_idle_agent_does_next_to_nothing(autojump_clock, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from lab import fetch, libvirt, packages
 from lab.__main__ import parts_of
 from lab.config import PARTS
+from swarmctl.agent.drivers.oci.programs import PACKAGES
 
 
 def names(parts, there):
@@ -36,6 +37,21 @@ def test_only_what_the_chosen_parts_need_is_planned():
 def test_etcd_brings_its_server_alone():
     """`--only etcd` installs the program, and nothing that would talk to it."""
     assert names(["etcd"], lambda _: False) == ["etcd-server"]
+
+
+def test_oci_brings_the_programs_that_the_driver_starts():
+    """What the driver names, and a registry for its tests."""
+    planned = set(names(["oci"], lambda _: False))
+
+    assert planned == {*PACKAGES.values(), "docker-registry"}
+
+
+def test_ovn_brings_what_hosts_need():
+    """The switch, OVN's both halves, and the tools beside them."""
+    planned = names(["ovn"], lambda _: False)
+
+    assert planned[:3] == ["openvswitch-switch", "ovn-central", "ovn-host"]
+    assert {"ethtool", "tcpdump"} <= set(planned)
 
 
 def test_docker_from_elsewhere_is_kept():

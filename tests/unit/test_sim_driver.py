@@ -78,7 +78,8 @@ async def test_same_seed_same_failures():
     def failures(seed: int) -> list[bool]:
         host = SimHost(SimSettings(create_failure_rate=0.3, start_failure_rate=0.2, seed=seed))
         launches = [launch_of(sequence=n) for n in range(1, 201)]
-        return [isinstance(a, LaunchFailed) for a in SimDriver(OWNER, host).launch_many(launches)]
+        answers = SimDriver(OWNER, host).launch_many(launches).answers
+        return [isinstance(one, LaunchFailed) for one in answers]
 
     assert failures(1) == failures(1)
     assert failures(1) != failures(2)
@@ -151,7 +152,8 @@ async def test_bulk_launch_answers_in_place_of_telling():
     driver = SimDriver(OWNER, SimHost())
     assert isinstance(driver, BulkLaunch)
     async with driver.events() as channel:
-        answers = driver.launch_many([launch_of(sequence=1), launch_of("fail=start", sequence=2)])
+        launches = [launch_of(sequence=1), launch_of("fail=start", sequence=2)]
+        answers = driver.launch_many(launches).answers
         listed = await driver.list()
         with pytest.raises(trio.WouldBlock):
             channel.receive_nowait()
@@ -159,9 +161,30 @@ async def test_bulk_launch_answers_in_place_of_telling():
         await next_event(channel, EventKind.REMOVED, incarnations.make(1, 2), 1)
 
     assert [one.phase for one in listed] == [Phase.RUNNING, Phase.CREATED]
-    assert answers[0].phase is Phase.RUNNING
+    assert answers[0] == listed[0].runtime_id
     assert isinstance(answers[1], InvalidSpec)
     assert await driver.list() == []
+
+
+@pytest.mark.parametrize("command", [(), ("run_for=5",), ("exit=3",), ("fail=start",)])
+@pytest.mark.parametrize("settings", [SimSettings(), SimSettings(capacity=2, run_for_s=9.0)])
+async def test_bulk_launch_does_what_single_ones_do(autojump_clock, command, settings):
+    """Whether rows are made at once or one by one, the machine has the same, twice asked too."""
+    bulk, single = (SimDriver(OWNER, SimHost(settings)) for _ in range(2))
+    launches = [launch_of(*command, sequence=number) for number in (1, 2, 3, 2)]
+    answers = bulk.launch_many(launches).answers
+    outcomes = []
+    for launch in launches:
+        try:
+            await single.create(launch)
+            outcomes.append((await single.start(launch)).runtime_id)
+        except (LaunchFailed, InvalidSpec) as error:
+            outcomes.append(str(error))
+
+    assert outcomes == [str(one) for one in answers]
+    assert await bulk.list() == await single.list()
+    await trio.sleep(7)
+    assert await bulk.list() == await single.list()
 
 
 def start_each(driver, sequences):
@@ -202,7 +225,8 @@ async def test_outlet_counts_what_it_drops():
 
 def test_order_that_is_no_number_is_the_users_error():
     """A misspelt order is refused with the word in it."""
-    (answer,) = SimDriver(OWNER, SimHost(clock=lambda: 1.0)).launch_many([launch_of("exit=soon")])
+    driver = SimDriver(OWNER, SimHost(clock=lambda: 1.0))
+    (answer,) = driver.launch_many([launch_of("exit=soon")]).answers
 
     assert isinstance(answer, InvalidSpec)
     assert "exit=soon" in str(answer)

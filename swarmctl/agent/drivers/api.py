@@ -210,12 +210,26 @@ class Pluggable(Protocol):
     places: Places
 
 
+@frozen
+class Started:
+    """What came of launches that were begun together, ``at`` one time (epoch seconds).
+
+    ``answers`` are in their order: the runtime id of one that runs, or why it does not.
+    """
+
+    at: float
+    answers: Sequence[str | SwarmError]
+
+
 @runtime_checkable
 class BulkLaunch(Protocol):
-    """A driver that can launch many at once without waiting (the simulated one, in benchmarks)."""
+    """A driver that can launch many at once without waiting (the simulated one, in benchmarks).
 
-    def launch_many(self, launches: Sequence[Launch]) -> Sequence[Found | SwarmError]:
-        """Create and start each; the answers are in the order of ``launches``."""
+    Its instances have neither addresses nor published ports.
+    """
+
+    def launch_many(self, launches: Sequence[Launch]) -> Started:
+        """Create and start each."""
 
     def remove_many(self, incarnations: Sequence[int]) -> None:
         """Stop by force and remove each."""

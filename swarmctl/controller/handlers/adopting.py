@@ -15,8 +15,9 @@ from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.services import check, new_record
 from swarmctl.controller.handlers.targets import resolve, tenant_of
 from swarmctl.controller.holding import HOLD, REBUILT
+from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.records import ServiceRecord, SlotOverride, SlotWish
-from swarmctl.controller.state import Instance, Service, ServiceKey
+from swarmctl.controller.state import Service
 from swarmctl.controller.store.api import Delete
 from swarmctl.controller.views import image_of
 from swarmctl.proto import limits

@@ -80,10 +80,11 @@ class Applying:
         held: list[str] = []
         try:
             with cluster.meters.stage("validate"):
+                now = cluster.wall()
                 decided = [
                     one
                     for request in requests
-                    if (one := self._decide_or_answer(request, held)) is not None
+                    if (one := self._decide_or_answer(request, now, held)) is not None
                 ]
             for part in _parts(decided):
                 await self._commit(part)
@@ -91,14 +92,16 @@ class Applying:
             for name in held:
                 cluster.locks.release(name)
 
-    def _decide_or_answer(self, request: SimpleRequest, held: list[str]) -> _Decided | None:
+    def _decide_or_answer(
+        self, request: SimpleRequest, now: float, held: list[str]
+    ) -> _Decided | None:
         try:
-            return self._decide(request, held)
+            return self._decide(request, now, held)
         except SwarmError as error:
             request.fail(error)
             return None
 
-    def _decide(self, request: SimpleRequest, held: list[str]) -> _Decided | None:
+    def _decide(self, request: SimpleRequest, now: float, held: list[str]) -> _Decided | None:
         """What to write for a request; None when it was answered or deferred."""
         params = request.call.params
         spec = wire.decode_service(params["services"][0])
@@ -108,7 +111,7 @@ class Applying:
             return None
         held.append(name)
         create_only = params.get("create_only", False)
-        record, result = applied(self._cluster, spec, create_only=create_only)
+        record, result = applied(self._cluster, spec, now, create_only=create_only)
         if record is None:
             # Also what changes nothing has to make sense; but it did, when it was made.
             request.reply({"services": [result]})

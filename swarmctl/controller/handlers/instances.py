@@ -6,9 +6,10 @@ import trio
 
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.targets import Target, holders, parse, resolve, tenant_of
+from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.placing import request_for
 from swarmctl.controller.records import SlotWish
-from swarmctl.controller.state import Instance, Service, ServiceKey
+from swarmctl.controller.state import Service
 from swarmctl.controller.views import View, instance_view, pending_views
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto import limits

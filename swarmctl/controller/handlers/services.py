@@ -11,9 +11,10 @@ from attrs import evolve
 
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.targets import Target, parse, resolve, tenant_of
+from swarmctl.controller.instance import ServiceKey
 from swarmctl.controller.placing import request_for
 from swarmctl.controller.records import ServiceRecord, SlotOverride, SlotWish
-from swarmctl.controller.state import Service, ServiceKey
+from swarmctl.controller.state import Service
 from swarmctl.controller.views import service_view
 from swarmctl.proto import limits
 from swarmctl.proto.errors import Conflict, InvalidSpec, ProtocolError
@@ -94,8 +95,9 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
         doomed = [key for key in members if key in still and key not in keys]
         results: list[dict[str, Any]] = []
         changed: list[ServiceRecord] = []
+        now = cluster.wall()
         for spec in specs:
-            record, result = applied(cluster, spec, create_only=call.flag("create_only"))
+            record, result = applied(cluster, spec, now, create_only=call.flag("create_only"))
             results.append(result)
             if record is not None:
                 changed.append(record)
@@ -154,11 +156,13 @@ def check(service: Service) -> None:
 
 
 def applied(
-    cluster: Cluster, spec: ServiceSpec, *, create_only: bool
+    cluster: Cluster, spec: ServiceSpec, now: float, *, create_only: bool
 ) -> tuple[ServiceRecord | None, dict[str, Any]]:
-    """The record after ``spec`` is applied (None when nothing changes), and what to answer."""
+    """The record after ``spec`` is applied (None when nothing changes), and what to answer.
+
+    All that is accepted together has one time, ``now``: what it took is then counted together.
+    """
     existing = cluster.state.services.get((spec.tenant, spec.name))
-    now = cluster.wall()
     if existing is None:
         return new_record(cluster, spec, now), _result(spec, "created", None)
     if create_only:

@@ -1,12 +1,18 @@
-"""What the controller says of itself: ``cluster.info`` and ``cluster.statistics``."""
+"""What the daemons say of themselves.
+
+``cluster.info`` and ``cluster.statistics`` are the controller's; ``node.statistics`` is passed on
+to the agent of a node. Both count the tasks that live in the daemon: nothing outside sees those.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import trio
 from attrs import asdict
 
 from swarmctl import __version__, descriptors
 from swarmctl.controller.cluster import Cluster
+from swarmctl.proto.errors import PeerUnreachable
 from swarmctl.proto.messages import PROTOCOL_VERSION
 from swarmctl.proto.states import NodeState
 from swarmctl.transport.api import ListenerStatistics
@@ -41,9 +47,23 @@ def handlers(
         return {
             "states": cluster.state.totals(),
             "nodes_ready": ready,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "listener": asdict(listener_statistics()),
             "store": asdict(cluster.store.statistics()),
             **cluster.meters.view(),
         }
 
-    return {"cluster.info": info, "cluster.statistics": statistics}
+    async def node_statistics(call: Call) -> Any:
+        node = cluster.node(call.text("name"))
+        peer = node.peer
+        if peer is None or node.state is NodeState.LOST:
+            raise PeerUnreachable("the node is not connected", node.name, "see 'swarmctl node ls'")
+        return await cluster.caller.call(
+            peer, lambda message: cluster.send(peer, message), "node.statistics"
+        )
+
+    return {
+        "cluster.info": info,
+        "cluster.statistics": statistics,
+        "node.statistics": node_statistics,
+    }

@@ -9,7 +9,7 @@ import trio
 
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.targets import holders, resolve, tenant_of
-from swarmctl.controller.state import Instance
+from swarmctl.controller.instance import Instance
 from swarmctl.proto.errors import InvalidSpec, NotFound, PeerUnreachable
 from swarmctl.transport.rpc import Call, Handler, StreamCall
 

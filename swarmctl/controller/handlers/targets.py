@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.state import Instance, ServiceKey
+from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.proto.errors import NotFound
 from swarmctl.spec.names import did_you_mean
 from swarmctl.transport.rpc import Call

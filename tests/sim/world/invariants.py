@@ -197,7 +197,7 @@ class Invariants:
             )
             left[f"records of {process.name}"] = sum(
                 number >= 1 << 40 and number not in agent.supervisor.instances
-                for number in agent._journal._records
+                for number in agent.journal._records
             )
         found = [f"{count} {what}" for what, count in left.items() if count]
         if len(counts) != 1:

@@ -23,7 +23,7 @@ def fail(ailments, node, times, template=IMAGE, at=100.0):
 def test_launches_that_fail_there_and_not_elsewhere_make_a_node_sick():
     """Three in a row, of something that runs on another node."""
     ailments = Ailments(lambda: 4)
-    ailments.launched("good", IMAGE, 90.0)
+    ailments.launched("good", (IMAGE,), 90.0)
     assert not fail(ailments, "bad", 2)
     assert fail(ailments, "bad", 1)
     [reason] = ailments.reasons("bad", 101.0)
@@ -35,9 +35,9 @@ def test_what_fails_everywhere_is_no_nodes_illness():
     """Nor what has run on this node alone, nor long ago."""
     for prepare in (
         lambda _: None,
-        lambda it: it.launched("bad", IMAGE, 90.0),
-        lambda it: it.launched("good", OTHER, 90.0),
-        lambda it: it.launched("good", IMAGE, -1000.0),
+        lambda it: it.launched("bad", (IMAGE,), 90.0),
+        lambda it: it.launched("good", (OTHER,), 90.0),
+        lambda it: it.launched("good", (IMAGE,), -1000.0),
     ):
         ailments = Ailments(lambda: 4)
         prepare(ailments)
@@ -48,10 +48,10 @@ def test_what_fails_everywhere_is_no_nodes_illness():
 def test_a_success_in_between_ends_the_row():
     """One that fails now and then is not sick."""
     ailments = Ailments(lambda: 4)
-    ailments.launched("good", IMAGE, 90.0)
+    ailments.launched("good", (IMAGE,), 90.0)
     for _ in range(5):
         assert not fail(ailments, "so-so", 2)
-        ailments.launched("so-so", IMAGE, 100.0)
+        ailments.launched("so-so", (IMAGE,), 100.0)
     assert ailments.reasons("so-so", 101.0) == ()
 
 
@@ -60,7 +60,7 @@ def test_it_is_tried_again_later_and_later():
     ailments = Ailments(lambda: 4)
     now, rests = 100.0, []
     for _ in range(4):
-        ailments.launched("good", IMAGE, now)
+        ailments.launched("good", (IMAGE,), now)
         assert fail(ailments, "bad", 3, at=now)
         began = now
         while ailments.reasons("bad", now):

@@ -143,6 +143,7 @@ def test_direct_boot():
         ({"entrypoint": "'x"}, '--entrypoint: "\'x" is not a command'),
         ({"hostname": "a b"}, '--hostname: "a b" cannot be a host name'),
         ({"stop_timeout": "soon"}, '--stop-timeout: "soon" is not a time'),
+        ({"driver": "libvirt"}, '--driver: no driver "libvirt" starts containers'),
         ({"disk": "d"}, "--disk: a container has none (add --vm to start a VM)"),
         ({"vm": True, "command": ["x"]}, "COMMAND: a VM has none"),
         ({"vm": True, "disk": "d"}, "--disk: both IMAGE and --disk say what to boot"),

@@ -162,6 +162,7 @@ def test_machines_and_jobs_apply():
     tiny = found["tiny"].template
     assert tiny.vm.initrd == "/srv/shop/initrd.img"
     assert tiny.resources == Resources(1000, 512 << 20)
+    assert [one.driver_name for one in found.values()] == ["libvirt", "libvirt", "oci"]
     batch = found["batch"].template
     assert batch.job
     assert batch.restart.condition is RestartCondition.ON_FAILURE

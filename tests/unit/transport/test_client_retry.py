@@ -1,4 +1,4 @@
-"""A client comes again when a busy controller says so."""
+"""A client comes again when a busy controller says so, and when its connection is lost."""
 
 import itertools
 
@@ -8,9 +8,11 @@ import pytest
 
 from swarmctl import client as clients
 from swarmctl.client import Client
+from swarmctl.credentials import Context
 from swarmctl.proto import codec
 from swarmctl.proto.errors import Busy, Conflict
-from swarmctl.proto.messages import Failure, Reply
+from swarmctl.proto.messages import Failure, Reply, Request
+from swarmctl.transport.errors import LinkLost
 
 
 @attrs.define
@@ -24,11 +26,26 @@ class Connection:
 
     def send(self, payload):
         request = codec.decode(payload)
+        if not isinstance(request, Request):
+            return
+        if not self.outcomes:
+            raise LinkLost("gone", self.endpoint)
         self.asked += 1
-        self.answers.append(codec.encode(self.outcomes.pop(0)(request.id)))
+        outcome = self.outcomes.pop(0)
+        self.answers.append(None if outcome is LOST else codec.encode(outcome(request.id)))
 
     def receive(self, _timeout_s):
-        return self.answers.pop(0)
+        answer = self.answers.pop(0)
+        if answer is None:
+            raise LinkLost("gone", self.endpoint)
+        return answer
+
+    def close(self):
+        """Nothing is open."""
+
+
+# An answer that never comes: the connection ends first.
+LOST = object()
 
 
 def busy(retry_ms):
@@ -43,11 +60,24 @@ def pauses(monkeypatch):
     return slept
 
 
-def a_client(*outcomes):
+def a_client(*outcomes, then=()):
+    """A client whose first connection has these outcomes; ``then`` are the connections after."""
     client = Client.__new__(Client)
     client._connection = Connection(list(outcomes))
     client._ids = itertools.count(1)
+    client.context = Context("c", ("tcp://10.0.0.1:1", "tcp://10.0.0.2:1"), "", "", "", "")
+    client.tried = []
+
+    def connect(addresses, _patience_s, _passing):
+        client.tried.append(tuple(addresses))
+        return Connection(list(then[len(client.tried) - 1]), endpoint=addresses[0])
+
+    client._connect = connect
     return client
+
+
+def done(call_id):
+    return Reply(call_id, "done")
 
 
 def test_it_asks_again_after_the_time_it_was_told(pauses):
@@ -85,3 +115,43 @@ def test_what_only_a_newer_controller_says_is_passed_over():
     client = a_client(lambda call_id: Reply(call_id, "done"))
     client._connection.answers.append(msgpack.packb([120, "news"]))
     assert client.call("service.apply") == "done"
+
+
+# --- a connection that is lost ---------------------------------------------------------------
+
+
+def test_a_request_that_was_not_sent_is_sent_over_the_next_connection():
+    """Whatever it asks: nothing of it was done; and whoever was lost is tried last."""
+    client = a_client(then=[[done]])
+    assert client.call("service.restart", {"names": ["web"]}) == "done"
+    assert client.tried == [("tcp://10.0.0.2:1", "tcp://10.0.0.1:1")]
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("instance.list", {}), ("service.apply", {"services": []}), ("service.scale", {})],
+)
+def test_what_is_safe_to_repeat_is_repeated(method, params):
+    """Reads, and writes that say what should be: as often as it takes."""
+    client = a_client(LOST, then=[[LOST], [], [done]])
+    assert client.call(method, params) == "done"
+    assert len(client.tried) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("service.restart", {}), ("token.create", {}), ("service.apply", {"create_only": True})],
+)
+def test_what_may_have_been_done_and_does_more_twice_is_told(method, params):
+    """The user decides: it is not sent again."""
+    client = a_client(LOST, then=[[done]])
+    with pytest.raises(LinkLost, match="may have been done"):
+        client.call(method, params)
+    assert not client.tried
+
+
+def test_a_lost_connection_and_a_busy_controller_are_both_outlived(pauses):
+    """In any order."""
+    client = a_client(busy(300), LOST, then=[[busy(300), done]])
+    assert client.call("node.list") == "done"
+    assert len(pauses) == 2

@@ -8,7 +8,7 @@ import trio
 
 from swarmctl.proto.errors import PeerUnreachable
 from swarmctl.transport.bounds import Bounds
-from swarmctl.transport.errors import InvalidEndpoint, LinkLost
+from swarmctl.transport.errors import InvalidEndpoint, KeyRefused, LinkLost
 from swarmctl.transport.link import Backoff, SupervisedLink, supervised
 
 
@@ -65,6 +65,31 @@ async def test_what_had_arrived_is_read_before_the_loss(autojump_clock):
 
     assert batches == [[b"0", b"1"], [b"2", b"3"], [b"4"]]
     assert first.closed
+
+
+@pytest.mark.parametrize(("endpoints", "patience_s"), [(("a", "b"), 8.0), (("a",), 100.0)])
+async def test_an_address_that_hangs_holds_up_the_others_for_a_moment(
+    autojump_clock, endpoints, patience_s
+):
+    """A frozen controller; one that is the only one, or only slow, gets the time that it needs."""
+    took = {}
+
+    async def dial(endpoint):
+        began = trio.current_time()
+        try:
+            if endpoint == "a":
+                await trio.sleep(patience_s - 1.0)
+            raise PeerUnreachable("nobody there", endpoint) if endpoint == "b" else KeyRefused("no")
+        finally:
+            took.setdefault(endpoint, []).append(trio.current_time() - began)
+
+    async with supervised(make_link(dial, endpoints)) as link:
+        with trio.fail_after(300):
+            while not isinstance(link.last_failure, KeyRefused):
+                await link.wait_failure()
+
+    tried = [2.0, 4.0, 7.0] if "b" in endpoints else [99.0]
+    assert took["a"] == pytest.approx(tried)
 
 
 async def test_adopting_the_next_connection_forgets_the_last_ones_payloads(autojump_clock):

@@ -164,6 +164,22 @@ async def test_a_controller_that_goes_is_told_at_once(server_keys, agent_keys, u
         await in_thread(talk)
 
 
+async def test_a_connection_that_was_closed_is_a_lost_one(server_keys, agent_keys, users):
+    """Whoever could not connect again is told so as before, and may close it once more."""
+
+    def talk(endpoint):
+        client = sync_client.connect(endpoint, server_keys.public, agent_keys)
+        client.close()
+        with pytest.raises(LinkLost):
+            client.send(b"x")
+        with pytest.raises(LinkLost):
+            client.receive(5.0)
+        client.close()
+
+    async with open_listener(ANY_PORT, server_keys, users.get) as listener:
+        await in_thread(talk, listener.endpoint)
+
+
 @pytest.mark.parametrize("endpoints", [[], ["nonsense"], ["tcp://host:0"], ["tcp://*:1"]])
 def test_a_malformed_address_is_told(server_keys, agent_keys, endpoints):
     """Before anything is tried."""

@@ -114,7 +114,7 @@ class Calls:
             result = work(client)
         except APIError as error:
             assert client is not None
-            self._idle.append(client)
+            self._put_back(client)
             text = error.explanation or str(error)
             if isinstance(error, ImageNotFound):
                 raise NoImage(text) from None
@@ -129,7 +129,7 @@ class Calls:
         except BaseException:
             self._discard(client)
             raise
-        self._idle.append(client)
+        self._put_back(client)
         return result
 
     def _take(self) -> Client:
@@ -145,6 +145,15 @@ class Calls:
         client = APIClient(url, version=version, timeout=int(CONNECT_S))
         self.version = client.api_version
         return client
+
+    def _put_back(self, client: Client) -> None:
+        """It is idle, and has no connection open: it makes one when it is used.
+
+        The SDK keeps one for each of 25 URLs, and every container has URLs of its own: they would
+        all stay open, here and in dockerd, and never be used again.
+        """
+        client.close()
+        self._idle.append(client)
 
     def _knock(self) -> None:
         """Connect once without the SDK, which leaks its socket and the cause when nobody is there.

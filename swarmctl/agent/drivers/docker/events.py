@@ -16,21 +16,12 @@ from attrs import define, field
 from swarmctl.agent.drivers.api import DriverEvent, EventKind, Owner
 from swarmctl.agent.drivers.docker.config import identity_of, owner_filter
 from swarmctl.agent.drivers.docker.wire import Endpoint, Refusal, request
+from swarmctl.agent.drivers.endings import exit_reason
 from swarmctl.agent.drivers.outlet import Outlet
 from swarmctl.proto.errors import DriverUnavailable
 
 # Between attempts to reach a dockerd that is away: it takes a few seconds to start.
 RECONNECT_S: Final = 0.5
-# Signals that are worth a name in a reason.
-_SIGNALS: Final = {2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
-
-
-def exit_reason(code: int, *, out_of_memory: bool) -> str:
-    """Why a container ended, in words; empty when the code says all there is to say."""
-    if out_of_memory:
-        return "killed: it used more memory than its limit"
-    signal = _SIGNALS.get(code - 128)
-    return f"ended by {signal}" if signal else ""
 
 
 @define

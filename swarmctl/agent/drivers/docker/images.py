@@ -4,11 +4,9 @@ That an image is there is remembered, so that forty launches of it cost one ques
 may be wrong (someone removed the image): then dockerd refuses the create, the driver calls
 :meth:`Images.forget` and asks here again.
 
-Launches that want the same image at the same time wait for one of them, and share what came of
-it; if that one is cancelled, the next one takes over.
+Launches that want the same image at the same time share one pull: :mod:`..attempts`.
 """
 
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -17,10 +15,11 @@ import trio
 from attrs import define, field
 
 from swarmctl.agent.drivers.api import Progress
+from swarmctl.agent.drivers.attempts import Attempts
 from swarmctl.agent.drivers.docker.calls import Calls, Client, NoImage
 from swarmctl.agent.drivers.docker.faults import translate_pull
 from swarmctl.agent.drivers.docker.wire import Endpoint, Refusal, request
-from swarmctl.proto.errors import InvalidSpec, SwarmError
+from swarmctl.proto.errors import InvalidSpec
 
 # "Is it there?" is answered from dockerd's memory.
 INSPECT_S: Final = 20.0
@@ -42,14 +41,6 @@ def split_image(image: str) -> tuple[str, str, str]:
         repository,
         digest if at else tag or "latest",
     )
-
-
-@define
-class _Attempt:
-    """One launch getting an image, and those who wait for it."""
-
-    done: trio.Event = field(factory=trio.Event)
-    error: SwarmError | None = None
 
 
 @define
@@ -89,7 +80,7 @@ class Images:
         self._calls = calls
         self._endpoint = endpoint
         self._present: set[str] = set()
-        self._attempts: dict[str, _Attempt] = {}
+        self._attempts = Attempts()
 
     def forget(self, image: str) -> None:
         """Ask dockerd again the next time."""
@@ -108,29 +99,9 @@ class Images:
         async def get() -> None:
             if not await self._is_here(image, where):
                 await self._pull(image, where, progress)
-
-        while image not in self._present:
-            attempt = self._attempts.get(image)
-            if attempt is None:
-                await self._lead(image, get)
-                return
-            await attempt.done.wait()
-            if attempt.error is not None:
-                error = attempt.error
-                raise type(error)(error.what, where, error.hint)
-        await trio.lowlevel.checkpoint()
-
-    async def _lead(self, image: str, get: Callable[[], Awaitable[None]]) -> None:
-        attempt = self._attempts[image] = _Attempt()
-        try:
-            await get()
             self._present.add(image)
-        except SwarmError as error:
-            attempt.error = error
-            raise
-        finally:
-            del self._attempts[image]
-            attempt.done.set()
+
+        await self._attempts.until(lambda: image in self._present, image, where, get)
 
     async def _is_here(self, image: str, where: str) -> bool:
         try:

@@ -12,7 +12,7 @@ import attrs
 
 from swarmctl.agent.drivers.api import Found, Launch, Phase
 from swarmctl.agent.drivers.docker.config import Identity, identity_of
-from swarmctl.agent.drivers.docker.events import exit_reason
+from swarmctl.agent.drivers.endings import exit_reason
 from swarmctl.spec.models import PortMapping
 
 PHASES: Final = {

@@ -1,0 +1,31 @@
+"""What the programs that measure reliability make of what they measured."""
+
+import pytest
+
+from bench.faults import rows
+from bench.faults.rows import Row, Watch, summary, table
+from bench.soak import ALLOWED, Curve
+
+
+def test_rounds_are_summed_up_by_their_median_and_the_slowest():
+    """The outcome is the same in all of them, or there is no row."""
+    row = summary(
+        [Row("cut", "moved", healed, "the cut", 4.0, {"back": 1.0}) for healed in (5, 9, 6)]
+    )
+    assert (row["healed_s"], row["healed_max_s"], row["rounds"]) == (6, 9, 3)
+    assert table([row]).splitlines()[-1] == "| cut | moved (back 1.0 s) | 4.0 s | 6.0 s | the cut |"
+
+
+def test_an_outcome_that_does_not_come_is_a_failure(monkeypatch):
+    """By name."""
+    monkeypatch.setattr(rows, "PATIENCE_S", 0.0)
+    with pytest.raises(AssertionError, match="no other leader"):
+        Watch().until(lambda: False, "other leader")
+
+
+@pytest.mark.parametrize(("slope", "grows"), [(0.0, False), (1.0, True)])
+def test_a_curve_that_climbs_after_its_first_quarter_grows(slope, grows):
+    """What is filled once, at the start, is no growth."""
+    curve = Curve()
+    curve.values["tasks"] = [min(number, 10) * 5 + slope * number for number in range(80)]
+    assert (curve.growth("tasks") > ALLOWED["tasks"]) is grows
