@@ -6,9 +6,10 @@ each leads to that host alone, and there the host's agent passes bytes on.  It i
 hosts, and computed by controller and agents alike from the cluster's id and the network's name.
 """
 
-import hashlib
 from typing import Final
 
+from swarmctl.net.model import Relay
+from swarmctl.net.names import derived_mac, scoped
 from swarmctl.proto.messages import Attachment
 
 # Link-local (RFC 3927), which no router is asked for; not the metadata address of other clouds.
@@ -20,18 +21,23 @@ PORT: Final = 7077
 
 def relay(cluster_id: str, network: str, mtu: int = 0) -> Attachment:
     """The host's own place on ``network`` (``tenant/name``)."""
-    name = f"{cluster_id[:8]}-relay-{network.replace('/', '-')}"
-    mac = bytearray(hashlib.blake2b(f"{cluster_id}/{name}".encode(), digest_size=6).digest())
-    mac[0] = (mac[0] & 0xFC) | 0x02
+    tenant, _, name = network.partition("/")
+    port = scoped(cluster_id, "relay", tenant, name)
     return Attachment(
-        name,
+        port,
         network,
-        mac.hex(":"),
+        derived_mac(f"{cluster_id}/{port}"),
         (f"{ADDRESS}/{PREFIX}",),
         mtu,
         # Its guests are all on this link, whatever their addresses.
         (("0.0.0.0/0", ""),),
     )
+
+
+def wish(cluster_id: str, network: str) -> Relay:
+    """The same, as the controller has it in OVN."""
+    place, (tenant, _, name) = relay(cluster_id, network), network.partition("/")
+    return Relay(tenant, name, place.port, place.mac, ADDRESS)
 
 
 def endpoint() -> str:

@@ -101,6 +101,9 @@ def test_a_relay_is_the_same_for_all_hosts():
     assert one.port == "c0c0c0c0-relay-acme-front"
     assert one.mac != places.relay("c0c0c0c0d1", "acme/back").mac
     assert int(one.mac[:2], 16) & 0x03 == 0x02
+    wish = places.wish("c0c0c0c0d1", "acme/front")
+    assert (wish.port, wish.mac, wish.address) == (one.port, one.mac, "169.254.70.77")
+    assert (wish.tenant, wish.network) == ("acme", "front")
     assert places.endpoint() == "tcp://169.254.70.77:7077"
 
 
