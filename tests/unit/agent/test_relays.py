@@ -98,7 +98,7 @@ def test_a_relay_is_the_same_for_all_hosts():
     one, again = places.relay("c0c0c0c0d1", "acme/front"), places.relay("c0c0c0c0d1", "acme/front")
 
     assert one == again
-    assert one.port == "c0c0c0c0-relay-acme-front"
+    assert one.port == "c0c0c0c0:relay:acme:front"
     assert one.mac != places.relay("c0c0c0c0d1", "acme/back").mac
     assert int(one.mac[:2], 16) & 0x03 == 0x02
     wish = places.wish("c0c0c0c0d1", "acme/front")
@@ -113,4 +113,4 @@ def test_the_devices_of_relays_are_known_as_theirs():
     one = Relays(plugs, "c0c0c0c0", tuple)
     one.want({"acme/front": 1400})
 
-    assert one.devices == {plugs.device("c0c0c0c0-relay-acme-front")}
+    assert one.devices == {plugs.device("c0c0c0c0:relay:acme:front")}
