@@ -7,9 +7,11 @@ test compares them with the code.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
+from bench import anchors
 from bench.faults.rows import table
 from swarmctl.proto.states import FINAL, FORWARD, LIVE, NEXT_ATTEMPT, InstanceState
 
@@ -64,9 +66,46 @@ class Part:
         return f"{head}{begin}\n\n{self.draw()}\n{END}{tail}"
 
 
+def launches() -> str:
+    """The launch targets beside what was measured."""
+    return "\n".join(anchors.table(_results("anchors.json"))) + "\n"
+
+
+def placing() -> str:
+    """The scheduler's rates beside their targets, and the quality of its answers."""
+    lines = ["| scenario | placed | a second | target | quality |", "| --- | --- | --- | --- | --- |"]
+    for row in _results("placement.json")["rows"]:
+        found = ", ".join(f"{name} {value:.4g}" for name, value in row["quality"].items())
+        target = f"{row['target_per_s']:,}" if row["target_per_s"] else ""
+        mark = "" if row["met"] else " **missed**"
+        lines.append(
+            f"| {row['name']} | {row['placed']:,} | {row['per_s']:,.0f}{mark} | {target} | {found} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def real_launches() -> str:
+    """Containers and VMs beside the raw loops."""
+    lines = ["| kind | count | raw, a second | swarmctl, a second | ratio |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row in _results("launch_real.json")["results"]:
+        lines.append(
+            f"| {row['kind']} | {row['count']} | {row['raw_per_s']:.3g} "
+            f"| {row['swarmctl_per_s']:.3g} | {row['ratio']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _results(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
 PARTS = (
     Part(HERE / "nomenclature.md", "swarmctl/proto/states.py", instance_states),
     Part(HERE / "reliability.md", "bench/results/faults.json", faults),
+    Part(HERE / "benchmarks.md", "bench/results/anchors.json", launches),
+    Part(HERE / "benchmarks.md", "bench/results/placement.json", placing),
+    Part(HERE / "benchmarks.md", "bench/results/launch_real.json", real_launches),
 )
 
 
