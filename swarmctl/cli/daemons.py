@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from swarmctl.cli.process import default_data, run_daemon
+from swarmctl.net.locations import check_northbound
 from swarmctl.proto.errors import EnvironmentFault, InvalidSpec, sole_error
 
 if TYPE_CHECKING:
@@ -89,6 +90,19 @@ def _supervised(command: _F) -> _F:
     help="Begin anew where the store file is lost or damaged (it is kept aside), on hold, from "
     "what the nodes run.",
 )
+@click.option(
+    "--ovn",
+    default="",
+    metavar="tcp:HOST:6641|unix:PATH|ssl:…",
+    help="OVN's northbound database, for tenant networks; kept, so given once. none: without.",
+)
+@click.option(
+    "--underlay-mtu",
+    type=click.IntRange(576, 65_535),
+    default=1500,
+    show_default=True,
+    help="The MTU of the network between the hosts.",
+)
 @click.option("--context-name", default="default", hidden=True)
 @_supervised
 def controller(
@@ -100,6 +114,8 @@ def controller(
     context_name: str,
     fencing_lease: str,
     rebuild: bool,
+    ovn: str,
+    underlay_mtu: int,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -122,6 +138,7 @@ def controller(
             "--rebuild",
             "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
         )
+    check_northbound(ovn)
 
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
         import trio
@@ -138,6 +155,8 @@ def controller(
             fencing_lease_s=lease_s,
             join=join,
             rebuild=rebuild,
+            ovn=ovn,
+            underlay_mtu=underlay_mtu,
         )
         run: Any = run_controller
         if etcd is not None:

@@ -27,6 +27,7 @@ from swarmctl.controller.listening import Listening
 from swarmctl.controller.locks import RecordLocks
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
+from swarmctl.controller.plane import Plane
 from swarmctl.controller.rebalancing import Rebalancing
 from swarmctl.controller.reconciler import Reconciler
 from swarmctl.controller.records import (
@@ -80,6 +81,7 @@ class Cluster:
     drains: Drains = field(init=False)
     rebalancing: Rebalancing = field(init=False)
     sessions: Sessions = field(init=False)
+    plane: Plane = field(init=False)
     deposed: StaleTerm | None = None
     hold: str = ""
     locks: RecordLocks = field(factory=RecordLocks)
@@ -93,6 +95,7 @@ class Cluster:
         self.reconciler = Reconciler(self.state, self.fleet, self.meters, self.wall)
         self.drains = Drains(self.state, self.fleet)
         self.rebalancing = Rebalancing(self.state, self.fleet)
+        self.plane = Plane(self)
         self.sessions = Sessions(
             self.state,
             self.fleet,

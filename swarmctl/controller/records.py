@@ -10,6 +10,9 @@ the nodes.  Each record is one value, written whole.
 ``token/ID``                 :class:`TokenRecord`
 ``admin/ID``                 :class:`AdminRecord`
 ``revoked/DIGEST``           :class:`RevokedKey`, of a node that was removed
+``network/TENANT/NAME``      :class:`~swarmctl.controller.networks.NetworkRecord`
+``security/TENANT/NAME``     :class:`~swarmctl.controller.networks.GroupRecord`
+``ovn``                      where OVN's northbound database is, once it was given
 ===========================  ======================================================
 """
 
@@ -34,6 +37,9 @@ NODE: Final = "node/"
 TOKEN: Final = "token/"  # noqa: S105 - a key in the store
 ADMIN: Final = "admin/"
 REVOKED: Final = "revoked/"
+NETWORK: Final = "network/"
+SECURITY: Final = "security/"
+OVN: Final = "ovn"
 
 _T = TypeVar("_T")
 
@@ -172,6 +178,16 @@ def service_key(tenant: str, name: str) -> str:
 def tombstone_key(tenant: str, name: str) -> str:
     """Where a deleted service is remembered."""
     return f"{TOMBSTONE}{tenant}/{name}"
+
+
+def network_key(tenant: str, name: str) -> str:
+    """Where a tenant network is kept."""
+    return f"{NETWORK}{tenant}/{name}"
+
+
+def security_key(tenant: str, name: str) -> str:
+    """Where a security group is kept."""
+    return f"{SECURITY}{tenant}/{name}"
 
 
 def encode(record: Any) -> bytes:

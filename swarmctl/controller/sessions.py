@@ -5,6 +5,7 @@ through a function that it was given.  Time comes in as an argument (monotonic s
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -18,6 +19,7 @@ from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
+from swarmctl.controller.nesting import trunk_of
 from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
@@ -390,6 +392,10 @@ class Sessions:
         )
         instance.take(report)
         self._state.add(instance)
+        if report.attachments:
+            service = self._state.services.get(key)
+            trunk = partial(trunk_of, self._state, node)
+            self._state.ports.adopt(service, instance, report.attachments, trunk)
         self._fleet.allocate(self._state, instance)
         self._note_completion(instance)
         if verdict is not Verdict.ADOPT:

@@ -8,17 +8,23 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from swarmctl.controller.nesting import vm_of
 from swarmctl.controller.records import SlotWish
 from swarmctl.controller.state import ClusterState, Instance, Node, Service
 from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.messages import Attachment
 from swarmctl.proto.states import Desired, InstanceState, NodeState
 
 View = dict[str, Any]
 
 
-def instance_view(instance: Instance) -> View:
+def instance_view(state: ClusterState, instance: Instance) -> View:
     """One instance, as ``ps`` lists it."""
     quarantined = instance.quarantined
+    node = state.nodes[instance.node]
+    vm = vm_of(state, node) if node.facts.parent else None
+    given = state.ports.attachments.get(instance.incarnation, ())
+    own = [address.partition("/")[0] for one in given for address in one.addresses]
     return {
         "instance": instance.name,
         "service": instance.key[1],
@@ -29,7 +35,12 @@ def instance_view(instance: Instance) -> View:
         "state": "quarantined" if quarantined else instance.state.label,
         "desired": "removed" if instance.removing else instance.desired.label,
         "runtime_id": instance.runtime_id,
-        "addresses": list(instance.addresses),
+        "addresses": list(dict.fromkeys([*own, *instance.addresses]))
+        if given
+        else list(instance.addresses),
+        "networks": [_attachment_view(one) for one in given],
+        "vm": vm.name if vm is not None else node.facts.parent,
+        "host": vm.node if vm is not None else instance.node,
         "ports": list(instance.ports),
         "restarts": instance.restarts,
         "attempt": instance.attempt,
@@ -38,6 +49,16 @@ def instance_view(instance: Instance) -> View:
         "exit_code": instance.exit_code,
         "health": instance.health,
         "reason": _reason(instance),
+    }
+
+
+def _attachment_view(one: Attachment) -> View:
+    return {
+        "network": one.network.partition("/")[2],
+        "addresses": list(one.addresses),
+        "mac": one.mac,
+        "port": one.port,
+        "vlan": one.vlan,
     }
 
 
@@ -80,6 +101,9 @@ def _nowhere(service: Service, slot: int, state: InstanceState, why: str) -> Vie
         "desired": Desired.RUNNING.label,
         "runtime_id": "",
         "addresses": [],
+        "networks": [],
+        "vm": "",
+        "host": "",
         "ports": [],
         "restarts": 0,
         "attempt": 0,

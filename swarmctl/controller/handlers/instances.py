@@ -68,12 +68,12 @@ def _list(cluster: Cluster, call: Call) -> list[View]:
     views: list[View] = []
     for key, service in cluster.state.services.items():
         if key[0] == tenant and (not names or key in keys):
-            views += [instance_view(one) for one in service.holders.values()]
+            views += [instance_view(cluster.state, one) for one in service.holders.values()]
             views += pending_views(service)
     for instance in cluster.state.all_instances():
         loose = instance.quarantined or instance.removing
         if loose and instance.key[0] == tenant and (not names or instance.key in keys):
-            views.append(instance_view(instance))
+            views.append(instance_view(cluster.state, instance))
     slots = {target.name for target in targets if target.slot is not None}
     whole = {target.key[1] for target in targets if target.slot is None}
     if slots:
@@ -122,7 +122,7 @@ def _inspect(cluster: Cluster, call: Call) -> View:
     [instance] = holders(cluster, [target])
     encoded = cluster.state.templates.get(instance.template)
     template = wire.converter().unstructure(wire.decode_template(encoded)) if encoded else None
-    return instance_view(instance) | {
+    return instance_view(cluster.state, instance) | {
         "template": template,
         "placed": instance.placed_at,
         "generation": instance.generation,
@@ -140,7 +140,8 @@ def _explain(cluster: Cluster, call: Call) -> View:
         return {
             "name": target.name,
             "lines": [
-                instance_view(one)["reason"] for one in cluster.quarantined(target.key, target.slot)
+                instance_view(cluster.state, one)["reason"]
+                for one in cluster.quarantined(target.key, target.slot)
             ],
         }
     slots = [target.slot] if target.slot else range(1, service.record.spec.replicas + 1)

@@ -1,0 +1,55 @@
+"""Nested nodes: a node that is a VM of ours, and the trunk that its pods are plugged into.
+
+A node says in its facts which VM it is: the VM's port, its incarnation (``7-42``), or its name
+(``db.1``), whichever it was told.  The VM's first port carries the pods' VLANs.
+"""
+
+from swarmctl.controller.state import ClusterState, Instance, Node
+from swarmctl.net.names import parse_port_name
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.errors import NothingFits
+
+
+def vm_of(state: ClusterState, node: Node) -> Instance | None:
+    """The VM that ``node`` is; None when it is a machine, or the VM is not known."""
+    told = node.facts.parent
+    if not told:
+        return None
+    found = parse_port_name(state.cluster_id, told)
+    if found is not None:
+        return _by_incarnation(state, found[0])
+    service, dot, slot = told.rpartition(".")
+    if dot and slot.isdigit():
+        for (_, name), one in state.services.items():
+            if name == service and int(slot) in one.holders:
+                return one.holders[int(slot)]
+        return None
+    try:
+        return _by_incarnation(state, incarnations.parse(told))
+    except ValueError:
+        return None
+
+
+def _by_incarnation(state: ClusterState, incarnation: int) -> Instance | None:
+    for node in state.nodes.values():
+        if incarnation in node.instances:
+            return node.instances[incarnation]
+    return None
+
+
+def trunk_of(state: ClusterState, node: Node) -> str:
+    """The port of the VM that ``node`` is; empty when it is a machine.
+
+    Raises:
+        NothingFits: it is a VM, and no port of it is known.
+    """
+    if not node.facts.parent:
+        return ""
+    vm = vm_of(state, node)
+    ports = state.ports.attachments.get(vm.incarnation, ()) if vm is not None else ()
+    if not ports:
+        raise NothingFits(
+            f"{node.name} is in the VM {node.facts.parent}, of which no port is known",
+            hint="plug the VM's service into a tenant network, with trunk: true",
+        )
+    return ports[0].port

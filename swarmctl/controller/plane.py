@@ -1,0 +1,272 @@
+"""Keeps OVN's northbound database as the cluster wants it: the ports' side of reconciling.
+
+A *round* computes the rows that should be there, compares them with those that were found, and
+writes the difference in transactions of some hundreds.  Rounds are woken by changes
+(:meth:`Plane.wake`), rest as long as they worked, and work in a thread: a launch is not slower for
+them.  After a start, a new connection or an error all rows are read anew, so whatever went wrong
+in between is mended by the next comparison.
+
+Nothing waits for this, but one thing: after a takeover no address is given before the rows were
+read or all nodes have reported, since either tells which are taken.  When the database does not
+answer, or refuses, that is a condition (:attr:`Plane.fault`, and since when): networks show it, the
+log says it, and the rounds go on trying.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+from attrs import evolve
+
+from swarmctl.controller import records
+from swarmctl.controller.networks import NetworkKey
+from swarmctl.controller.store.api import Delete, Op, Put
+from swarmctl.net.diff import difference, transactions
+from swarmctl.net.draft import switch_key
+from swarmctl.net.model import PortWish, Wishes
+from swarmctl.net.names import parse_port_name
+from swarmctl.net.northbound import Northbound
+from swarmctl.net.rows import desired_rows
+from swarmctl.net.schema import OUR_PREFIX, Row
+from swarmctl.net.locations import NORTHBOUND_NONE
+from swarmctl.proto.errors import Conflict, EnvironmentFault, StaleTerm, SwarmError
+
+if TYPE_CHECKING:
+    from swarmctl.controller.cluster import Cluster
+
+_log = structlog.get_logger(__name__)
+
+# Rows of one transaction: small enough that a northbound which serves others stays fluent.
+_ROWS_MAX: Final = 500
+# Changes that come together make one round.
+_GATHER_S: Final = 0.02
+# A round that took longer than this is not waited out in full: addresses are to become free.
+_REST_MAX_S: Final = 1.0
+# A database that refused or did not answer is asked again after this.
+_RETRY_S: Final = 1.0
+# While some ports wait for nodes to report, they are looked at so often.
+_LOOK_AGAIN_S: Final = 1.0
+
+
+async def address_of(cluster: "Cluster", given: str) -> str:
+    """Where the northbound database is: as ``given`` now, else as it was given before.
+
+    Raises:
+        StorageFault: it cannot be kept.
+    """
+    kept = (await cluster.store.read(records.OVN)).get(records.OVN, b"").decode(errors="replace")
+    if not given or given == kept:
+        return kept
+    op: Op = Delete(records.OVN) if given == NORTHBOUND_NONE else Put(records.OVN, given.encode())
+    await cluster.store.commit([op])
+    return "" if given == NORTHBOUND_NONE else given
+
+
+def open_ovn(address: str, cluster_id: str) -> Northbound:
+    """A connection to a real database."""
+    # Only where there is an OVN its libraries have to be there.
+    from swarmctl.net.ovn import OvnNorthbound
+
+    return OvnNorthbound(address, cluster_id)
+
+
+class Plane:
+    """See the module's docstring.
+
+    Attributes:
+        address: where the database is; empty without one.
+        fault: what is wrong with it now, in words; empty when nothing is.
+        fault_since: since when, in epoch seconds.
+        open_northbound: makes a connection of (address, cluster id), which need not be there yet;
+            simulations put their own in place.
+    """
+
+    def __init__(self, cluster: "Cluster") -> None:
+        self.address = ""
+        self.fault = ""
+        self.fault_since = 0.0
+        self.open_northbound: Callable[[str, str], Northbound] = open_ovn
+        self._cluster = cluster
+        self._ports = cluster.state.ports
+        self._ports.changed = self.wake
+        self._woken = trio.Event()
+        self._connections = 0
+        self._found: Mapping[str, Row] | None = None
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        self._woken.set()
+
+    # --- views -------------------------------------------------------------------------------
+
+    def standing(self, key: NetworkKey) -> tuple[str, str, float]:
+        """How OVN and a network stand: a state, why, and since when."""
+        if not self.address:
+            why = "this cluster has no OVN (controller --ovn): the node's own is used in its place"
+            return "absent", why, 0.0
+        if self.fault:
+            return "faulty", self.fault, self.fault_since
+        if self._found is None or switch_key(*key) not in self._found:
+            return "pending", "OVN is about to be told", 0.0
+        return "ready", "", 0.0
+
+    # --- rounds ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Converge until cancelled; without an OVN there is nothing to do."""
+        if not self.address:
+            return
+        self._woken.set()
+        northbound = self.open_northbound(self.address, self._cluster.state.cluster_id)
+        async with aclosing(northbound), trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, northbound)
+            while True:
+                await self._wait_woken()
+                began = trio.current_time()
+                try:
+                    await self._round(northbound)
+                except (EnvironmentFault, Conflict) as error:
+                    self._failed(error)
+                    await trio.sleep(_RETRY_S)
+                except StaleTerm as error:
+                    await self._outvoted(error)
+                    await trio.sleep(_RETRY_S)
+                else:
+                    self._succeeded()
+                    await trio.sleep(min(_REST_MAX_S, trio.current_time() - began))
+
+    async def _wait_woken(self) -> None:
+        waits = self._ports.unclaimed or self._ports.is_late
+        with trio.move_on_after(_LOOK_AGAIN_S if waits else float("inf")):
+            await self._woken.wait()
+        await trio.sleep(_GATHER_S)
+        self._woken = trio.Event()
+
+    async def _watch(self, northbound: Northbound) -> None:
+        """After a new connection it may be another database."""
+        while True:
+            self._connections = await northbound.wait_connected(self._connections)
+            self._found = None
+            self.wake()
+
+    async def _round(self, northbound: Northbound) -> None:
+        if self._cluster.hold:
+            self._woken.set()  # Looked at again in a moment: a released hold wakes nobody.
+            await trio.sleep(_RETRY_S)
+            return
+        connections = self._connections
+        found = self._found
+        if found is None:
+            await northbound.take_term(self._cluster.state.term)
+            found = await northbound.read()
+            self._learn(found)
+        self._settle_ports()
+        leaving = list(self._ports.leaving)
+        wishes = self._wishes()
+        wanted = await trio.to_thread.run_sync(desired_rows, self._cluster.state.cluster_id, wishes)
+        operations = await trio.to_thread.run_sync(difference, found, wanted)
+        # Whatever of it fails, what is there then has to be read.
+        self._found = None
+        for part in transactions(operations, _ROWS_MAX):
+            await northbound.apply(part)
+        if connections == self._connections:
+            self._found = wanted
+        if operations:
+            _log.info("OVN told", operations=len(operations), ports=len(wishes.ports))
+        if self._ports.forgotten(leaving):
+            self._cluster.state.capacity_changed = True
+            self._cluster.wake()
+        self._cluster.announce()
+
+    def _wishes(self) -> Wishes:
+        table = self._ports.table
+        return Wishes(
+            networks=tuple(one.network for one in table.records.values()),
+            groups=tuple(one.group for one in table.groups.values()),
+            ports=tuple(self._ports.wishes.values()),
+        )
+
+    def _settle_ports(self) -> None:
+        self._ports.adopt_late()
+        if self._ports.unclaimed and all(
+            node.reported for node in self._cluster.state.nodes.values()
+        ):
+            self._ports.drop_unclaimed()
+
+    def _learn(self, found: Mapping[str, Row]) -> None:
+        """Ports of which no node has told yet keep what they have."""
+        for row in found.values():
+            wish = port_of(self._cluster.state.cluster_id, row)
+            if wish is not None:
+                self._ports.find(self._completed(wish))
+        if not self._ports.known:
+            self._ports.known = True
+            self._cluster.state.capacity_changed = True
+            self._cluster.wake()
+
+    def _completed(self, wish: PortWish) -> PortWish:
+        """With what the rows of a port do not say of it, from its service and network."""
+        service = self._cluster.state.services.get((wish.tenant, wish.service))
+        record = self._ports.table.records.get((wish.tenant, wish.network))
+        labels = service.record.spec.template.labels if service is not None else {}
+        groups = record.definition.security_groups if record is not None else ()
+        return evolve(wish, labels=tuple(sorted(labels.items())), security_groups=groups)
+
+    # --- what goes wrong ---------------------------------------------------------------------
+
+    def _failed(self, error: SwarmError) -> None:
+        self._found = None
+        self._woken.set()
+        if self.fault != error.what:
+            _log.error("OVN cannot be told", error=str(error))
+        if not self.fault:
+            self.fault_since = self._cluster.wall()
+        self.fault = error.what
+        self._cluster.announce()
+
+    def _succeeded(self) -> None:
+        if self.fault:
+            _log.info("OVN is told again", after_s=round(self._cluster.wall() - self.fault_since))
+        self.fault, self.fault_since = "", 0.0
+
+    async def _outvoted(self, error: StaleTerm) -> None:
+        """The database has seen a higher term: is there another controller, says the store?"""
+        try:
+            await self._cluster.store.commit([])
+        except StaleTerm as deposed:
+            self._cluster.deposed = deposed
+            self._cluster.wake()
+        except EnvironmentFault as fault:
+            _log.warning("the store cannot say whether our term holds", error=str(fault))
+        self._failed(error)
+
+
+def port_of(cluster_id: str, row: Row) -> PortWish | None:
+    """The port of an instance that a row of the northbound database is; None for any other."""
+    name = row.columns.get("name")
+    if row.table != "Logical_Switch_Port" or not isinstance(name, str):
+        return None
+    switch, _, network = row.parent.partition("/")
+    tenant, _, network = network.partition("/")
+    notes = row.columns["external_ids"]
+    addresses = row.columns["addresses"]
+    if parse_port_name(cluster_id, name) is None or switch != "switch" or not network:
+        return None
+    assert isinstance(notes, Mapping), "a map"
+    assert isinstance(addresses, frozenset), "a set"
+    own = next((text.split() for text in addresses if text != "unknown"), [""])
+    service, _, slot = notes.get(f"{OUR_PREFIX}instance", "").rpartition(".")
+    parent, tag = row.columns.get("parent_name"), row.columns.get("tag_request")
+    return PortWish(
+        name,
+        tenant,
+        network,
+        service=service,
+        slot=int(slot) if slot.isdecimal() else 0,
+        mac=own[0],
+        addresses=tuple(own[1:]),
+        parent=parent if isinstance(parent, str) else "",
+        vlan=tag if isinstance(tag, int) and parent else 0,
+    )

@@ -1,0 +1,307 @@
+"""The instances' ports on tenant networks: who has which addresses, until when.
+
+An instance of a service with networks is given a port on each when it has been placed: name and MAC
+by its incarnation, addresses from the networks' pools, a VLAN where its node is a VM.  It keeps
+them as long as its incarnation lives, and what was given is in two other places: the node's
+inventory and OVN's northbound database.  After a takeover either brings it back, by :meth:`adopt`
+and :meth:`find`.  An address is free again once the node has confirmed that the instance is gone
+(:meth:`leave`) and OVN that the port is (:meth:`forgotten`).
+
+What is not on tenant networks is in none of these tables, and costs nothing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from attrs import define, evolve, field
+
+from swarmctl.controller.addressbook import AddressBook, Held
+from swarmctl.controller.networks import NetworkKey, NetworkRecord, NetworkTable
+from swarmctl.net.model import PortWish
+from swarmctl.net.names import mac_address, port_name
+from swarmctl.proto.errors import NothingFits, UserError
+from swarmctl.proto.messages import Attachment
+from swarmctl.spec.models import NetworkUse
+
+if TYPE_CHECKING:
+    from swarmctl.controller.state import Instance, Service
+
+_log = structlog.get_logger(__name__)
+_ANYWHERE: Final = {False: "0.0.0.0/0", True: "::/0"}
+
+
+@define(eq=False)
+class Ports:
+    """See the module's docstring.
+
+    ``active`` says that there is an OVN to plug into; ``known`` that its rows were read since the
+    takeover.  ``attachments`` are by incarnation; ``wishes`` and ``leaving`` by the port's name:
+    the ports that should be, and those whose rows are still to go.  ``unclaimed`` are names of
+    ports that only OVN knows of; ``templates`` those of which instances have attachments.
+    ``changed`` is called when OVN is to be told something.
+    """
+
+    cluster_id: str
+    table: NetworkTable
+    active: bool = False
+    known: bool = False
+    attachments: dict[int, tuple[Attachment, ...]] = field(factory=dict)
+    wishes: dict[str, PortWish] = field(factory=dict)
+    leaving: dict[str, Held] = field(factory=dict)
+    unclaimed: set[str] = field(factory=set)
+    changed: Callable[[], None] = lambda: None
+    templates: set[bytes] = field(factory=set)
+    book: AddressBook = field(factory=AddressBook)
+    _late: dict[int, Callable[[], None]] = field(factory=dict)
+    _promised: Counter[NetworkKey] = field(factory=Counter)
+
+    # --- before placing ----------------------------------------------------------------------
+
+    def begin_cycle(self) -> None:
+        """What was promised to slots that found no node is free again."""
+        self._promised.clear()
+
+    def admit(self, service: "Service", slots: Sequence[int], *, settled: bool) -> list[int]:
+        """Those of ``slots`` for which there are addresses; the others are noted with the reason.
+
+        Args:
+            service: whose slots they are; its ``unplaced`` takes the reasons.
+            slots: in order.
+            settled: every node has reported, or was given up, since the takeover.
+        """
+        if not self.active:
+            return list(slots)
+        if not (self.known or settled):
+            why = "waits for OVN's northbound database, to know which addresses are taken"
+            service.unplaced |= dict.fromkeys(slots, why)
+            return []
+        count, why = len(slots), ""
+        keys: list[NetworkKey] = []
+        for use in service.record.spec.template.networks:
+            key = (service.key[0], use.network)
+            keys.append(key)
+            room, reason = self._room(key, use)
+            if room < count:
+                count, why = room, reason
+        service.unplaced |= dict.fromkeys(slots[count:], why)
+        self._promised.update(dict.fromkeys(keys, count))
+        return list(slots[:count])
+
+    def _room(self, key: NetworkKey, use: NetworkUse) -> tuple[int, str]:
+        """How many more instances the network can take, and what it is short of."""
+        record = self.table.records.get(key)
+        if record is None:
+            return 0, f"there is no network {use.network}: 'swarmctl network ls'"
+        for address in use.addresses:
+            holder = self.book.holder(key, address)
+            if holder is not None:
+                return 0, f"its address {address} is still held by {self._whose(holder)}"
+        if use.addresses:
+            return 1, "a fixed address is for one instance"
+        room = max(0, self.book.room(record) - self._promised[key])
+        ranges = ", ".join(one.cidr for one in record.subnets)
+        held = sum(one.network == key for one in self.leaving.values())
+        waits = f" ({held} of them until OVN has removed their ports)" if held else ""
+        return room, f"network {use.network} has no free address: all of {ranges} are taken{waits}"
+
+    def _whose(self, port: str) -> str:
+        wish = self.wishes.get(port)
+        return wish.instance if wish is not None else "a port that OVN has not removed yet"
+
+    # --- placed ------------------------------------------------------------------------------
+
+    def attach(
+        self, service: "Service", instance: "Instance", parent: str = ""
+    ) -> tuple[Attachment, ...]:
+        """Give a placed instance its ports; ``parent`` is the trunk of the VM that its node is.
+
+        Raises:
+            UserError: there is no address or no VLAN; it has nothing then.
+        """
+        made: list[Attachment] = []
+        try:
+            for index, use in enumerate(service.record.spec.template.networks):
+                record = self.table.get((service.key[0], use.network))
+                made.append(self._plug(record, use, instance, index, parent))
+        except UserError:
+            for one in made:
+                self.book.free(_held(one, parent), one.port)
+            raise
+        self.attachments[instance.incarnation] = tuple(made)
+        self.templates.add(instance.template)
+        self._wish(service, instance, made, parent)
+        return tuple(made)
+
+    def _plug(
+        self, record: NetworkRecord, use: NetworkUse, instance: "Instance", index: int, parent: str
+    ) -> Attachment:
+        port = port_name(self.cluster_id, instance.incarnation, index)
+        given = self.book.give(record, use.addresses, port)
+        addresses = tuple(address for address, _ in given)
+        try:
+            vlan = self.book.give_vlan(parent) if parent else 0
+        except NothingFits:
+            self.book.free(Held(record.key, addresses), port)
+            raise
+        gateways = tuple(subnet.gateway for _, subnet in given)
+        leads_out = index == 0 and not record.definition.internal
+        return Attachment(
+            port=port,
+            network=record.title,
+            mac=mac_address(self.cluster_id, instance.incarnation, index),
+            addresses=tuple(f"{address}/{subnet.prefix}" for address, subnet in given),
+            mtu=record.mtu,
+            routes=tuple((_ANYWHERE[":" in one], one) for one in gateways) if leads_out else (),
+            dns=record.definition.resolvers or gateways,
+            search=(record.key[0],),
+            vlan=vlan,
+        )
+
+    def _wish(
+        self,
+        service: "Service | None",
+        instance: "Instance",
+        attachments: Iterable[Attachment],
+        parent: str,
+    ) -> None:
+        labels = service.record.spec.template.labels if service is not None else {}
+        for one in attachments:
+            key = _network_of(one)
+            record = self.table.records.get(key)
+            self.wishes[one.port] = PortWish(
+                one.port,
+                *key,
+                service=instance.key[1],
+                slot=instance.slot,
+                mac=one.mac,
+                addresses=_plain(one.addresses),
+                labels=tuple(sorted(labels.items())),
+                security_groups=record.definition.security_groups if record else (),
+                parent=parent if one.vlan else "",
+                vlan=one.vlan,
+            )
+        self.changed()
+
+    # --- taken over --------------------------------------------------------------------------
+
+    def adopt(
+        self,
+        service: "Service | None",
+        instance: "Instance",
+        attachments: tuple[Attachment, ...],
+        trunk: Callable[[], str],
+    ) -> None:
+        """A node reports an instance with these, and what it says is true.
+
+        ``trunk`` finds the port of the VM that the node is, or raises NothingFits as long as that
+        VM is not known: nothing is told to OVN then, and :meth:`adopt_late` tries again.
+        """
+        self.attachments[instance.incarnation] = attachments
+        self.templates.add(instance.template)
+        parent = ""
+        try:
+            parent = trunk() if any(one.vlan for one in attachments) else ""
+        except NothingFits:
+            self._late[instance.incarnation] = lambda: self.adopt(
+                service, instance, attachments, trunk
+            )
+        for one in attachments:
+            record = self.table.records.get(_network_of(one))
+            self.book.hold(_held(one, parent), one.port, record)
+        if instance.incarnation not in self._late:
+            self.unclaimed.difference_update([one.port for one in attachments])
+            self._wish(service, instance, attachments, parent)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether something waits to be known."""
+        return bool(self._late)
+
+    def adopt_late(self) -> None:
+        """Try again what was adopted before the VM was known that it is in."""
+        late, self._late = self._late, {}
+        for incarnation, again in late.items():
+            if incarnation in self.attachments:
+                again()
+
+    def find(self, wish: PortWish) -> None:
+        """OVN has a port of an instance of which no node has told yet."""
+        if wish.name in self.wishes or wish.name in self.leaving:
+            return
+        self.unclaimed.add(wish.name)
+        self.wishes[wish.name] = wish
+        key = (wish.tenant, wish.network)
+        held = Held(key, wish.addresses, wish.parent, wish.vlan)
+        self.book.hold(held, wish.name, self.table.records.get(key))
+
+    def drop_unclaimed(self) -> None:
+        """Every node has told what it has: ports of which none has told are nobody's."""
+        for port in self.unclaimed:
+            self._leave(port)
+        self.unclaimed.clear()
+
+    def regroup(self, record: NetworkRecord) -> None:
+        """The security groups of a network have changed."""
+        groups = record.definition.security_groups
+        for one in self.on_network(record.key):
+            self.wishes[one.name] = evolve(one, security_groups=groups)
+
+    # --- gone --------------------------------------------------------------------------------
+
+    def leave(self, incarnation: int) -> None:
+        """The node has confirmed that the instance is gone."""
+        for one in self.attachments.pop(incarnation, ()):
+            self._leave(one.port)
+
+    def _leave(self, port: str) -> None:
+        wish = self.wishes.pop(port, None)
+        if wish is None:
+            return  # Its network is not known here: nothing was given.
+        held = Held((wish.tenant, wish.network), wish.addresses, wish.parent, wish.vlan)
+        if self.active:
+            self.leaving[port] = held
+            self.changed()
+        else:
+            self.book.free(held, port)
+
+    def forgotten(self, ports: Iterable[str]) -> bool:
+        """OVN has these no more: their addresses are free. Whether there were any."""
+        freed = False
+        for port in ports:
+            held = self.leaving.pop(port, None)
+            if held is not None:
+                self.book.free(held, port)
+                freed = True
+        return freed
+
+    # --- views -------------------------------------------------------------------------------
+
+    def addresses_of(self, incarnation: int) -> list[str]:
+        """The addresses of an instance, without prefix."""
+        found = self.attachments.get(incarnation, ())
+        return [address for one in found for address in _plain(one.addresses)]
+
+    def on_network(self, key: NetworkKey) -> list[PortWish]:
+        """The ports that should be on a network."""
+        return [one for one in self.wishes.values() if (one.tenant, one.network) == key]
+
+    def in_use(self) -> set[NetworkKey]:
+        """The networks that something is on, or was on until OVN confirms that it is gone."""
+        found = {(one.tenant, one.network) for one in self.wishes.values()}
+        return found | {held.network for held in self.leaving.values()}
+
+
+def _held(one: Attachment, parent: str) -> Held:
+    return Held(_network_of(one), _plain(one.addresses), parent if one.vlan else "", one.vlan)
+
+
+def _network_of(one: Attachment) -> NetworkKey:
+    tenant, _, name = one.network.partition("/")
+    return tenant, name
+
+
+def _plain(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Addresses without their prefix."""
+    return tuple(address.partition("/")[0] for address in addresses)
