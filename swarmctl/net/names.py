@@ -1,8 +1,10 @@
 """Names in OVN, all computed and none remembered, so that a repeated create finds the first one.
 
 Names of ports are unique in a northbound database, which several clusters may share: ours begin
-with a part of the cluster's id. Names that stand in matches (port groups) are letters, digits and
-``_`` only, so tenants' names are put into them beside a digest of the exact ones.
+with a part of the cluster's id. Their parts are joined by ``:``, which is in no tenant's or
+network's name (and not by ``/``, which Open vSwitch takes in no interface's). Names that stand in
+matches (port groups) are letters, digits and ``_`` only, so tenants' names are put into them beside
+a digest of the exact ones.
 """
 
 import hashlib
@@ -52,8 +54,8 @@ def derived_mac(text: str) -> str:
 
 
 def scoped(cluster_id: str, kind: str, *names: str) -> str:
-    """The name of a switch, a router or a port of one: ``c0c0c0c0-net-acme-front``."""
-    return "-".join((cluster_id[:CLUSTER_CHARS], kind, *names))
+    """The name of a switch, a router or a port of one: ``c0c0c0c0:net:acme:front``."""
+    return ":".join((cluster_id[:CLUSTER_CHARS], kind, *names))
 
 
 def match_name(cluster_id: str, kind: str, *names: str) -> str:
