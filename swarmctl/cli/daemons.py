@@ -130,14 +130,7 @@ def controller(
     folder = data or default_data("controller")
     etcd = _etcd_address(store)
     store_file = _store_file(store) if etcd is None else None
-    if join is not None and etcd is None:
-        raise InvalidSpec("a single controller joins no others", "--join", "give --store etcd://…")
-    if rebuild and etcd is not None:
-        raise InvalidSpec(
-            "only a SQLite store is rebuilt",
-            "--rebuild",
-            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
-        )
+    _check_store_options(join, rebuild, on_etcd=etcd is not None)
     check_northbound(ovn)
 
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
@@ -410,6 +403,17 @@ def _primary_address() -> str:
         except OSError:
             return "127.0.0.1"  # There is no way out: nobody else is there to be told.
         return str(probe.getsockname()[0])
+
+
+def _check_store_options(join: Path | None, rebuild: bool, *, on_etcd: bool) -> None:
+    if join is not None and not on_etcd:
+        raise InvalidSpec("a single controller joins no others", "--join", "give --store etcd://…")
+    if rebuild and on_etcd:
+        raise InvalidSpec(
+            "only a SQLite store is rebuilt",
+            "--rebuild",
+            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
+        )
 
 
 def _etcd_address(store: str) -> "EtcdAddress | None":

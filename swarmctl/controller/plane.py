@@ -14,7 +14,8 @@ log says it, and the rounds go on trying.
 
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
@@ -23,23 +24,26 @@ from attrs import evolve
 from swarmctl.controller import records
 from swarmctl.controller.networks import NetworkKey
 from swarmctl.controller.store.api import Delete, Op, Put
-from swarmctl.net.diff import difference, transactions
+from swarmctl.net.diff import Operation, difference, transactions
 from swarmctl.net.draft import switch_key
+from swarmctl.net.locations import NORTHBOUND_NONE
 from swarmctl.net.model import PortWish, Wishes
 from swarmctl.net.names import parse_port_name
 from swarmctl.net.northbound import Northbound
 from swarmctl.net.rows import desired_rows
 from swarmctl.net.schema import OUR_PREFIX, Row
-from swarmctl.net.locations import NORTHBOUND_NONE
 from swarmctl.proto.errors import Conflict, EnvironmentFault, StaleTerm, SwarmError
 
 if TYPE_CHECKING:
     from swarmctl.controller.cluster import Cluster
 
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 # Rows of one transaction: small enough that a northbound which serves others stays fluent.
 _ROWS_MAX: Final = 500
+# Ports and rows that are compared on the spot, in some milliseconds; more go to a thread.
+_AT_ONCE_MAX: Final = 300
 # Changes that come together make one round.
 _GATHER_S: Final = 0.02
 # A round that took longer than this is not waited out in full: addresses are to become free.
@@ -62,6 +66,19 @@ async def address_of(cluster: "Cluster", given: str) -> str:
     op: Op = Delete(records.OVN) if given == NORTHBOUND_NONE else Put(records.OVN, given.encode())
     await cluster.store.commit([op])
     return "" if given == NORTHBOUND_NONE else given
+
+
+def _compare(
+    cluster_id: str, wishes: Wishes, found: Mapping[str, Row]
+) -> tuple[dict[str, Row], list[Operation]]:
+    """The rows that should be, and what makes them so."""
+    wanted = desired_rows(cluster_id, wishes)
+    return wanted, difference(found, wanted)
+
+
+async def _now(compare: Callable[[], _T]) -> _T:
+    await trio.lowlevel.checkpoint()
+    return compare()
 
 
 def open_ovn(address: str, cluster_id: str) -> Northbound:
@@ -165,8 +182,9 @@ class Plane:
         self._settle_ports()
         leaving = list(self._ports.leaving)
         wishes = self._wishes()
-        wanted = await trio.to_thread.run_sync(desired_rows, self._cluster.state.cluster_id, wishes)
-        operations = await trio.to_thread.run_sync(difference, found, wanted)
+        compare = partial(_compare, self._cluster.state.cluster_id, wishes, found)
+        many = len(wishes.ports) + len(found) > _AT_ONCE_MAX
+        wanted, operations = await (trio.to_thread.run_sync(compare) if many else _now(compare))
         # Whatever of it fails, what is there then has to be read.
         self._found = None
         for part in transactions(operations, _ROWS_MAX):

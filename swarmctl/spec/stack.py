@@ -85,21 +85,8 @@ def load_stack(
     Raises:
         InvalidSpec: the first thing that is wrong: where, what, and what to do.
     """
-    if not files:
-        raise InvalidSpec("no stack file was given", hint="name one with -f")
-    if len(files) > FILES_MAX:
-        raise InvalidSpec(f"{len(files)} stack files are too many", hint=f"at most {FILES_MAX}")
     warnings = Warnings()
-    trees = []
-    for name, text in files:
-        tree = parse_yaml(name, text)
-        if not Field(tree, "", tree.mark, warnings).is_map:
-            raise InvalidSpec(
-                "a stack file is a map", where=str(tree.mark), hint='begin with "services:"'
-            )
-        trees.append(expand_tree(tree, environment, warnings))
-    merged = reduce(merge, trees)
-    root = Field(merged, "", merged.mark, warnings)
+    root = _read_files(files, environment, warnings)
     fields = root.fields(
         (
             "services",
@@ -135,6 +122,26 @@ def load_stack(
         tuple(groups.values()),
         networks.externals,
     )
+
+
+def _read_files(
+    files: Sequence[tuple[str, str]], environment: Mapping[str, str], warnings: Warnings
+) -> Field:
+    """The files as one tree, with its variables expanded."""
+    if not files:
+        raise InvalidSpec("no stack file was given", hint="name one with -f")
+    if len(files) > FILES_MAX:
+        raise InvalidSpec(f"{len(files)} stack files are too many", hint=f"at most {FILES_MAX}")
+    trees = []
+    for name, text in files:
+        tree = parse_yaml(name, text)
+        if not Field(tree, "", tree.mark, warnings).is_map:
+            raise InvalidSpec(
+                "a stack file is a map", where=str(tree.mark), hint='begin with "services:"'
+            )
+        trees.append(expand_tree(tree, environment, warnings))
+    merged = reduce(merge, trees)
+    return Field(merged, "", merged.mark, warnings)
 
 
 def _read_name(fields: dict[str, Field], environment: Mapping[str, str], otherwise: str) -> str:

@@ -182,6 +182,9 @@ def _why_there(cluster: Cluster, holder: Instance) -> str:
     parts: list[str] = []
     if holder.reason:
         parts.append(holder.reason)
+    waits = cluster.state.services[holder.key].unplaced.get(holder.slot)
+    if waits:
+        parts.append(f"not placed elsewhere: {waits}")
     node = cluster.state.nodes[holder.node]
     placement = cluster.state.services[holder.key].record.spec.placement
     term = incarnations.term_of(holder.incarnation)

@@ -263,12 +263,7 @@ def test_tenant_networks_of_a_file():
             provider: {network: physnet1, vlan: 30}
             port_security: false
             ipam: {config: [{subnet: 10.20.1.0/24}]}
-        security_groups:
-          web:
-            ingress:
-              - {ports: [80, 8000-8080], from: 0.0.0.0/0}
-              - {from: {group: web}}
-            egress: [{to: {label: tier=db}, protocol: icmp}]
+        security_groups: {web: {ingress: [{ports: 80}]}}
         """
     )
 
@@ -296,6 +291,24 @@ def test_tenant_networks_of_a_file():
             port_security=False,
         ),
     ]
+    assert stack.warnings == ()
+
+
+def test_security_groups_of_a_file():
+    """Rules name ports and the other end: ranges, services, labels and groups."""
+    stack = load(
+        """
+        name: shop
+        services: {web: {image: i}}
+        security_groups:
+          web:
+            ingress:
+              - {ports: [80, 8000-8080], from: 0.0.0.0/0}
+              - {from: {group: web}}
+            egress: [{to: {label: tier=db}, protocol: icmp}]
+        """
+    )
+
     anyone = Remote(RemoteKind.CIDR, "0.0.0.0/0")
     assert stack.groups == (
         SecurityGroup(
@@ -309,7 +322,6 @@ def test_tenant_networks_of_a_file():
             ),
         ),
     )
-    assert stack.warnings == ()
 
 
 def test_older_fields_for_resources():
