@@ -160,10 +160,6 @@ class MemoryNorthbound:
             await self._database.changed.wait()
         return self._database.connections
 
-    async def aclose(self) -> None:
-        """See :class:`~swarmctl.net.northbound.Northbound`."""
-        await trio.lowlevel.checkpoint()
-
     async def _reach(self) -> None:
         await trio.lowlevel.checkpoint()
         if self._database.is_away:

@@ -17,7 +17,7 @@ from swarmctl.net.schema import Row
 
 
 class Northbound(Protocol):
-    """What the controller needs of the database; ``contextlib.aclosing`` closes it."""
+    """What the controller needs of the database."""
 
     async def take_term(self, term: int) -> None:
         """Become the only one who may write, with a term that the store has given us.
@@ -57,8 +57,4 @@ class Northbound(Protocol):
 
         What was read before the last of them may be of another database: read anew.
         """
-        ...
-
-    async def aclose(self) -> None:
-        """Give the connection back. A second call does nothing."""
         ...
