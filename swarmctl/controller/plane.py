@@ -12,8 +12,8 @@ answer, or refuses, that is a condition (:attr:`Plane.fault`, and since when): n
 log says it, and the rounds go on trying.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -30,6 +30,7 @@ from swarmctl.net.locations import NORTHBOUND_NONE
 from swarmctl.net.model import PortWish, Wishes
 from swarmctl.net.names import parse_port_name
 from swarmctl.net.northbound import Northbound
+from swarmctl.net.ovn import OvnNorthbound
 from swarmctl.net.rows import desired_rows
 from swarmctl.net.schema import OUR_PREFIX, Row
 from swarmctl.proto.errors import Conflict, EnvironmentFault, StaleTerm, SwarmError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
+OpenNorthbound = Callable[[str, str], AbstractAsyncContextManager[Northbound]]
 
 # Rows of one transaction: small enough that a northbound which serves others stays fluent.
 _ROWS_MAX: Final = 500
@@ -81,12 +83,14 @@ async def _now(compare: Callable[[], _T]) -> _T:
     return compare()
 
 
-def open_ovn(address: str, cluster_id: str) -> Northbound:
-    """A connection to a real database."""
-    # Only where there is an OVN its libraries have to be there.
-    from swarmctl.net.ovn import OvnNorthbound
-
-    return OvnNorthbound(address, cluster_id)
+@asynccontextmanager
+async def open_ovn(address: str, cluster_id: str) -> AsyncGenerator[Northbound, None]:
+    """A connection to a real database; ``address`` may name several servers, with commas."""
+    northbound = OvnNorthbound(address.split(","), cluster_id)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(northbound.run)
+        yield northbound
+        nursery.cancel_scope.cancel()
 
 
 class Plane:
@@ -96,7 +100,7 @@ class Plane:
         address: where the database is; empty without one.
         fault: what is wrong with it now, in words; empty when nothing is.
         fault_since: since when, in epoch seconds.
-        open_northbound: makes a connection of (address, cluster id), which need not be there yet;
+        open_northbound: opens a connection of (address, cluster id), which need not be there yet;
             simulations put their own in place.
     """
 
@@ -104,7 +108,7 @@ class Plane:
         self.address = ""
         self.fault = ""
         self.fault_since = 0.0
-        self.open_northbound: Callable[[str, str], Northbound] = open_ovn
+        self.open_northbound: OpenNorthbound = open_ovn
         self._cluster = cluster
         self._ports = cluster.state.ports
         self._ports.changed = self.wake
@@ -136,8 +140,11 @@ class Plane:
         if not self.address:
             return
         self._woken.set()
-        northbound = self.open_northbound(self.address, self._cluster.state.cluster_id)
-        async with aclosing(northbound), trio.open_nursery() as nursery:
+        cluster_id = self._cluster.state.cluster_id
+        async with (
+            self.open_northbound(self.address, cluster_id) as northbound,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(self._watch, northbound)
             while True:
                 await self._wait_woken()

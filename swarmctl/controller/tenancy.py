@@ -37,7 +37,7 @@ async def load(cluster: Cluster, ovn: str = "", underlay_mtu: int = UNDERLAY_MTU
     table = cluster.state.ports.table
     table.underlay_mtu = underlay_mtu
     cluster.plane.address = await address_of(cluster, ovn)
-    cluster.state.ports.active = bool(cluster.plane.address)
+    cluster.state.ports.active = cluster.fleet.plugging = bool(cluster.plane.address)
     for key, value in (await cluster.store.read(records.SECURITY)).items():
         group = records.decode(value, GroupRecord, key)
         table.groups[group.key] = group

@@ -53,6 +53,7 @@ class FakeNode:
     templates: dict[bytes, bytes] = field(factory=dict)
     sequence: int = 0
     parent: str = ""
+    facts: dict[str, str] = field(factory=dict)
 
     def hello(self):
         """The message that begins its session."""
@@ -61,6 +62,7 @@ class FakeNode:
             {"cpu_millis": self.cpu_millis},
             (DriverFacts("docker", available=True),),
             parent=self.parent,
+            facts=self.facts,
         )
         return Hello(
             1,

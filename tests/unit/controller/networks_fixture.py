@@ -1,6 +1,6 @@
 """A controller with tenant networks: over a northbound in memory, with nodes made of data."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import trio
 
@@ -47,8 +47,9 @@ async def a_plane(folder, *names, disk=None, database=None, ovn=ADDRESS):
     async with a_rig(folder, disk) as rig:
         rig.database = database or MemoryDatabase()
         await tenancy.load(rig.cluster, ovn)
-        cluster_id = rig.cluster.state.cluster_id
-        rig.cluster.plane.open_northbound = lambda _, __: MemoryNorthbound(rig.database, cluster_id)
+        rig.cluster.plane.open_northbound = lambda _, cluster_id: nullcontext(
+            MemoryNorthbound(rig.database, cluster_id)
+        )
         rig.nursery.start_soon(rig.cluster.plane.run)
         if names:
             await rig.ask("token.create", reusable=True)

@@ -295,3 +295,18 @@ async def test_a_fixed_address_has_to_be_in_the_network_and_for_one(
         address = "10.99.0.9" if replicas == 1 else "10.20.0.9"
         with pytest.raises((Conflict, InvalidSpec)):
             await rig.apply(service("web", replicas, addresses=[address]))
+
+
+async def test_nodes_without_a_switch_take_none_of_them(autojump_clock, tmp_path):
+    """What is on tenant networks goes where it can be plugged in; anything else goes anywhere."""
+    async with a_plane(tmp_path, "a") as rig:
+        rig.nodes["a"].facts = {"network": "none: Open vSwitch does not answer"}
+        rig.disconnect("a")
+        rig.connect("a")
+        await create(rig)
+        await rig.apply(service(), spec("own"))
+        rig.run()
+
+        assert (rig.running(), rig.running("own")) == ([], [1])
+        explained = await rig.ask("instance.explain", name="web.1")
+        assert "swarmctl/network" in explained["lines"][0]
