@@ -58,6 +58,10 @@ class AddressBook:
         pools = self._pools_of(record)
         return sum(pool.taken for pool in pools), sum(pool.size for pool in pools)
 
+    def is_trunk(self, port: str) -> bool:
+        """Whether VLANs of the port were given."""
+        return port in self._trunks
+
     def _pools_of(self, record: NetworkRecord) -> tuple[AddressPool, ...]:
         pools = self._pools.get(record.key, ())
         if [pool.subnet for pool in pools] != list(record.subnets):

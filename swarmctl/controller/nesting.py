@@ -2,6 +2,9 @@
 
 A node says in its facts which VM it is: the VM's port, its incarnation (``7-42``), or its name
 (``db.1``), whichever it was told.  The VM's first port carries the pods' VLANs.
+
+Which VM that is, is found once a session and remembered (``Ports.vms``): a name may mean another
+incarnation later, and then the node in the one before is still in that.
 """
 
 from swarmctl.controller.state import ClusterState, Instance, Node
@@ -12,9 +15,19 @@ from swarmctl.proto.errors import NothingFits
 
 def vm_of(state: ClusterState, node: Node) -> Instance | None:
     """The VM that ``node`` is; None when it is a machine, or the VM is not known."""
-    told = node.facts.parent
-    if not told:
+    if not node.facts.parent:
         return None
+    known = state.ports.vms.get(node.name)
+    if known is not None:
+        host = state.nodes.get(known.node)
+        return known if host is not None and known.incarnation in host.instances else None
+    found = _find(state, node.facts.parent)
+    if found is not None:
+        state.ports.vms[node.name] = found
+    return found
+
+
+def _find(state: ClusterState, told: str) -> Instance | None:
     found = parse_port_name(state.cluster_id, told)
     if found is not None:
         return _by_incarnation(state, found[0])
@@ -53,3 +66,11 @@ def trunk_of(state: ClusterState, node: Node) -> str:
             hint="plug the VM's service into a tenant network, with trunk: true",
         )
     return ports[0].port
+
+
+def nodes_in(state: ClusterState, vm: Instance) -> list[Node]:
+    """The nodes that the VM is; nearly always one, or none.
+
+    Called for what carries VLANs only: it looks at every node.
+    """
+    return [node for node in state.nodes.values() if node.facts.parent and vm_of(state, node) is vm]

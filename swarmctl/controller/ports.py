@@ -39,7 +39,8 @@ class Ports:
     ``active`` says that there is an OVN to plug into; ``known`` that its rows were read since the
     takeover.  ``attachments`` are by incarnation; ``wishes`` and ``leaving`` by the port's name:
     the ports that should be, and those whose rows are still to go.  ``unclaimed`` are names of
-    ports that only OVN knows of; ``templates`` those of which instances have attachments.
+    ports that only OVN knows of; ``templates`` those of which instances have attachments;
+    ``vms`` are the instances that nested nodes are in, by node.
     ``changed`` is called when OVN is to be told something.
     """
 
@@ -51,6 +52,7 @@ class Ports:
     wishes: dict[str, PortWish] = field(factory=dict)
     leaving: dict[str, Held] = field(factory=dict)
     unclaimed: set[str] = field(factory=set)
+    vms: "dict[str, Instance]" = field(factory=dict)
     changed: Callable[[], None] = lambda: None
     templates: set[bytes] = field(factory=set)
     book: AddressBook = field(factory=AddressBook)
@@ -273,8 +275,14 @@ class Ports:
             held = self.leaving.pop(port, None)
             if held is not None:
                 self.book.free(held, port)
+                self.book.drop_trunk(port)
                 freed = True
         return freed
+
+    def carries(self, incarnation: int) -> bool:
+        """Whether the instance is a VM whose port has, or had, others on it."""
+        found = self.attachments.get(incarnation, ())
+        return bool(found) and self.book.is_trunk(found[0].port)
 
     # --- views -------------------------------------------------------------------------------
 

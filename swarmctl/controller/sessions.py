@@ -19,7 +19,7 @@ from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
-from swarmctl.controller.nesting import trunk_of
+from swarmctl.controller.nesting import nodes_in, trunk_of
 from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
@@ -167,6 +167,7 @@ class Sessions:
         self._by_peer[peer] = node
         node.peer, node.boot, node.hello_sequence = peer, hello.boot, hello.sequence
         node.facts = self._shared.share(hello.facts)
+        self._state.ports.vms.pop(node.name, None)
         self.losses.arrived(node)
         node.heard_at = now
         node.joined_at = self._wall()
@@ -404,6 +405,9 @@ class Sessions:
         return instance
 
     def _gone(self, instance: Instance) -> None:
+        if self._state.ports.carries(instance.incarnation):
+            for node in nodes_in(self._state, instance):
+                self.losses.ended(node)  # With the VM all that ran in it.
         self._fleet.free(self._state, instance)
         self._state.forget(instance)
         self._state.capacity_changed = True
