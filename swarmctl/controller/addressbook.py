@@ -8,6 +8,7 @@ claim one (two sources may disagree after a takeover) the first has it.
 
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
+from typing import Final
 
 import structlog
 from attrs import define, field, frozen
@@ -18,6 +19,8 @@ from swarmctl.net.model import Subnet
 from swarmctl.net.vlans import VlanPool
 from swarmctl.proto.errors import Conflict, InvalidSpec, NothingFits, UserError
 
+# A subnet of IPv6 has more addresses than programs that read JSON can count to.
+_SHOWN_MAX: Final = (1 << 53) - 1
 _log = structlog.get_logger(__name__)
 
 
@@ -54,9 +57,13 @@ class AddressBook:
         return min(free.values())
 
     def taken(self, record: NetworkRecord) -> tuple[int, int]:
-        """How many addresses of a network are taken, and of how many."""
-        pools = self._pools_of(record)
-        return sum(pool.taken for pool in pools), sum(pool.size for pool in pools)
+        """How many addresses are taken, and of how many, of the version that has fewest."""
+        by_version: dict[bool, list[AddressPool]] = {}
+        for pool in self._pools_of(record):
+            by_version.setdefault(pool.subnet.is_v6, []).append(pool)
+        fewest = min(by_version.values(), key=lambda pools: sum(pool.size for pool in pools))
+        size = sum(pool.size for pool in fewest)
+        return sum(pool.taken for pool in fewest), min(size, _SHOWN_MAX)
 
     def is_trunk(self, port: str) -> bool:
         """Whether VLANs of the port were given."""
