@@ -114,6 +114,17 @@ class AddressBook:
             self._holders[record.key, address] = holder
         return taken
 
+    def give_one(self, record: NetworkRecord, holder: str) -> str:
+        """An address of IPv4, or of IPv6 where the network has no other.
+
+        Raises:
+            NothingFits: none is free.
+        """
+        pools = self._pools_of(record)
+        address, _ = _any([pool for pool in pools if not pool.subnet.is_v6] or list(pools))
+        self._holders[record.key, address] = holder
+        return address
+
     def give_vlan(self, parent: str) -> int:
         """A VLAN that nothing else on the trunk has.
 

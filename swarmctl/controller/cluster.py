@@ -374,6 +374,7 @@ class Cluster:
                 for instance in self.quarantined(key):
                     if instance.incarnation <= tombstone.incarnation:
                         self.state.remove(instance)
+            self.plane.wake()
             self.wake()
 
         await self.commit(ops, follow)

@@ -21,7 +21,7 @@ import trio
 from attrs import evolve, frozen
 
 from swarmctl import descriptors
-from swarmctl.controller import completions, holding, rebuilding, records, tenancy
+from swarmctl.controller import completions, holding, rebuilding, records, serviceaddresses, tenancy
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
@@ -238,6 +238,7 @@ class Controller:
         )
         await tenancy.load(cluster, config.ovn, config.underlay_mtu)
         await cluster.load()
+        serviceaddresses.hold(cluster)
         cluster.hold = await holding.read(store)
         await _write_ways_in(config, cluster)
         _log.info("term taken", term=term, services=len(cluster.state.services))

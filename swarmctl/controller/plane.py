@@ -21,7 +21,7 @@ import structlog
 import trio
 from attrs import evolve
 
-from swarmctl.controller import records
+from swarmctl.controller import records, serviceaddresses
 from swarmctl.controller.networks import NetworkKey
 from swarmctl.controller.store.api import Delete, Op, Put
 from swarmctl.net.diff import Operation, difference, transactions
@@ -200,7 +200,9 @@ class Plane:
             self._found = wanted
         if operations:
             _log.info("OVN told", operations=len(operations), ports=len(wishes.ports))
-        if self._ports.forgotten(leaving):
+        told = frozenset(serviceaddresses.told_of(one) for one in wishes.services)
+        freed = serviceaddresses.free_unused(self._cluster.state, told)
+        if self._ports.forgotten(leaving) or freed:
             self._cluster.state.capacity_changed = True
             self._cluster.wake()
         self._cluster.announce()
@@ -211,6 +213,7 @@ class Plane:
             networks=tuple(one.network for one in table.records.values()),
             groups=tuple(one.group for one in table.groups.values()),
             ports=tuple(self._ports.wishes.values()),
+            services=tuple(serviceaddresses.wishes(self._cluster.state)),
         )
 
     def _settle_ports(self) -> None:

@@ -40,7 +40,8 @@ class Ports:
     takeover.  ``attachments`` are by incarnation; ``wishes`` and ``leaving`` by the port's name:
     the ports that should be, and those whose rows are still to go.  ``unclaimed`` are names of
     ports that only OVN knows of; ``templates`` those of which instances have attachments;
-    ``vms`` are the instances that nested nodes are in, by node.
+    ``vms`` are the instances that nested nodes are in, by node; ``services`` the addresses of
+    services, by holder and network, ``giving`` those of them that are being written.
     ``changed`` is called when OVN is to be told something.
     """
 
@@ -54,6 +55,8 @@ class Ports:
     unclaimed: set[str] = field(factory=set)
     vms: "dict[str, Instance]" = field(factory=dict)
     changed: Callable[[], None] = lambda: None
+    services: dict[tuple[str, NetworkKey], str] = field(factory=dict)
+    giving: set[tuple[str, NetworkKey]] = field(factory=set)
     templates: set[bytes] = field(factory=set)
     book: AddressBook = field(factory=AddressBook)
     _late: dict[int, Callable[[], None]] = field(factory=dict)

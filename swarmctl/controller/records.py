@@ -74,7 +74,8 @@ class ServiceRecord:
 
     ``revision`` counts changes of the spec, ``generation`` restarts of the whole service;
     ``completed`` are the slots of a job that have succeeded; ``previous`` is the spec before the
-    last change, for ``service rollback``.
+    last change, for ``service rollback``.  ``addresses`` are the service's own, by network: its
+    published ports are reached there, whichever instances there are.
     """
 
     spec: ServiceSpec
@@ -86,6 +87,7 @@ class ServiceRecord:
     overrides: dict[int, SlotOverride] = field(factory=dict)
     completed: SlotSet = field(factory=SlotSet, converter=slot_set)
     previous: ServiceSpec | None = None
+    addresses: dict[str, str] = field(factory=dict)
 
     def wish(self, slot: int) -> SlotWish:
         """What is wanted of ``slot``, which is within the replicas."""

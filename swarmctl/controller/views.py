@@ -132,6 +132,7 @@ def service_view(state: ClusterState, service: Service) -> View:
         "completed": len(service.record.completed),
         "states": state.counts(service),
         "image": image_of(service),
+        "addresses": dict(service.record.addresses),
         "revision": service.record.revision,
         "created": service.record.created_at,
         "updated": service.record.updated_at,

@@ -16,6 +16,7 @@ from swarmctl.controller.handlers import networks
 from swarmctl.controller.handlers.targets import Target, parse, resolve, tenant_of
 from swarmctl.controller.placing import request_for
 from swarmctl.controller.records import ServiceRecord, SlotOverride, SlotWish
+from swarmctl.controller.serviceaddresses import giving
 from swarmctl.controller.state import Service, ServiceKey
 from swarmctl.controller.views import service_view
 from swarmctl.proto import limits
@@ -127,7 +128,8 @@ async def _apply_services(
         results += [{"service": key[1], "action": "removed", "changes": []} for key in doomed]
         if not call.flag("dry_run"):
             if changed:
-                await cluster.save_services(changed)
+                with giving(cluster) as give:
+                    await cluster.save_services([give(one) for one in changed])
             if doomed:
                 await cluster.delete_services(doomed)
     return results

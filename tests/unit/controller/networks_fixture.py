@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager, nullcontext
 
 import trio
 
-from swarmctl.controller import tenancy
+from swarmctl.controller import serviceaddresses, tenancy
 from swarmctl.net.memory import MemoryDatabase, MemoryNorthbound
 from swarmctl.net.model import subnet
 from swarmctl.spec import wire
@@ -47,6 +47,7 @@ async def a_plane(folder, *names, disk=None, database=None, ovn=ADDRESS):
     async with a_rig(folder, disk) as rig:
         rig.database = database or MemoryDatabase()
         await tenancy.load(rig.cluster, ovn)
+        serviceaddresses.hold(rig.cluster)
         rig.cluster.plane.open_northbound = lambda _, cluster_id: nullcontext(
             MemoryNorthbound(rig.database, cluster_id)
         )

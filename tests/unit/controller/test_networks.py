@@ -1,12 +1,14 @@
 """Tenant networks: records, what is refused before anything is made, and what services get."""
 
 import pytest
+from attrs import evolve
 
 from swarmctl.controller import records, tenancy
 from swarmctl.controller.networks import NetworkRecord
 from swarmctl.net.model import Provider, SecurityGroup
 from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound
 from swarmctl.spec import wire
+from swarmctl.spec.models import PortMapping
 from tests.unit.controller.harness import spec
 from tests.unit.controller.networks_fixture import (
     a_plane,
@@ -310,3 +312,54 @@ async def test_nodes_without_a_switch_take_none_of_them(autojump_clock, tmp_path
         assert (rig.running(), rig.running("own")) == ([], [1])
         explained = await rig.ask("instance.explain", name="web.1")
         assert "swarmctl/network" in explained["lines"][0]
+
+
+# --- addresses of services -------------------------------------------------------------------
+
+
+def publishing(name="web", *ports):
+    """A service that publishes ports."""
+    plain = service(name, 2)
+    container = evolve(plain.template.container, ports=ports or (PortMapping(80, 8080),))
+    return evolve(plain, template=evolve(plain.template, container=container))
+
+
+async def test_what_publishes_ports_has_an_address_of_its_own(autojump_clock, tmp_path):
+    """It is durable, answers for all copies, and is free when the service is gone."""
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig)
+        await rig.apply(publishing())
+        rig.run()
+        assert rig.record().addresses == {"front": "10.20.0.2"}
+        assert addresses(rig) == {1: ["10.20.0.3"], 2: ["10.20.0.4"]}
+
+        def balanced():
+            return [row.columns["vips"] for row in rows(rig, "Load_Balancer").values()]
+
+        await until(lambda: balanced() == [{"10.20.0.2:8080": "10.20.0.3:80,10.20.0.4:80"}])
+        assert (await rig.ask("service.inspect", name="web"))["addresses"] == rig.record().addresses
+        again = await rig.apply(publishing())
+        assert again["services"][0]["action"] == "unchanged"
+
+        await rig.ask("service.remove", names=["web"])
+        rig.run()
+        await until(lambda: rig.cluster.state.ports.book.holder(KEY, "10.20.0.2") is None)
+        assert balanced() == []
+
+
+async def test_a_services_address_outlives_the_controller(autojump_clock, tmp_path):
+    """After a restart it is held before anything else is given."""
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig)
+        await rig.apply(publishing())
+        rig.run()
+        await until(lambda: rows(rig, "Load_Balancer"))
+        disk, database, nodes = rig.disk, rig.database, rig.nodes
+
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("a")
+        await rig.apply(publishing("new"))
+        rig.run()
+        assert rig.record().addresses == {"front": "10.20.0.2"}
+        assert rig.record("new").addresses == {"front": "10.20.0.5"}
