@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lab import down, status, up
+from lab import down, hosts, status, up
 from lab.config import PARTS, Paths, paths_from
 from lab.faults import Interrupted, LabFault
 from lab.report import Report
@@ -43,7 +43,34 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             )
         if name == "status":
             command.add_argument("--json", action="store_true", help="for programs")
+    text = "several hosts on this machine, in network namespaces, on OVN"
+    command = commands.add_parser("hosts", help=text, description=text)
+    command.add_argument("action", choices=("up", "down"))
+    command.add_argument("--name", default="demo", type=lab_name, help="of this lab of hosts")
+    command.add_argument("--count", default=2, type=host_count, help="how many hosts")
     return parser.parse_args(arguments)
+
+
+def lab_name(text: str) -> str:
+    """A name that fits those of namespaces and sockets.
+
+    Raises:
+        argparse.ArgumentTypeError: it does not.
+    """
+    if not (text.isascii() and text.isalnum() and len(text) <= hosts.NAME_MAX):
+        raise argparse.ArgumentTypeError(f"up to {hosts.NAME_MAX} letters and digits")
+    return text
+
+
+def host_count(text: str) -> int:
+    """How many hosts.
+
+    Raises:
+        argparse.ArgumentTypeError: too many, or none.
+    """
+    if not (text.isdecimal() and 0 < int(text) <= hosts.HOSTS_MAX):
+        raise argparse.ArgumentTypeError(f"from 1 to {hosts.HOSTS_MAX}")
+    return int(text)
 
 
 def parts_of(text: str) -> tuple[str, ...]:
@@ -83,9 +110,33 @@ def main(arguments: Sequence[str]) -> int:
 def _change(chosen: argparse.Namespace, paths: Paths, report: Report) -> int:
     if chosen.command == "up":
         return up.up(paths, chosen.only, report, ask=os.environ.get("YES") != "1")
+    if chosen.command == "hosts":
+        return change_hosts(chosen.action, chosen.name, chosen.count, report)
     if chosen.command == "down":
         return down.down(paths, chosen.only, report)
     return down.purge(paths, report)
+
+
+def change_hosts(action: str, name: str, count: int, report: Report) -> int:
+    """Make a lab of hosts, or take it away.
+
+    Raises:
+        LabFault: something of it fails.
+    """
+    with report, report.step("hosts") as step:
+        if action == "down":
+            hosts.remove(name)
+            step.done(f"{name} is gone")
+            return 0
+        step.progress(f"{count} hosts")
+        made = hosts.Hosts(name, count).start()
+        step.done(f"{count} hosts, northbound database at {made.northbound}")
+        for host in made.hosts:
+            report.say(
+                f"     {host.name}  namespace {host.place.namespace}, "
+                f"{host.address}, switch {host.switch.remote}"
+            )
+    return 0
 
 
 def show_status(paths: Paths, *, as_json: bool) -> int:

@@ -20,7 +20,7 @@ GUEST_READY_LINE = "swarmctl guest ready"
 GUEST_CMDLINE = "console=ttyS0 quiet panic=-1"
 GUEST_MEMORY_MIB = 96  # measured under q35: 80 just boots, 64 never gets its kernel unpacked
 
-PARTS = ("docker", "libvirt", "etcd", "image", "guest", "build")
+PARTS = ("docker", "libvirt", "etcd", "ovn", "image", "guest", "build")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab import docker, etcd, guest, kvm, libvirt, packages, testbox
+from lab import docker, etcd, guest, hosts, kvm, libvirt, ovn, packages, testbox
 from lab.config import (
     GUEST_CMDLINE,
     GUEST_MEMORY_MIB,
@@ -29,6 +29,7 @@ def collect(paths: Paths) -> dict[str, Any]:
         "docker": _docker(paths, state),
         "libvirt": _libvirt(state),
         "etcd": _etcd(),
+        "ovn": _ovn(),
         "image": _image(paths),
         "guest": _guest(paths),
         "build": _build(),
@@ -78,6 +79,17 @@ def _etcd() -> dict[str, Any]:
     return {"up": version is not None, "ours": False, "version": version, "program": etcd.program()}
 
 
+def _ovn() -> dict[str, Any]:
+    missing = [need.package for need in packages.plan(["ovn"])]
+    return {
+        "up": not missing,
+        "ours": False,
+        "version": ovn.version(),
+        "missing": missing,
+        "hosts": sorted(hosts.labs()),
+    }
+
+
 def _image(paths: Paths) -> dict[str, Any]:
     try:
         label = testbox.labelled_digest(paths)
@@ -123,6 +135,7 @@ def _state(name: str, part: dict[str, Any]) -> str:
         "docker": ("running", "down"),
         "libvirt": ("running", "down"),
         "etcd": ("installed", "missing"),
+        "ovn": ("installed", "missing"),
         "image": ("present", "absent"),
         "guest": ("built", "absent"),
         "build": ("installed", "missing"),
@@ -131,7 +144,7 @@ def _state(name: str, part: dict[str, Any]) -> str:
 
 
 def _whose(name: str, part: dict[str, Any]) -> str:
-    if name in ("build", "etcd") or not part["up"]:
+    if name in ("build", "etcd", "ovn") or not part["up"]:
         return "-"
     return "lab" if part["ours"] else "not ours"
 
@@ -143,6 +156,8 @@ def _where(name: str, part: dict[str, Any], status: dict[str, Any]) -> str:
         return str(part["uri"])
     if name == "etcd":
         return str(part["program"] or "-")
+    if name == "ovn" and not part["missing"]:
+        return f"labs of hosts: {', '.join(part['hosts']) or 'none'}"
     if name == "image":
         return str(part["tag"])
     if name == "guest":

@@ -38,6 +38,14 @@ def test_etcd_brings_its_server_alone():
     assert names(["etcd"], lambda _: False) == ["etcd-server"]
 
 
+def test_ovn_brings_what_hosts_need():
+    """The switch, OVN's both halves, and the tools beside them."""
+    planned = names(["ovn"], lambda _: False)
+
+    assert planned[:3] == ["openvswitch-switch", "ovn-central", "ovn-host"]
+    assert {"ethtool", "tcpdump"} <= set(planned)
+
+
 def test_docker_from_elsewhere_is_kept():
     """Where a dockerd is there, Debian's package would fight with its own."""
     assert "docker.io" not in names(["docker"], lambda thing: thing == "dockerd")

@@ -1,0 +1,287 @@
+"""Tenant networks on real daemons: two hosts with Open vSwitch and OVN, and what may pass there."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+import trio
+from attrs import evolve
+
+from lab import hosts as lab_hosts
+from lab import ovn
+from lab.faults import LabFault
+from swarmctl.net.diff import difference, transactions
+from swarmctl.net.model import (
+    Direction,
+    Protocol,
+    PublishedPort,
+    Remote,
+    RemoteKind,
+    Rule,
+    SecurityGroup,
+    ServiceAddress,
+    Wishes,
+)
+from swarmctl.net.mtu import GENEVE_V4_BYTES
+from swarmctl.net.ovn import OvnNorthbound
+from swarmctl.net.rows import desired_rows
+from tests.integration import net_pods
+from tests.integration.net_pods import ANSWER_S, SILENCE_S, Frames, Pod
+from tests.unit.net.wishes import CLUSTER, network, port
+
+try:
+    lab_hosts.require()
+    WHY_NOT = ""
+except LabFault as fault:
+    WHY_NOT = f"{fault.what}; {fault.hint}"
+
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+CLIENT = port(1, service="client")
+WEB = port(2, service="web")
+BACK = port(3, network="back", addresses=("10.30.0.3",), service="back")
+OTHER_TENANT = port(4, tenant="zeta", addresses=("10.20.0.9",))
+GUARDED = port(5, service="db", security_groups=("db",))
+STRANGER = port(6, service="stranger")
+VM = port(7, service="vm", addresses=("10.20.0.50",))
+POD = port(8, service="pod", parent=VM.name, vlan=100)
+ONLY_CLIENTS = Rule(Direction.INGRESS, Protocol.UDP, (80, 80), Remote(RemoteKind.SERVICE, "client"))
+WORLD = Wishes(
+    networks=(
+        network(),
+        network("acme", "back", "10.30.0.0/16"),
+        network("zeta", "front"),
+    ),
+    groups=(SecurityGroup("acme", "db", (ONLY_CLIENTS,)),),
+    ports=(CLIENT, WEB, BACK, OTHER_TENANT, GUARDED, STRANGER, VM, POD),
+    services=(ServiceAddress("acme", "web", "front", "10.20.9.9", (PublishedPort(80, 8080),)),),
+)
+
+
+def converge(northbound_address, world):
+    """Make OVN's rows so."""
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            northbound = OvnNorthbound([northbound_address], CLUSTER)
+            nursery.start_soon(northbound.run)
+            await northbound.take_term(7)
+            wanted = desired_rows(CLUSTER, world)
+            for piece in transactions(difference(await northbound.read(), wanted)):
+                await northbound.apply(piece)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    """Two hosts on OVN, with the networks of WORLD."""
+    lab_hosts.remove_orphans()
+    with lab_hosts.Hosts(f"t{os.getpid()}") as made:
+        converge(made.northbound, WORLD)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pods(hosts):
+    """A pod for each port of its own, by service; client, vm and stranger on the first host."""
+    first, second = hosts.hosts
+    where = {CLIENT: first, STRANGER: first, VM: first, OTHER_TENANT: first}
+    made = {}
+    for wish in (CLIENT, WEB, BACK, OTHER_TENANT, GUARDED, STRANGER, VM):
+        gateway = "10.30.0.1" if wish is BACK else "10.20.0.1"
+        name = "other" if wish is OTHER_TENANT else wish.service
+        made[name] = Pod(hosts.lab, where.get(wish, second), wish, gateway)
+    for pod in made.values():
+        pod.await_installed()
+    return made
+
+
+@pytest.fixture
+def udp_server(pods):
+    """Waits on the guarded pod's port 80."""
+    with pods["db"].listen(80, socket.SOCK_DGRAM) as server:
+        yield server
+
+
+def send_until_heard(client, server, address):
+    """What the server hears first of a client that says `legit` again and again."""
+    deadline_s = time.monotonic() + ANSWER_S
+    server.settimeout(0.2)
+    while time.monotonic() < deadline_s:
+        client.sendto(b"legit", address)
+        with suppress(TimeoutError):
+            return server.recv(100)
+    return b""
+
+
+def test_the_same_network_reaches_across_hosts(pods):
+    """TCP between pods of one network on two hosts."""
+    with pods["web"].listen(8080):
+        assert pods["client"].reaches("10.20.0.4", 8080)
+
+
+def test_other_networks_do_not_reach(pods):
+    """Neither a tenant's other network, nor another tenant's with the same addresses."""
+    with pods["web"].listen(8080), pods["back"].listen(8080):
+        assert pods["client"].reaches("10.20.0.4", 8080)
+        assert not pods["client"].reaches("10.30.0.3", 8080, SILENCE_S)
+        assert not pods["back"].reaches("10.20.0.4", 8080, SILENCE_S)
+        assert not pods["other"].reaches("10.20.0.4", 8080, SILENCE_S)
+
+
+def test_a_service_address_reaches_an_instance(pods):
+    """The address and port of the service lead to the instance's own port."""
+    with pods["web"].listen(8080):
+        assert pods["client"].reaches("10.20.9.9", 80)
+        assert not pods["client"].reaches("10.20.9.9", 81, SILENCE_S)
+
+
+def test_dhcp_answers_with_the_ports_address(pods):
+    """Address, gateway, resolver and the MTU that one encapsulation leaves."""
+    with pods["client"].frames() as frames:
+        frames.send(net_pods.dhcp_discover(CLIENT.mac))
+        heard = frames.receive(lambda _, frame: (net_pods.udp_of(frame) or (0, 0))[:2] == (67, 68))
+    assert heard is not None
+    address, options = net_pods.dhcp_offer(net_pods.udp_of(heard[1])[2])
+
+    assert address == CLIENT.addresses[0]
+    assert options[3] == options[6] == socket.inet_aton("10.20.0.1")
+    assert int.from_bytes(options[26], "big") == 1442
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [("web.acme", {"10.20.9.9"}), ("web.2.acme", {"10.20.0.4"}), ("2.web.acme", {"10.20.0.4"})],
+)
+def test_dns_answers_for_services_and_instances(pods, name, addresses):
+    """A service by its address, an instance by its own."""
+    with pods["client"].open_socket(socket.SOCK_DGRAM) as client:
+        client.sendto(net_pods.dns_query(name), ("10.20.0.1", 53))
+        answer = client.recv(512)
+
+    assert net_pods.dns_addresses(answer) == addresses
+
+
+def test_a_security_group_lets_in_what_it_names(pods, udp_server):
+    """The port and the service of its rule; nothing of others, nothing at another port."""
+    address = GUARDED.addresses[0]
+    with pods["stranger"].open_socket(socket.SOCK_DGRAM) as stranger:
+        for _ in range(5):
+            stranger.sendto(b"stranger", (address, 80))
+    with pods["client"].open_socket(socket.SOCK_DGRAM) as client:
+        assert send_until_heard(client, udp_server, (address, 80)) == b"legit"
+    with pods["db"].listen(8080):
+        assert not pods["client"].reaches(address, 8080, SILENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("mac", "address"),
+    [
+        (CLIENT.mac, CLIENT.addresses[0]),
+        (STRANGER.mac, CLIENT.addresses[0]),
+        (CLIENT.mac, STRANGER.addresses[0]),
+    ],
+)
+def test_spoofed_senders_are_not_heard(pods, udp_server, mac, address):
+    """Frames in the client's name from a stranger's port do not pass: MAC, IP, or both."""
+    target = (GUARDED.mac, GUARDED.addresses[0])
+    forged = net_pods.datagram((mac, address), target, (1000, 80), b"forged")
+    with pods["stranger"].frames() as frames:
+        for _ in range(5):
+            frames.send(forged)
+    with pods["client"].open_socket(socket.SOCK_DGRAM) as client:
+        assert send_until_heard(client, udp_server, (target[1], 80)) == b"legit"
+
+
+def test_one_geneve_header_is_on_the_underlay(hosts, pods):
+    """Between the hosts a frame of a pod is wrapped once, and nothing else is around or in it."""
+    payload = b"once only"
+    with (
+        Frames(hosts.central.place.namespace, "h1") as wire,
+        pods["web"].listen(7, socket.SOCK_DGRAM) as server,
+        pods["client"].open_socket(socket.SOCK_DGRAM) as client,
+    ):
+        assert send_until_heard(client, server, (WEB.addresses[0], 7)) == b"legit"
+        client.sendto(payload, (WEB.addresses[0], 7))
+        heard = wire.receive(lambda _, frame: frame.endswith(payload))
+    assert heard is not None
+    tag, frame = heard
+    inner = net_pods.inside_geneve(frame)
+
+    assert tag == 0
+    assert inner[:12] == net_pods.mac_bytes(WEB.mac) + net_pods.mac_bytes(CLIENT.mac)
+    assert net_pods.udp_of(inner)[1:] == (7, payload)
+    assert net_pods.inside_geneve(inner) is None
+    assert len(frame) - len(inner) == GENEVE_V4_BYTES  # its own Ethernet header, one of the wire
+
+
+def test_a_pod_in_a_vm_speaks_through_its_trunk(pods):
+    """Frames with its tag on the VM's port are its own; the answer has that one tag."""
+    with pods["vm"].frames() as trunk:
+        wanted = WEB.addresses[0]
+        trunk.send(net_pods.arp_request(POD.mac, POD.addresses[0], wanted, vlan=POD.vlan))
+        heard = trunk.receive(
+            lambda _, frame: frame[:6] == net_pods.mac_bytes(POD.mac) and frame[20:22] == b"\0\x02"
+        )
+        assert heard is not None
+        tag, frame = heard
+        assert tag == POD.vlan
+        assert frame[12:14] == b"\x08\x06"
+
+        with pods["web"].listen(7, socket.SOCK_DGRAM) as server:
+            source, target = (POD.mac, POD.addresses[0]), (WEB.mac, wanted)
+            wrong_tag = net_pods.datagram(source, target, (1000, 7), b"tag", POD.vlan + 1)
+            wrong_mac = net_pods.datagram((VM.mac, source[1]), target, (1000, 7), b"mac", POD.vlan)
+            wrong_ip = net_pods.datagram(
+                (POD.mac, VM.addresses[0]), target, (1000, 7), b"ip", POD.vlan
+            )
+            untagged = net_pods.datagram(source, target, (1000, 7), b"none")
+            for forged in (wrong_tag, wrong_mac, wrong_ip, untagged):
+                trunk.send(forged)
+            trunk.send(net_pods.datagram(source, target, (1000, 7), b"own", POD.vlan))
+            assert server.recv(100) == b"own"
+
+
+def test_traffic_survives_its_control_plane(hosts, pods):
+    """With ovn-controller and the northbound database dead, what runs goes on; both come back."""
+    first = hosts.hosts[0]
+    with pods["web"].listen(8080):
+        assert pods["client"].reaches(WEB.addresses[0], 8080)
+        first.place.kill("controller")
+        hosts.central.place.kill("nb")
+        assert pods["client"].reaches(WEB.addresses[0], 8080)
+        hosts.central.start_northbound()
+        ovn.start_controller(first.switch)
+        assert pods["client"].reaches(WEB.addresses[0], 8080)
+    late = evolve(
+        CLIENT, name="c0ffee00-7-99-0", slot=99, addresses=("10.20.0.99",), mac="02:00:00:00:00:99"
+    )
+    converge(hosts.northbound, evolve(WORLD, ports=(*WORLD.ports, late)))
+    pod = Pod(hosts.lab, first, late)
+    pod.await_installed()
+    with pods["web"].listen(8080):
+        assert pod.reaches(WEB.addresses[0], 8080)
+
+
+def test_hosts_of_a_killed_program_are_taken_away():
+    """Processes, namespaces and folder: nothing is left of it."""
+    lab = f"k{os.getpid()}"
+    code = (
+        f"from lab.hosts import Hosts; Hosts({lab!r}, 1).start(); print('up', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as program:
+        assert program.stdout.readline() == b"up\n"
+        program.kill()
+    assert lab in lab_hosts.labs()
+    lab_hosts.remove(lab)
+
+    assert lab not in lab_hosts.labs()
+    assert lab_hosts.namespaces(lab) == []
