@@ -115,6 +115,7 @@ class Plane:
         self._woken = trio.Event()
         self._connections = 0
         self._found: Mapping[str, Row] | None = None
+        self._told: Mapping[str, Row] = {}
 
     def wake(self) -> None:
         """There may be something to write."""
@@ -129,7 +130,7 @@ class Plane:
             return "absent", why, 0.0
         if self.fault:
             return "faulty", self.fault, self.fault_since
-        if self._found is None or switch_key(*key) not in self._found:
+        if switch_key(*key) not in self._told:
             return "pending", "OVN is about to be told", 0.0
         return "ready", "", 0.0
 
@@ -196,6 +197,7 @@ class Plane:
         self._found = None
         for part in transactions(operations, _ROWS_MAX):
             await northbound.apply(part)
+        self._told = wanted
         if connections == self._connections:
             self._found = wanted
         if operations:

@@ -42,15 +42,16 @@ async def create(rig, *definitions):
 
 
 @asynccontextmanager
-async def a_plane(folder, *names, disk=None, database=None, ovn=ADDRESS):
-    """A rig whose plane converges ``database``; it is there as ``rig.database``."""
+async def a_plane(folder, *names, disk=None, database=None, ovn=ADDRESS, real=False):
+    """A rig whose plane converges ``database``, which is ``rig.database``; or a real one."""
     async with a_rig(folder, disk) as rig:
         rig.database = database or MemoryDatabase()
         await tenancy.load(rig.cluster, ovn)
         serviceaddresses.hold(rig.cluster)
-        rig.cluster.plane.open_northbound = lambda _, cluster_id: nullcontext(
-            MemoryNorthbound(rig.database, cluster_id)
-        )
+        if not real:
+            rig.cluster.plane.open_northbound = lambda _, cluster_id: nullcontext(
+                MemoryNorthbound(rig.database, cluster_id)
+            )
         rig.nursery.start_soon(rig.cluster.plane.run)
         if names:
             await rig.ask("token.create", reusable=True)
