@@ -7,10 +7,15 @@ Which VM that is, is found once a session and remembered (``Ports.vms``): a name
 incarnation later, and then the node in the one before is still in that.
 """
 
+from typing import Final
+
 from swarmctl.controller.state import ClusterState, Instance, Node
 from swarmctl.net.names import parse_port_name
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import NothingFits
+
+# Networks of which a VM has spares before the first pod of them comes.
+WARM_NETWORKS_MAX: Final = 8
 
 
 def vm_of(state: ClusterState, node: Node) -> Instance | None:
@@ -74,3 +79,19 @@ def nodes_in(state: ClusterState, vm: Instance) -> list[Node]:
     Called for what carries VLANs only: it looks at every node.
     """
     return [node for node in state.nodes.values() if node.facts.parent and vm_of(state, node) is vm]
+
+
+def warm(state: ClusterState, node: Node) -> None:
+    """A node in a VM has come: have spare subports there of the networks that are in use."""
+    keys = {
+        (service.key[0], use.network): None
+        for service in state.services.values()
+        if service.record.spec.template.container is not None
+        for use in service.record.spec.template.networks
+    }
+    try:
+        parent = trunk_of(state, node)
+    except NothingFits:
+        return  # Its VM is not known yet: the first pod warms its own network.
+    if parent:
+        state.ports.warm(parent, list(keys)[:WARM_NETWORKS_MAX])

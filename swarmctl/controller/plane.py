@@ -24,6 +24,7 @@ from attrs import evolve
 from swarmctl.controller import records, serviceaddresses
 from swarmctl.controller.networks import NetworkKey
 from swarmctl.controller.store.api import Delete, Op, Put
+from swarmctl.controller.subports import is_subport
 from swarmctl.net.diff import Operation, difference, transactions
 from swarmctl.net.draft import switch_key
 from swarmctl.net.locations import NORTHBOUND_NONE
@@ -282,7 +283,8 @@ def port_of(cluster_id: str, row: Row) -> PortWish | None:
     tenant, _, network = network.partition("/")
     notes = row.columns["external_ids"]
     addresses = row.columns["addresses"]
-    if parse_port_name(cluster_id, name) is None or switch != "switch" or not network:
+    ours = parse_port_name(cluster_id, name) is not None or is_subport(cluster_id, name)
+    if not ours or switch != "switch" or not network:
         return None
     assert isinstance(notes, Mapping), "a map"
     assert isinstance(addresses, frozenset), "a set"

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from attrs import define, evolve, field
+from attrs import Factory, define, evolve, field
 
 from swarmctl.controller.addressbook import AddressBook, Held
-from swarmctl.controller.networks import NetworkKey, NetworkRecord, NetworkTable
-from swarmctl.net.model import PortWish
+from swarmctl.controller.networks import NetworkKey, NetworkRecord, NetworkTable, subnet_of
+from swarmctl.controller.subports import Subports, held
+from swarmctl.net.model import PortWish, Subnet
 from swarmctl.net.names import mac_address, port_name
 from swarmctl.proto.errors import NothingFits, UserError
 from swarmctl.proto.messages import Attachment
@@ -59,6 +60,9 @@ class Ports:
     giving: set[tuple[str, NetworkKey]] = field(factory=set)
     templates: set[bytes] = field(factory=set)
     book: AddressBook = field(factory=AddressBook)
+    subports: Subports = Factory(
+        lambda it: Subports(it.cluster_id, it.book, it.wishes), takes_self=True
+    )
     _late: dict[int, Callable[[], None]] = field(factory=dict)
     _promised: Counter[NetworkKey] = field(factory=Counter)
 
@@ -90,7 +94,10 @@ class Ports:
             room, reason = self._room(key, use)
             if room < count:
                 count, why = room, reason
-        service.unplaced |= dict.fromkeys(slots[count:], why)
+        if count < len(slots):
+            service.unplaced |= dict.fromkeys(slots[count:], why)
+            for key in keys:
+                self.drop_spares(key=key)  # Their addresses are needed more.
         self._promised.update(dict.fromkeys(keys, count))
         return list(slots[:count])
 
@@ -132,37 +139,54 @@ class Ports:
                 made.append(self._plug(record, use, instance, index, parent))
         except UserError:
             for one in made:
-                self.book.free(_held(one, parent), one.port)
+                self._undo(one, parent)
             raise
         self.attachments[instance.incarnation] = tuple(made)
         self.templates.add(instance.template)
         self._wish(service, instance, made, parent)
+        if parent:
+            self.warm(parent, [_network_of(one) for one in made])
         return tuple(made)
 
     def _plug(
         self, record: NetworkRecord, use: NetworkUse, instance: "Instance", index: int, parent: str
     ) -> Attachment:
+        spare = self.subports.take(parent, record.key) if parent and not use.addresses else None
+        if spare is not None:
+            given = [(address, subnet_of(record, address)) for address in spare.addresses]
+            return _attachment(record, spare.name, spare.mac, given, spare.vlan, first=index == 0)
         port = port_name(self.cluster_id, instance.incarnation, index)
         given = self.book.give(record, use.addresses, port)
-        addresses = tuple(address for address, _ in given)
         try:
             vlan = self.book.give_vlan(parent) if parent else 0
         except NothingFits:
-            self.book.free(Held(record.key, addresses), port)
+            self.book.free(Held(record.key, tuple(address for address, _ in given)), port)
             raise
-        gateways = tuple(subnet.gateway for _, subnet in given)
-        leads_out = index == 0 and not record.definition.internal
-        return Attachment(
-            port=port,
-            network=record.title,
-            mac=mac_address(self.cluster_id, instance.incarnation, index),
-            addresses=tuple(f"{address}/{subnet.prefix}" for address, subnet in given),
-            mtu=record.mtu,
-            routes=tuple((_ANYWHERE[":" in one], one) for one in gateways) if leads_out else (),
-            dns=record.definition.resolvers or gateways,
-            search=(record.key[0],),
-            vlan=vlan,
-        )
+        mac = mac_address(self.cluster_id, instance.incarnation, index)
+        return _attachment(record, port, mac, given, vlan, first=index == 0)
+
+    def _undo(self, one: Attachment, parent: str) -> None:
+        """What was plugged a moment ago is not needed."""
+        spare = self.wishes.get(one.port)
+        if spare is None or not self.subports.give_back(spare):
+            self.book.free(_held(one, parent), one.port)
+
+    def warm(self, parent: str, keys: Iterable[NetworkKey]) -> None:
+        """Have spares of networks on a trunk."""
+        if not self.active:
+            return
+        made = 0
+        for key in keys:
+            record = self.table.records.get(key)
+            if record is not None:
+                made += self.subports.top_up(parent, record)
+        if made:
+            self.changed()
+
+    def drop_spares(self, *, parent: str = "", key: NetworkKey | None = None) -> None:
+        """Keep no spares of a trunk, or of a network."""
+        for wish in list(self.subports.drop(parent=parent, key=key)):
+            self._to_go(wish)
 
     def _wish(
         self,
@@ -238,8 +262,7 @@ class Ports:
         self.unclaimed.add(wish.name)
         self.wishes[wish.name] = wish
         key = (wish.tenant, wish.network)
-        held = Held(key, wish.addresses, wish.parent, wish.vlan)
-        self.book.hold(held, wish.name, self.table.records.get(key))
+        self.book.hold(held(wish), wish.name, self.table.records.get(key))
 
     def drop_unclaimed(self) -> None:
         """Every node has told what it has: ports of which none has told are nobody's."""
@@ -250,7 +273,8 @@ class Ports:
     def regroup(self, record: NetworkRecord) -> None:
         """The security groups of a network have changed."""
         groups = record.definition.security_groups
-        for one in self.on_network(record.key):
+        here = [one for one in self.wishes.values() if (one.tenant, one.network) == record.key]
+        for one in here:
             self.wishes[one.name] = evolve(one, security_groups=groups)
 
     # --- gone --------------------------------------------------------------------------------
@@ -258,18 +282,26 @@ class Ports:
     def leave(self, incarnation: int) -> None:
         """The node has confirmed that the instance is gone."""
         for one in self.attachments.pop(incarnation, ()):
+            if self.book.is_trunk(one.port):
+                self.drop_spares(parent=one.port)
             self._leave(one.port)
 
     def _leave(self, port: str) -> None:
-        wish = self.wishes.pop(port, None)
+        wish = self.wishes.get(port)
         if wish is None:
             return  # Its network is not known here: nothing was given.
-        held = Held((wish.tenant, wish.network), wish.addresses, wish.parent, wish.vlan)
-        if self.active:
-            self.leaving[port] = held
+        if self.active and wish.parent and self.subports.give_back(wish):
             self.changed()
         else:
-            self.book.free(held, port)
+            self._to_go(wish)
+
+    def _to_go(self, wish: PortWish) -> None:
+        del self.wishes[wish.name]
+        if self.active:
+            self.leaving[wish.name] = held(wish)
+            self.changed()
+        else:
+            self.book.free(held(wish), wish.name)
 
     def forgotten(self, ports: Iterable[str]) -> bool:
         """OVN has these no more: their addresses are free. Whether there were any."""
@@ -295,13 +327,40 @@ class Ports:
         return [address for one in found for address in _plain(one.addresses)]
 
     def on_network(self, key: NetworkKey) -> list[PortWish]:
-        """The ports that should be on a network."""
-        return [one for one in self.wishes.values() if (one.tenant, one.network) == key]
+        """The instances' ports that should be on a network."""
+        return [
+            one for one in self.wishes.values() if (one.tenant, one.network) == key and one.service
+        ]
 
     def in_use(self) -> set[NetworkKey]:
         """The networks that something is on, or was on until OVN confirms that it is gone."""
-        found = {(one.tenant, one.network) for one in self.wishes.values()}
-        return found | {held.network for held in self.leaving.values()}
+        found = {(one.tenant, one.network) for one in self.wishes.values() if one.service}
+        return found | {one.network for one in self.leaving.values()}
+
+
+def _attachment(
+    record: NetworkRecord,
+    port: str,
+    mac: str,
+    given: Sequence[tuple[str, Subnet]],
+    vlan: int,
+    *,
+    first: bool,
+) -> Attachment:
+    """A port as its node is told of it; the ``first`` has the default route."""
+    gateways = tuple(subnet.gateway for _, subnet in given)
+    leads_out = first and not record.definition.internal
+    return Attachment(
+        port=port,
+        network=record.title,
+        mac=mac,
+        addresses=tuple(f"{address}/{subnet.prefix}" for address, subnet in given),
+        mtu=record.mtu,
+        routes=tuple((_ANYWHERE[":" in one], one) for one in gateways) if leads_out else (),
+        dns=record.definition.resolvers or gateways,
+        search=(record.key[0],),
+        vlan=vlan,
+    )
 
 
 def _held(one: Attachment, parent: str) -> Held:

@@ -19,7 +19,7 @@ from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
-from swarmctl.controller.nesting import nodes_in, trunk_of
+from swarmctl.controller.nesting import nodes_in, trunk_of, warm
 from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
@@ -183,6 +183,8 @@ class Sessions:
         self.refresh(node)
         self._learn(hello.templates)
         self._take_inventory(node, hello.inventory)
+        if node.facts.parent:
+            warm(self._state, node)
         self._state.resend(node)
         self._answer(
             peer,

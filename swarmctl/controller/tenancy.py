@@ -57,7 +57,10 @@ async def save(
     def follow() -> None:
         table.groups.update({one.key: one for one in groups})
         for record in networks:
+            before = table.records.get(record.key)
             table.records[record.key] = record
+            if before is not None and (before.subnets, before.mtu) != (record.subnets, record.mtu):
+                cluster.state.ports.drop_spares(key=record.key)
             cluster.state.ports.regroup(record)
         _changed(cluster)
 
@@ -89,6 +92,7 @@ async def remove(cluster: Cluster, key: NetworkKey) -> None:
 
         def follow() -> None:
             del table.records[key]
+            cluster.state.ports.drop_spares(key=key)
             for one in unused:
                 table.groups.pop(one, None)
             cluster.state.ports.book.drop_network(key)

@@ -19,7 +19,6 @@ from swarmctl.controller.networks import (
     changes,
 )
 from swarmctl.net.model import PortWish, SecurityGroup
-from swarmctl.net.names import parse_port_name
 from swarmctl.proto.errors import Conflict, InvalidSpec, ProtocolError
 from swarmctl.spec import wire
 from swarmctl.spec.models import ServiceSpec
@@ -218,6 +217,11 @@ def _inspect(cluster: Cluster, record: NetworkRecord) -> View:
         cluster.state.ports.on_network(record.key), key=lambda one: (one.service, one.slot)
     )
     groups = cluster.state.ports.table.groups
+    owners = {
+        one.port: incarnation
+        for incarnation, attachments in cluster.state.ports.attachments.items()
+        for one in attachments
+    }
     return _view(cluster, record) | {
         "services": sorted({port.service for port in ports}),
         "rules": {
@@ -225,13 +229,12 @@ def _inspect(cluster: Cluster, record: NetworkRecord) -> View:
             for name in record.definition.security_groups
             if (record.key[0], name) in groups and groups[record.key[0], name].group.rules
         },
-        "attached": [_port_view(cluster, port) for port in ports],
+        "attached": [_port_view(cluster, port, owners.get(port.name, 0)) for port in ports],
+        "spare_subports": cluster.state.ports.subports.count(record.key),
     }
 
 
-def _port_view(cluster: Cluster, port: PortWish) -> View:
-    found = parse_port_name(cluster.state.cluster_id, port.name)
-    incarnation = found[0] if found else 0
+def _port_view(cluster: Cluster, port: PortWish, incarnation: int) -> View:
     node = next((one for one in cluster.state.nodes.values() if incarnation in one.instances), None)
     vm = vm_of(cluster.state, node) if node is not None else None
     path = [port.instance]

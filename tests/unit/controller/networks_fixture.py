@@ -68,12 +68,22 @@ def rows(rig, table="Logical_Switch_Port"):
 
 
 def ports(rig):
-    """The names of the instances whose ports the database has, in order."""
-    return sorted(
-        row.columns["external_ids"]["swarmctl-instance"]
+    """The names of the instances whose ports the database has, in order; spares have none."""
+    return sorted(name for name in _marks(rig) if name != ".0")
+
+
+def spares(rig):
+    """The names of the spare subports that the database has."""
+    return {
+        row.columns["name"]
         for row in rows(rig).values()
-        if "swarmctl-instance" in row.columns["external_ids"]
-    )
+        if row.columns["external_ids"].get("swarmctl-instance") == ".0"
+    }
+
+
+def _marks(rig):
+    found = [row.columns["external_ids"].get("swarmctl-instance") for row in rows(rig).values()]
+    return [name for name in found if name is not None]
 
 
 async def until(condition):
