@@ -221,9 +221,12 @@ class Plane:
 
     def _settle_ports(self) -> None:
         self._ports.adopt_late()
-        if self._ports.unclaimed and all(
-            node.reported for node in self._cluster.state.nodes.values()
-        ):
+        nodes = self._cluster.state.nodes.values()
+        if self._ports.unclaimed and all(node.reported for node in nodes):
+            names = {self._ports.wishes[port].instance for port in self._ports.unclaimed}
+            for instance in self._cluster.state.all_instances():
+                if instance.name in names:
+                    self._ports.claim(instance)
             self._ports.drop_unclaimed()
 
     def _learn(self, found: Mapping[str, Row]) -> None:

@@ -21,7 +21,7 @@ from swarmctl.controller.addressbook import AddressBook, Held
 from swarmctl.controller.networks import NetworkKey, NetworkRecord, NetworkTable, subnet_of
 from swarmctl.controller.subports import Subports, held
 from swarmctl.net.model import PortWish, Subnet
-from swarmctl.net.names import mac_address, port_name
+from swarmctl.net.names import mac_address, parse_port_name, port_name
 from swarmctl.proto.errors import NothingFits, UserError
 from swarmctl.proto.messages import Attachment
 from swarmctl.spec.models import NetworkUse
@@ -263,6 +263,35 @@ class Ports:
         self.wishes[wish.name] = wish
         key = (wish.tenant, wish.network)
         self.book.hold(held(wish), wish.name, self.table.records.get(key))
+
+    def claim(self, instance: "Instance") -> None:
+        """A node has the instance and does not know its ports any more: OVN does.
+
+        So it is after a journal was lost; what runs keeps the addresses that it uses.
+        """
+        if instance.incarnation in self.attachments:
+            return
+        own = [self.wishes[port] for port in sorted(self.unclaimed) if self._is_of(port, instance)]
+        made: list[Attachment] = []
+        for wish in own:
+            record = self.table.records.get((wish.tenant, wish.network))
+            if record is not None:
+                given = [(address, subnet_of(record, address)) for address in wish.addresses]
+                made.append(
+                    _attachment(record, wish.name, wish.mac, given, wish.vlan, first=not made)
+                )
+        if made:
+            self.attachments[instance.incarnation] = tuple(made)
+            self.templates.add(instance.template)
+            self.unclaimed.difference_update([one.port for one in made])
+
+    def _is_of(self, port: str, instance: "Instance") -> bool:
+        found = parse_port_name(self.cluster_id, port)
+        if found is not None:
+            return found[0] == instance.incarnation
+        # A subport is named after its trunk: it is the instance's that OVN says it is.
+        wish = self.wishes[port]
+        return (wish.tenant, wish.service, wish.slot) == (*instance.key, instance.slot)
 
     def drop_unclaimed(self) -> None:
         """Every node has told what it has: ports of which none has told are nobody's."""

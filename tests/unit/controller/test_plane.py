@@ -1,5 +1,7 @@
 """What OVN is told, and when it does not listen: rounds over a northbound in memory."""
 
+from attrs import evolve
+
 from swarmctl.proto.errors import StaleTerm
 from tests.unit.controller.networks_fixture import (
     a_plane,
@@ -120,6 +122,27 @@ async def test_what_no_node_has_is_collected_once_all_have_told(autojump_clock, 
         await until(lambda: not rig.cluster.state.ports.unclaimed)
         rig.run()
         await until(lambda: len(ports(rig)) == 2)
+        assert not rig.cluster.state.ports.leaving
+
+
+async def test_what_a_node_has_forgotten_ovn_still_knows(autojump_clock, tmp_path):
+    """A node that lost its journal tells of instances without ports: they keep theirs."""
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig, definition(), definition("back", "10.30.0.0/24"))
+        await rig.apply(service("web", 2, "front", "back"))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 4)
+        before = dict(rig.cluster.state.ports.attachments)
+        disk, database, nodes = rig.disk, rig.database, rig.nodes
+        for key, one in nodes["a"].instances.items():
+            nodes["a"].instances[key] = evolve(one, attachments=())
+
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("a")
+        rig.run()
+        await until(lambda: rig.cluster.state.ports.attachments == before)
+        assert len(ports(rig)) == 4
         assert not rig.cluster.state.ports.leaving
 
 
