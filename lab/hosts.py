@@ -21,7 +21,7 @@ from types import TracebackType
 
 from lab import ovn, procs
 from lab.faults import LabFault
-from lab.ovs import Place, Switch, run
+from lab.ovs import START_S, Place, Switch, run
 
 HOSTS_DIR = Path("/run/swarmctl-lab")
 NAMESPACES_DIR = Path("/run/netns")
@@ -31,6 +31,7 @@ CENTRAL_ADDRESS = f"{UNDERLAY}.1"
 NAME_MAX = 12  # of a lab: it is part of the paths of sockets, and of names of namespaces
 HOSTS_MAX = 200  # addresses of that network
 PHYSICAL_BRIDGE = "br-phys"
+MTU = 1500
 CHASSIS_S = 60.0  # measured: 4 s on an idle machine
 GONE_S = 10.0
 
@@ -63,9 +64,25 @@ class Host:
         self.switch.start(self.name)
         self.switch.add_bridge(PHYSICAL_BRIDGE)
         self.switch.vsctl("add-port", PHYSICAL_BRIDGE, "eth0")
-        self.place.run("ip", "link", "set", PHYSICAL_BRIDGE, "up", "mtu", str(mtu))
-        self.place.run("ip", "address", "add", f"{self.address}/24", "dev", PHYSICAL_BRIDGE)
+        self._set_address(mtu)
         ovn.join(self.switch, central, self.address)
+
+    def restart_switch(self, mtu: int = MTU) -> None:
+        """Start a switch that was killed; its bridges' interfaces went with it, and are made anew.
+
+        Raises:
+            LabFault: it does not start.
+        """
+        self.switch.start_switch()
+        interface = ["ip", "link", "show", PHYSICAL_BRIDGE]
+        there = procs.wait_until(lambda: _succeeds(self.place.inside(*interface)), START_S)
+        if not there:
+            raise LabFault(f"the switch of {self.name} does not make its bridges")
+        self._set_address(mtu)
+
+    def _set_address(self, mtu: int) -> None:
+        self.place.run("ip", "link", "set", PHYSICAL_BRIDGE, "up", "mtu", str(mtu))
+        self.place.run("ip", "address", "replace", f"{self.address}/24", "dev", PHYSICAL_BRIDGE)
 
 
 class Hosts:
@@ -77,7 +94,7 @@ class Hosts:
         mtu: of the network between them.
     """
 
-    def __init__(self, lab: str, count: int = 2, mtu: int = 1500) -> None:
+    def __init__(self, lab: str, count: int = 2, mtu: int = MTU) -> None:
         assert 0 < count <= HOSTS_MAX, count
         self.lab = lab
         self.mtu = mtu
@@ -162,6 +179,14 @@ class Hosts:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    try:
+        run(command)
+    except LabFault:
+        return False
+    return True
 
 
 def namespace_name(lab: str, part: str) -> str:

@@ -225,9 +225,9 @@ class PublishedPort:
 class ServiceAddress:
     """An address behind which the ports of a service on ``network`` share the load.
 
-    Without ``ports`` every protocol and port is shared.  One of the network's subnets is answered
-    on that network and from the tenant's others; an ``external`` one is of the uplink, and
-    answered there by the tenant's router.
+    Without ``ports`` every protocol and port is shared.  One of the network's subnets is for that
+    network and those that it is routed to; an ``external`` one is of the uplink, and answered there
+    by the tenant's router.  A network on a provider has no router, and no service addresses.
     """
 
     tenant: str

@@ -18,7 +18,7 @@ from typing import Any, Final
 import trio
 
 from swarmctl.net.diff import Operation
-from swarmctl.net.ovsdb import OvsdbConnection, connect
+from swarmctl.net.ovsdb import OvsdbConnection, Remote, connect, parse_remote
 from swarmctl.net.schema import Row
 from swarmctl.net.transact import (
     DATABASE,
@@ -61,12 +61,15 @@ class OvnNorthbound:
         remotes: addresses of the database: ``unix:PATH``, ``tcp:HOST:PORT``, ``ssl:HOST:PORT``.
         cluster_id: whose rows.
         tls: for ``ssl:``.
+
+    Raises:
+        InvalidSpec: an address is none.
     """
 
     def __init__(
         self, remotes: Sequence[str], cluster_id: str, tls: ssl.SSLContext | None = None
     ) -> None:
-        self._remotes = remotes
+        self._remotes = [parse_remote(remote) for remote in remotes]
         self._cluster_id = cluster_id
         self._tls = tls
         self._term = 0
@@ -194,7 +197,7 @@ class OvnNorthbound:
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, RECONNECT_MAX_S)
 
-    async def _use(self, connection: OvsdbConnection, remote: str) -> bool:
+    async def _use(self, connection: OvsdbConnection, remote: Remote) -> bool:
         """Serve a connection until it is lost; whether it was one that could be used."""
         was_used = False
         async with trio.open_nursery() as nursery:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import trio
+from attrs import frozen
 
 from swarmctl.proto.errors import DriverUnavailable, InvalidSpec, ProtocolError
 
@@ -35,14 +36,18 @@ class Framing:
         """Take in what came; the messages that are whole now.
 
         Raises:
-            ProtocolError: a message is too long.
+            ProtocolError: a message is too long, or not text.
         """
         self._buffer += data
         if len(self._buffer) > MESSAGE_MAX_BYTES:
             raise ProtocolError(f"a message of the server exceeds {MESSAGE_MAX_BYTES} bytes")
         if not data.rstrip().endswith(b"}"):
             return []
-        text, place, messages = self._buffer.decode(), 0, []
+        try:
+            text = self._buffer.decode()
+        except UnicodeDecodeError as error:
+            raise ProtocolError("a message of the server is not text") from error
+        place, messages = 0, []
         while place < len(text):
             try:
                 message, end = self._decoder.raw_decode(text, place)
@@ -56,26 +61,47 @@ class Framing:
         return messages
 
 
-async def connect(remote: str, tls: ssl.SSLContext | None = None) -> trio.abc.Stream:
-    """Open a stream to ``unix:PATH``, ``tcp:HOST:PORT`` or ``ssl:HOST:PORT``.
+@frozen
+class Remote:
+    """Where a server is: ``unix:PATH``, ``tcp:HOST:PORT`` or ``ssl:HOST:PORT``."""
+
+    scheme: str
+    place: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        return ":".join((self.scheme, self.place, *([str(self.port)] if self.port else [])))
+
+
+def parse_remote(remote: str) -> Remote:
+    """Read such an address.
 
     Raises:
-        OSError: nobody is there.
-        InvalidSpec: it is no such address.
+        InvalidSpec: it is none.
     """
     scheme, _, rest = remote.partition(":")
     if scheme == "unix" and rest:
-        return await trio.open_unix_socket(rest)
+        return Remote(scheme, rest)
     host, _, port = rest.rpartition(":")
-    if scheme in ("tcp", "ssl") and host and port.isdecimal():
-        host = host.strip("[]")
-        if scheme == "tcp":
-            return await trio.open_tcp_stream(host, int(port))
-        return await trio.open_ssl_over_tcp_stream(host, int(port), ssl_context=tls)
+    if scheme in ("tcp", "ssl") and host and port.isascii() and port.isdecimal():
+        return Remote(scheme, host.strip("[]"), int(port))
     raise InvalidSpec(
         f'"{remote}" is not an address of OVN\'s northbound database',
         hint="write unix:PATH, tcp:HOST:PORT or ssl:HOST:PORT",
     )
+
+
+async def connect(remote: Remote, tls: ssl.SSLContext | None = None) -> trio.abc.Stream:
+    """Open a stream.
+
+    Raises:
+        OSError: nobody is there.
+    """
+    if remote.scheme == "unix":
+        return await trio.open_unix_socket(remote.place)
+    if remote.scheme == "tcp":
+        return await trio.open_tcp_stream(remote.place, remote.port)
+    return await trio.open_ssl_over_tcp_stream(remote.place, remote.port, ssl_context=tls)
 
 
 class _Call:
@@ -110,6 +136,8 @@ class OvsdbConnection:
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, DriverUnavailable):
             pass  # a lost connection, as the end of the stream is
+        except* ProtocolError:
+            pass  # what follows cannot be understood: as good as lost
         finally:
             self._is_lost = True
             for call in self._calls.values():

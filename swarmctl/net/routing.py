@@ -2,8 +2,12 @@
 
 A network's gateway is a port of its tenant's router. Networks that are not ``routed`` are kept
 apart there by policies, so that their ports reach the world (by NAT, when there is an uplink) and
-nothing else of the tenant's. Service addresses are load balancers on the switches of those who may
-use them: the choice is made on the client's own host. An external one is on the router.
+nothing else of the tenant's.
+
+Service addresses are load balancers on the switches of those who may use them: the choice is made
+on the client's own host. They are on the router as well, which answers ARP and ND for them: so a
+client's frame goes to the router and on to the instance that was chosen, also within one network.
+An external one is on the router alone, and answered at the gateway.
 """
 
 from collections import defaultdict
@@ -27,7 +31,7 @@ def draw(draft: Draft) -> None:
         balancers = [
             _balancer_key(one, protocol)
             for one in draft.wishes.services
-            if one.tenant == tenant and one.external and _is_served(draft, one)
+            if one.tenant == tenant and _is_served(draft, one)
             for protocol in _protocols(one)
         ]
         key = draft.add(
@@ -112,9 +116,9 @@ def balancers_of(draft: Draft, network: Network) -> Iterable[str]:
 
 
 def _is_served(draft: Draft, one: ServiceAddress) -> bool:
-    """Whether its network is there; one on a provider's network has no router for external ones."""
+    """Whether its network is there and has a router, which one on a provider's network has not."""
     network = draft.networks.get((one.tenant, one.network))
-    return network is not None and not (one.external and network.provider is not None)
+    return network is not None and network.provider is None
 
 
 def _protocols(one: ServiceAddress) -> list[str]:
@@ -150,21 +154,6 @@ def _balancer(draft: Draft, one: ServiceAddress) -> None:
             vips=vips if one.ports else {one.address: ",".join(behind)},
             protocol=protocol or None,
         )
-    if not one.external:
-        _hold_address(draft, one)
-
-
-def _hold_address(draft: Draft, one: ServiceAddress) -> None:
-    """A port that nobody plugs in: OVN answers ARP and ND for the address in its place."""
-    mac = derived_mac(f"{draft.cluster_id}/service/{one.tenant}/{one.network}/{one.address}")
-    draft.add(
-        "Logical_Switch_Port",
-        f"service/{one.tenant}/{one.network}/{one.address}",
-        parent=switch_key(one.tenant, one.network),
-        name=draft.named("vip", one.tenant, one.network, one.address),
-        addresses=frozenset((f"{mac} {one.address}",)),
-        port_security=frozenset((f"{mac} {one.address}",)),
-    )
 
 
 def _endpoint(address: str, port: int) -> str:

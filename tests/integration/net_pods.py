@@ -99,7 +99,8 @@ class Pod:
 
     def reaches(self, address, port, timeout_s=ANSWER_S):
         """Whether a TCP connection is made."""
-        with self.open_socket() as client:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket_in(self.place.namespace, family) as client:
             client.settimeout(timeout_s)
             with suppress(OSError):
                 client.connect((address, port))

@@ -12,25 +12,30 @@ import trio
 from attrs import evolve
 
 from lab import hosts as lab_hosts
-from lab import ovn
+from lab import ovn, procs
 from lab.faults import LabFault
 from swarmctl.net.diff import difference, transactions
 from swarmctl.net.model import (
     Direction,
+    FloatingAddress,
     Protocol,
+    Provider,
     PublishedPort,
     Remote,
     RemoteKind,
+    RouterAddress,
     Rule,
     SecurityGroup,
     ServiceAddress,
+    Uplink,
     Wishes,
+    subnet,
 )
 from swarmctl.net.mtu import GENEVE_V4_BYTES
 from swarmctl.net.ovn import OvnNorthbound
 from swarmctl.net.rows import desired_rows
 from tests.integration import net_pods
-from tests.integration.net_pods import ANSWER_S, SILENCE_S, Frames, Pod
+from tests.integration.net_pods import ANSWER_S, SILENCE_S, Frames, Pod, socket_in
 from tests.unit.net.wishes import CLUSTER, network, port
 
 try:
@@ -118,6 +123,13 @@ def send_until_heard(client, server, address):
         with suppress(TimeoutError):
             return server.recv(100)
     return b""
+
+
+def await_reach(pod, address, number=8080, *, wanted=True):
+    """Whether it comes to be reached, or not to be, once the flows of a change are there."""
+    return procs.wait_until(
+        lambda: pod.reaches(address, number, SILENCE_S) is wanted, net_pods.INSTALLED_S
+    )
 
 
 def test_the_same_network_reaches_across_hosts(pods):
@@ -248,6 +260,69 @@ def test_a_pod_in_a_vm_speaks_through_its_trunk(pods):
             assert server.recv(100) == b"own"
 
 
+def test_routed_networks_reach_each_other(hosts, pods):
+    """What was apart is joined by the tenant's router when both networks ask for it, and parted."""
+    routed = tuple(evolve(one, routed=True) for one in WORLD.networks)
+    with pods["back"].listen(8080):
+        assert not pods["client"].reaches(BACK.addresses[0], 8080, SILENCE_S)
+        converge(hosts.northbound, evolve(WORLD, networks=routed))
+        assert await_reach(pods["client"], BACK.addresses[0])
+        converge(hosts.northbound, WORLD)
+        assert await_reach(pods["client"], BACK.addresses[0], wanted=False)
+
+
+def test_the_world_is_reached_and_reaches(hosts, pods):
+    """Out behind the router's address; in by a floating address and an external service address."""
+    outside, first = hosts.central.place, hosts.hosts[0]
+    outside.run("ip", "address", "add", "192.0.2.1/24", "dev", "br0")
+    first.switch.vsctl(
+        *("set", "Open_vSwitch", "."),
+        f"external_ids:ovn-bridge-mappings=physical:{lab_hosts.PHYSICAL_BRIDGE}",
+    )
+    published = ServiceAddress("acme", "web", "front", "192.0.2.80", (PublishedPort(80, 8080),))
+    world = evolve(
+        WORLD,
+        uplink=Uplink(subnet("192.0.2.0/24"), Provider("physical"), (first.name,)),
+        routers=(RouterAddress("acme", "192.0.2.10"),),
+        floating=(FloatingAddress("acme", "192.0.2.100", WEB.name),),
+        services=(*WORLD.services, evolve(published, external=True)),
+    )
+    converge(hosts.northbound, world)
+    with socket_in(outside.namespace) as server, pods["web"].listen(8080):
+        server.bind(("192.0.2.1", 8080))
+        server.listen()
+        assert await_reach(pods["client"], "192.0.2.1")
+        connection, (source, _) = server.accept()
+        connection.close()
+        assert source == "192.0.2.10"
+        for address, number in (("192.0.2.100", 8080), ("192.0.2.80", 80)):
+            with socket_in(outside.namespace) as client:
+                client.connect((address, number))
+    converge(hosts.northbound, WORLD)
+
+
+def test_ipv6_reaches_as_ipv4_does(hosts, pods):
+    """A second subnet on the network; source addresses are as bound as those of IPv4."""
+    both = network("acme", "front", "10.20.0.0/16", "fd00:20::/64")
+    client = evolve(CLIENT, addresses=(*CLIENT.addresses, "fd00:20::3"))
+    web = evolve(WEB, addresses=(*WEB.addresses, "fd00:20::4"))
+    others = WORLD.ports[2:]
+    converge(
+        hosts.northbound,
+        evolve(WORLD, networks=(both, *WORLD.networks[1:]), ports=(client, web, *others)),
+    )
+    for name, address in (("client", "fd00:20::3"), ("web", "fd00:20::4"), ("web", "fd00:20::66")):
+        pods[name].place.run(
+            *("ip", "-6", "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+        )
+    with socket_in(pods["web"].place.namespace, socket.AF_INET6) as server:
+        server.bind(("::", 8086))
+        server.listen()
+        assert await_reach(pods["client"], "fd00:20::4", 8086)
+        assert not pods["client"].reaches("fd00:20::66", 8086, SILENCE_S)
+    converge(hosts.northbound, WORLD)
+
+
 def test_traffic_survives_its_control_plane(hosts, pods):
     """With ovn-controller and the northbound database dead, what runs goes on; both come back."""
     first = hosts.hosts[0]
@@ -267,6 +342,17 @@ def test_traffic_survives_its_control_plane(hosts, pods):
     pod.await_installed()
     with pods["web"].listen(8080):
         assert pod.reaches(WEB.addresses[0], 8080)
+
+
+def test_ports_heal_when_the_switch_is_killed(hosts, pods):
+    """With the switch in user space traffic ends with it, and begins again without our doing."""
+    first = hosts.hosts[0]
+    with pods["web"].listen(8080):
+        assert await_reach(pods["client"], WEB.addresses[0])
+        first.place.kill("switch")
+        assert not pods["client"].reaches(WEB.addresses[0], 8080, SILENCE_S)
+        first.restart_switch()
+        assert await_reach(pods["client"], WEB.addresses[0])
 
 
 def test_hosts_of_a_killed_program_are_taken_away():
