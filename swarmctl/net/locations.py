@@ -1,4 +1,4 @@
-"""Where OVN's northbound database may be: OVSDB's own way to write addresses."""
+"""Where OVN's northbound database may be, as an operator writes it: one server, or several."""
 
 from typing import Final
 
@@ -6,7 +6,6 @@ from swarmctl.proto.errors import InvalidSpec
 
 #: In place of an address: this cluster is to do without OVN from now on.
 NORTHBOUND_NONE: Final = "none"
-_SCHEMES: Final = ("tcp:", "ssl:", "unix:")
 
 
 def check_northbound(text: str) -> str:
@@ -15,10 +14,15 @@ def check_northbound(text: str) -> str:
     Raises:
         InvalidSpec: it is no address of OVSDB's.
     """
-    if text and text != NORTHBOUND_NONE and not text.startswith(_SCHEMES):
-        raise InvalidSpec(
-            f'"{text}" is not where a northbound database is',
-            "--ovn",
-            "write tcp:HOST:6641, ssl:HOST:6641 or unix:PATH; none to do without",
-        )
+    if text in ("", NORTHBOUND_NONE):
+        return text
+    # What it needs is not needed by any other command.
+    from swarmctl.net.ovsdb import parse_remote
+
+    for remote in text.split(","):
+        try:
+            parse_remote(remote)
+        except InvalidSpec as error:
+            hint = f"{error.hint}; none to do without"
+            raise InvalidSpec(error.what, "--ovn", hint) from error
     return text

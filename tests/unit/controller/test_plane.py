@@ -207,3 +207,15 @@ async def test_a_held_cluster_tells_ovn_nothing(autojump_clock, tmp_path):
         assert rows(rig, "Logical_Switch") == {}
         rig.cluster.hold = ""
         await until(lambda: rows(rig, "Logical_Switch"))
+
+
+async def test_where_ovn_is_has_to_be_said_once(autojump_clock, tmp_path):
+    """It is kept in the store; "none" is kept as well, and then there are no ports."""
+    async with a_plane(tmp_path, ovn="unix:/one") as rig:
+        disk = rig.disk
+    async with a_plane(tmp_path, disk=disk, ovn="") as rig:
+        assert (rig.cluster.plane.address, rig.cluster.state.ports.active) == ("unix:/one", True)
+    async with a_plane(tmp_path, disk=disk, ovn="none") as rig:
+        assert (rig.cluster.plane.address, rig.cluster.state.ports.active) == ("", False)
+    async with a_plane(tmp_path, disk=disk, ovn="") as rig:
+        assert (rig.cluster.plane.address, rig.cluster.state.ports.active) == ("", False)
