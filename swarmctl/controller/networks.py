@@ -18,7 +18,8 @@ from attrs import define, evolve, field, frozen
 from swarmctl.net.addresses import check_overlaps, choose_subnet
 from swarmctl.net.model import Network, SecurityGroup, Subnet
 from swarmctl.net.mtu import check_mtu, payload_mtu
-from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound
+from swarmctl.proto.errors import Conflict, NotFound
+from swarmctl.spec.attachments import check_uses
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.names import did_you_mean
 from swarmctl.spec.networks import NetworkDefinition, check_definition
@@ -121,18 +122,16 @@ class NetworkTable:
             coming: networks that are written with it.
 
         Raises:
+            InvalidSpec: what it asks for makes no sense by itself.
             NotFound: there is no such network.
             Conflict: a fixed address is in none of its subnets.
         """
+        check_uses(spec)
         for use in spec.template.networks:
             key = (spec.tenant, use.network)
             record = (coming or {}).get(key) or self.records.get(key)
             if record is None or key in self._removed:
                 raise self._unknown(key, f"there is no network {use.network!r}", spec.name)
-            if use.addresses and spec.replicas > 1:
-                raise InvalidSpec(
-                    f"a fixed address for {spec.replicas} copies: only one can have it", spec.name
-                )
             for address in use.addresses:
                 subnet_of(record, address)
 

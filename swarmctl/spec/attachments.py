@@ -13,7 +13,7 @@ from typing import Final
 from attrs import field, frozen
 
 from swarmctl.proto.errors import InvalidSpec
-from swarmctl.spec.models import NetworkUse
+from swarmctl.spec.models import NetworkUse, ServiceSpec
 from swarmctl.spec.names import check_alias, did_you_mean
 from swarmctl.spec.reading import Field
 from swarmctl.spec.unsupported import NETWORK_OF_SERVICE, NOT_YET
@@ -92,6 +92,32 @@ def read_plugging(fields: dict[str, Field], networks: Mapping[str, NetworkName])
     tenants.sort(key=lambda one: -one.priority)
     _check_once(tenants)
     return Plugging(uses=tuple(one.use for one in tenants))
+
+
+def check_uses(spec: ServiceSpec) -> None:
+    """Refuse what no stack file can ask for: other clients may.
+
+    Raises:
+        InvalidSpec: a name or an address is none, or there are too many.
+    """
+    uses, template = spec.template.networks, spec.template
+    own = template.container.network if template.container is not None else ""
+    own = own or (template.vm.network if template.vm is not None else "")
+    if own and uses:
+        raise InvalidSpec(f"{own} is the node's own network, beside tenant networks", spec.name)
+    if len(uses) > NETWORKS_MAX or len({use.network for use in uses}) != len(uses):
+        raise InvalidSpec("its networks are too many, or one is given twice", spec.name)
+    for use in uses:
+        if len({":" in parse_address(one) for one in use.addresses}) != len(use.addresses):
+            raise InvalidSpec(f"several addresses of a version on {use.network}", spec.name)
+        if len(use.aliases) > ALIASES_MAX:
+            raise InvalidSpec(f"{len(use.aliases)} aliases on {use.network}", spec.name)
+        for alias in use.aliases:
+            check_alias(alias)
+    if spec.replicas > 1 and any(use.addresses for use in uses):
+        raise InvalidSpec(
+            f"a fixed address for {spec.replicas} copies: only one can have it", spec.name
+        )
 
 
 def check_copies(fields: dict[str, Field], plugging: Plugging, copies: int) -> None:

@@ -194,25 +194,31 @@ def check_definition(definition: NetworkDefinition) -> None:
         raise InvalidSpec(f"an MTU of {definition.mtu} is not between 0 and {MTU_MAX}")
     for one in definition.subnets:
         subnet(one.cidr, one.gateway)
-    provider = definition.provider
-    if provider is not None:
-        if not 0 <= provider.vlan <= VLAN_MAX:
-            raise InvalidSpec(f"VLAN {provider.vlan} is not between 0 and {VLAN_MAX}")
-        if not definition.subnets:
-            raise InvalidSpec(
-                "a network on a provider needs its subnet",
-                hint="it is what the physical network has; with the gateway there",
-            )
-        if definition.routed or definition.internal:
-            word = "routed" if definition.routed else "internal"
-            raise InvalidSpec(
-                f"a network on a provider is not {word}: its gateway is there",
-                hint=f"leave out {word} or provider",
-            )
+    for resolver in definition.resolvers:
+        parse_address(resolver)
+    if definition.provider is not None:
+        _check_provider(definition, definition.provider)
     if definition.security_groups and not definition.port_security:
         raise InvalidSpec(
             "port_security: false leaves the security group without a hold",
             hint="a port that may send from any address cannot be told apart; leave one out",
+        )
+
+
+def _check_provider(definition: NetworkDefinition, provider: Provider) -> None:
+    check_network_name(provider.physical_network)
+    if not 0 <= provider.vlan <= VLAN_MAX:
+        raise InvalidSpec(f"VLAN {provider.vlan} is not between 0 and {VLAN_MAX}")
+    if not definition.subnets:
+        raise InvalidSpec(
+            "a network on a provider needs its subnet",
+            hint="it is what the physical network has; with the gateway there",
+        )
+    if definition.routed or definition.internal:
+        word = "routed" if definition.routed else "internal"
+        raise InvalidSpec(
+            f"a network on a provider is not {word}: its gateway is there",
+            hint=f"leave out {word} or provider",
         )
 
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from swarmctl.net.model import Direction, Protocol, Remote, RemoteKind, Rule, SecurityGroup
 from swarmctl.proto.errors import InvalidSpec
-from swarmctl.spec.names import check_service_name
+from swarmctl.spec.names import check_service_name, check_tenant_name
 from swarmctl.spec.reading import Field
 
 # Rules of one group; each is an ACL that every host evaluates.
@@ -40,6 +40,33 @@ def read_groups(listed: Field | None, stack: str) -> dict[str, SecurityGroup]:
     """
     entries = listed.entries() if listed else {}
     return {name: _read_group(name, entry, stack, entries) for name, entry in entries.items()}
+
+
+def check_group(group: SecurityGroup) -> None:
+    """Refuse what no stack file can ask for: its texts become parts of OVN's expressions.
+
+    Raises:
+        InvalidSpec: a name, a port or the other end of a rule is none.
+    """
+    check_service_name(group.name)
+    check_tenant_name(group.tenant)
+    if len(group.rules) > RULES_MAX:
+        raise InvalidSpec(f"{len(group.rules)} rules are too many", group.name)
+    for rule in group.rules:
+        first, last = rule.ports
+        if rule.ports != (0, 0) and not 1 <= first <= last <= 65535:
+            raise InvalidSpec(f"{first} to {last} are no ports", group.name)
+        if rule.ports != (0, 0) and rule.protocol not in _WITH_PORTS:
+            raise InvalidSpec(f"{rule.protocol} has no ports", group.name)
+        match rule.remote.kind:
+            case RemoteKind.CIDR:
+                _parse_cidr(rule.remote.value)
+            case RemoteKind.SERVICE | RemoteKind.GROUP:
+                check_service_name(rule.remote.value)
+            case RemoteKind.LABEL:
+                _parse_label(rule.remote.value)
+            case RemoteKind.ANY:
+                continue
 
 
 def _read_group(name: str, entry: Field, stack: str, known: dict[str, Field]) -> SecurityGroup:

@@ -23,6 +23,7 @@ from swarmctl.proto.errors import Conflict, InvalidSpec, ProtocolError
 from swarmctl.spec import wire
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.networks import NetworkDefinition, check_definition
+from swarmctl.spec.security import check_group
 from swarmctl.transport.rpc import Call, Handler
 
 View = dict[str, Any]
@@ -100,6 +101,8 @@ def asked_of(call: Call) -> Asked:
     for one in definitions:
         check_definition(one)
     groups = [wire.decode_plain(one, SecurityGroup) for one in _encoded(call, "groups")]
+    for group in groups:
+        check_group(group)
     names = [one.key for one in definitions]
     if len(set(names)) != len(names):
         raise InvalidSpec("a network is given twice", call.method)

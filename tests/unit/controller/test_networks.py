@@ -5,7 +5,15 @@ from attrs import evolve
 
 from swarmctl.controller import records, tenancy
 from swarmctl.controller.networks import NetworkRecord
-from swarmctl.net.model import Provider, SecurityGroup
+from swarmctl.net.model import (
+    Direction,
+    Protocol,
+    Provider,
+    Remote,
+    RemoteKind,
+    Rule,
+    SecurityGroup,
+)
 from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound
 from swarmctl.spec import wire
 from swarmctl.spec.models import PortMapping
@@ -312,6 +320,28 @@ async def test_nodes_without_a_switch_take_none_of_them(autojump_clock, tmp_path
         assert (rig.running(), rig.running("own")) == ([], [1])
         explained = await rig.ask("instance.explain", name="web.1")
         assert "swarmctl/network" in explained["lines"][0]
+
+
+async def test_nonsense_that_no_file_says_is_refused(autojump_clock, tmp_path):
+    """Another client may send it: what would end up in OVN's expressions, or nowhere."""
+    anywhere = Rule(Direction.INGRESS, remote=Remote(RemoteKind.CIDR, "0.0.0.0/0 || 1"))
+    ports_ = Rule(Direction.INGRESS, Protocol.ICMP, (80, 80))
+    async with a_rig(tmp_path, None) as rig:
+        await create(rig)
+        for rule in (anywhere, ports_):
+            group = wire.encode_plain(SecurityGroup("default", "web", (rule,)))
+            with pytest.raises(InvalidSpec):
+                await rig.apply(groups=[group])
+        hosts = evolve(service().template.container, network="host")
+        for odd in (
+            service(addresses=["x"]),
+            service(addresses=["10.20.0.7", "10.20.0.8"]),
+            service("web", 1, "front", "front"),
+            evolve(service(), template=evolve(service().template, container=hosts)),
+        ):
+            with pytest.raises(InvalidSpec):
+                await rig.apply(odd)
+        assert not rig.cluster.state.services
 
 
 # --- addresses of services -------------------------------------------------------------------
