@@ -17,5 +17,6 @@ Four rules shape the code:
 One module a subject: ``packages`` (apt), ``fetch`` (packages unpacked into the cache without
 installing them), ``docker``, ``libvirt``, ``kvm``, ``firewall``, ``testbox`` (the image),
 ``guest`` and ``testdisk`` (the two-second VM), ``up``, ``down`` and ``status`` (what the commands
-do with them).
+do with them); ``ovs``, ``ovn`` and ``hosts`` (several hosts on one machine, which are found again
+by the names of their namespaces, and are not written down).
 """

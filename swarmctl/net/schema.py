@@ -124,6 +124,13 @@ TABLES: Final[Mapping[str, Table]] = {
 }
 
 
+#: A row of each table of which nothing is said.
+EMPTY_ROWS: Final[Mapping[str, Mapping[str, Value]]] = {
+    name: {column: EMPTY[kind] for column, kind in table.columns.items()}
+    for name, table in TABLES.items()
+}
+
+
 @frozen
 class Row:
     """A row of ours, as it should be or as it was found, with every column of its table.
@@ -148,12 +155,10 @@ def row(
     **columns: Value,
 ) -> Row:
     """A row as it should be: what is not said of it is empty; ``notes`` tell people what it is."""
-    kinds = TABLES[table].columns
-    unknown = columns.keys() - kinds.keys()
-    assert not unknown, f"{table} has no columns {sorted(unknown)}"
+    empty = EMPTY_ROWS[table]
+    assert columns.keys() <= empty.keys(), f"{table} has not all of {sorted(columns)}"
     assert bool(parent) == (TABLES[table].parent is not None), f"{key}: parent {parent!r}"
     ids = {CLUSTER_KEY: cluster_id, ID_KEY: key}
     for name, text in (notes or {}).items():
         ids[OUR_PREFIX + name] = text
-    filled = {name: EMPTY[kind] for name, kind in kinds.items()}
-    return Row(table, key, {**filled, **columns, "external_ids": ids}, parent)
+    return Row(table, key, {**empty, **columns, "external_ids": ids}, parent)

@@ -14,7 +14,7 @@ from attrs import frozen
 from swarmctl.net.diff import Change, Delete, Insert, Operation, Update
 from swarmctl.net.schema import (
     CLUSTER_KEY,
-    EMPTY,
+    EMPTY_ROWS,
     ID_KEY,
     OUR_PREFIX,
     TABLES,
@@ -147,12 +147,11 @@ def rows_of(selected: Sequence[Json]) -> tuple[dict[str, Row], dict[str, Known]]
     rows: dict[str, Row] = {}
     known: dict[str, Known] = {}
     for (name, table), answer in zip(TABLES.items(), selected, strict=True):
+        decoders = [(column, _DECODERS[kind]) for column, kind in table.columns.items()]
         for row in answer["rows"]:
             uuid = row["_uuid"][1]
             key, parent = key_of[uuid], key_of.get(parent_of.get(uuid, ""), "")
-            columns = {
-                column: _decode(kind, row[column], key_of) for column, kind in table.columns.items()
-            }
+            columns = {column: decode(row[column], key_of) for column, decode in decoders}
             columns["external_ids"] = {
                 note: text
                 for note, text in decode_map(row["external_ids"]).items()
@@ -173,21 +172,41 @@ def decode_uuids(value: Any) -> Iterable[str]:
     return (each[1] for each in value[1]) if value[0] == "set" else (value[1],)
 
 
-def _decode(kind: Kind, value: Any, key_of: Mapping[str, str]) -> Value:
-    match kind:
-        case Kind.TEXT | Kind.NUMBER:
-            plain: Value = value
-            return plain
-        case Kind.OPTIONAL_TEXT | Kind.OPTIONAL_NUMBER:
-            return None if isinstance(value, list) else value
-        case Kind.TEXTS:
-            return frozenset(value[1] if isinstance(value, list) else (value,))
-        case Kind.MAP:
-            return decode_map(value)
-        case Kind.REFERENCE:
-            return next((key_of[uuid] for uuid in decode_uuids(value) if uuid in key_of), None)
-        case Kind.REFERENCES:
-            return frozenset(key_of[uuid] for uuid in decode_uuids(value) if uuid in key_of)
+def _decode_text(value: Any, _: Mapping[str, str]) -> Value:
+    plain: Value = value
+    return plain
+
+
+def _decode_optional(value: Any, _: Mapping[str, str]) -> Value:
+    return None if isinstance(value, list) else value
+
+
+def _decode_texts(value: Any, _: Mapping[str, str]) -> Value:
+    return frozenset(value[1] if isinstance(value, list) else (value,))
+
+
+def _decode_map(value: Any, _: Mapping[str, str]) -> Value:
+    return decode_map(value)
+
+
+def _decode_references(value: Any, key_of: Mapping[str, str]) -> Value:
+    return frozenset(key_of[uuid] for uuid in decode_uuids(value) if uuid in key_of)
+
+
+def _decode_reference(value: Any, key_of: Mapping[str, str]) -> Value:
+    return next((key_of[uuid] for uuid in decode_uuids(value) if uuid in key_of), None)
+
+
+_DECODERS: Final[Mapping[Kind, Callable[[Any, Mapping[str, str]], Value]]] = {
+    Kind.TEXT: _decode_text,
+    Kind.NUMBER: _decode_text,
+    Kind.OPTIONAL_TEXT: _decode_optional,
+    Kind.OPTIONAL_NUMBER: _decode_optional,
+    Kind.TEXTS: _decode_texts,
+    Kind.MAP: _decode_map,
+    Kind.REFERENCE: _decode_reference,
+    Kind.REFERENCES: _decode_references,
+}
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -258,7 +277,7 @@ class Transaction:
 
     def _insert(self, insert: Insert) -> Json:
         row = insert.row
-        table = TABLES[row.table]
+        table, empty = TABLES[row.table], EMPTY_ROWS[row.table]
         if table.parent is not None:
             self._come[row.parent, row.table].append(self._uuid(row.key))
         return {
@@ -268,7 +287,7 @@ class Transaction:
             "row": {
                 column: _encode(kind, row.columns[column], self._uuid)
                 for column, kind in table.columns.items()
-                if row.columns[column] != EMPTY[kind]
+                if row.columns[column] != empty[column]
             },
         }
 

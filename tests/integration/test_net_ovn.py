@@ -163,3 +163,81 @@ class TestOvnNorthbound(NorthboundContract):
         await self.converge(northbound, Wishes(networks=(network(),)))
 
         assert await northbound.read() == wanted
+
+
+class Member:
+    """One server of a database with three."""
+
+    def __init__(self, folder, name, first):
+        self.folder, self.name, self.first = folder, name, first
+        self.remote = f"unix:{folder}/{name}.sock"
+        self.raft = f"unix:{folder}/{name}.raft"
+        self.process = None
+
+    def start(self):
+        """Start it; it serves when it has joined."""
+        file = f"{self.folder}/{self.name}.db"
+        command = ["ovsdb-tool", "create-cluster", file, SCHEMA, self.raft]
+        if self is not self.first:
+            join = ["join-cluster", file, "OVN_Northbound", self.raft, self.first.raft]
+            command = ["ovsdb-tool", *join]
+        subprocess.run(command, check=True, timeout=START_S)
+        self.process = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "ovsdb-server", file),
+                f"--remote=p{self.remote}",
+                f"--unixctl={self.folder}/{self.name}.ctl",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        assert procs.wait_until(lambda: self.status("Status") == "cluster member", START_S)
+
+    def status(self, what):
+        """What it says of itself."""
+        command = ["ovs-appctl", "-t", f"{self.folder}/{self.name}.ctl", "cluster/status"]
+        done = subprocess.run(
+            [*command, "OVN_Northbound"], capture_output=True, text=True, check=False
+        )
+        lines = (line.partition(": ") for line in done.stdout.splitlines())
+        return next((value for key, _, value in lines if key == what), "")
+
+    def kill(self):
+        """End it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(START_S)
+            self.process = None
+
+
+@pytest.fixture
+def members(tmp_path):
+    """Three servers; the first leads."""
+    first = Member(tmp_path, "m1", None)
+    first.first = first
+    every = [first, Member(tmp_path, "m2", first), Member(tmp_path, "m3", first)]
+    try:
+        for member in every:
+            member.start()
+        yield every
+    finally:
+        for member in every:
+            member.kill()
+
+
+async def test_of_several_servers_the_leader_is_used(members, nursery):
+    """When it is killed the next one is found, with all that was written."""
+    leader = next(one for one in members if one.status("Role") == "leader")
+    followers = [one for one in members if one is not leader]
+    northbound = OvnNorthbound([one.remote for one in (*followers, leader)], CLUSTER)
+    nursery.start_soon(northbound.run)
+    await northbound.take_term(7)
+    wanted = desired_rows(CLUSTER, Wishes(networks=(network(),), ports=(port(1),)))
+    await northbound.apply(difference({}, wanted))
+    seen = await northbound.wait_connected(0)
+    leader.kill()
+    await northbound.wait_connected(seen)
+
+    assert await northbound.read() == wanted
+    await northbound.apply(difference(wanted, {}))
+    assert await northbound.read() == {}
+    nursery.cancel_scope.cancel()

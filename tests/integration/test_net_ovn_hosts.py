@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 import trio
@@ -21,6 +21,7 @@ from swarmctl.net.model import (
     Protocol,
     Provider,
     PublishedPort,
+    Relay,
     Remote,
     RemoteKind,
     RouterAddress,
@@ -192,6 +193,36 @@ def test_a_security_group_lets_in_what_it_names(pods, udp_server):
         assert not pods["client"].reaches(address, 8080, SILENCE_S)
 
 
+def test_a_rule_for_what_goes_out_closes_the_rest(hosts, pods):
+    """A port may reach what its group names, and still ask for names; nothing else."""
+    outward = Rule(Direction.EGRESS, Protocol.TCP, (8080, 8080), Remote(RemoteKind.GROUP, "served"))
+    groups = (
+        *WORLD.groups,
+        SecurityGroup("acme", "out", (outward,)),
+        SecurityGroup("acme", "served", (Rule(Direction.INGRESS),)),
+    )
+    world = evolve(
+        WORLD,
+        groups=groups,
+        ports=(
+            evolve(CLIENT, security_groups=("out",)),
+            evolve(WEB, security_groups=("served",)),
+            *WORLD.ports[2:],
+        ),
+    )
+    with pods["web"].listen(8080), pods["web"].listen(8081), pods["vm"].listen(8080):
+        assert pods["client"].reaches(VM.addresses[0], 8080)
+        converge(hosts.northbound, world)
+        assert await_reach(pods["client"], VM.addresses[0], wanted=False)
+        assert pods["client"].reaches(WEB.addresses[0], 8080)
+        assert not pods["client"].reaches(WEB.addresses[0], 8081, SILENCE_S)
+        with pods["client"].open_socket(socket.SOCK_DGRAM) as client:
+            client.sendto(net_pods.dns_query("web.2.acme"), ("10.20.0.1", 53))
+            assert net_pods.dns_addresses(client.recv(512)) == {WEB.addresses[0]}
+        converge(hosts.northbound, WORLD)
+        assert await_reach(pods["client"], VM.addresses[0])
+
+
 @pytest.mark.parametrize(
     ("mac", "address"),
     [
@@ -258,6 +289,33 @@ def test_a_pod_in_a_vm_speaks_through_its_trunk(pods):
                 trunk.send(forged)
             trunk.send(net_pods.datagram(source, target, (1000, 7), b"own", POD.vlan))
             assert server.recv(100) == b"own"
+
+
+def test_a_vm_reaches_its_own_hosts_relay(hosts, pods):
+    """One address on every host at once, and each VM finds that of its own host there."""
+    relay = Relay("acme", "front", "relay-front", "02:00:00:00:00:01", "169.254.0.1")
+    converge(hosts.northbound, evolve(WORLD, relays=(relay,)))
+    with ExitStack() as stack:
+        for host in hosts.hosts:
+            host.switch.vsctl(
+                *("add-port", "br-int", "relay", "--", "set", "Interface", "relay"),
+                *("type=internal", f"external_ids:iface-id={relay.port}"),
+            )
+            host.place.run("ip", "link", "set", "relay", "address", relay.mac, "up")
+            host.place.run("ip", "address", "add", f"{relay.address}/32", "dev", "relay")
+            host.place.run("ip", "route", "add", "10.20.0.0/16", "dev", "relay")
+            server = stack.enter_context(socket_in(host.place.namespace, kind=socket.SOCK_DGRAM))
+            server.bind((relay.address, 7077))
+            name = "vm" if host is hosts.hosts[0] else "web"
+            pods[name].place.run("ip", "route", "add", "169.254.0.0/16", "dev", "eth0")
+            client = stack.enter_context(pods[name].open_socket(socket.SOCK_DGRAM))
+            assert send_until_heard(client, server, (relay.address, 7077)) == b"legit"
+            client.sendto(b"asked", (relay.address, 7077))
+            server.settimeout(ANSWER_S)
+            _, source = server.recvfrom(100)
+            server.sendto(b"answer", source)
+            assert client.recv(100) == b"answer"
+    converge(hosts.northbound, WORLD)
 
 
 def test_routed_networks_reach_each_other(hosts, pods):

@@ -3,6 +3,7 @@
 A test class gives a ``harness`` fixture: one database, and northbounds of clusters on it.
 """
 
+import random
 from abc import ABC, abstractmethod
 
 import pytest
@@ -125,6 +126,30 @@ class NorthboundContract:
         assert await northbound.read() == wanted
         await self.converge(northbound, Wishes())
         assert await northbound.read() == {}
+
+    async def test_many_changes_come_to_what_is_wanted(self, northbound):
+        """Parts of a world that come and go in any order: after each the rows are as wished."""
+        draw, world = random.Random(7), some_wishes()
+
+        def some(things):
+            return tuple(one for one in things if draw.random() < 0.6)
+
+        for _ in range(15):
+            part = evolve(
+                world,
+                networks=tuple(
+                    evolve(one, routed=draw.random() < 0.5, mtu=draw.choice((1400, 1442)))
+                    for one in some(world.networks)
+                ),
+                groups=some(world.groups),
+                ports=some(world.ports),
+                services=some(world.services),
+                floating=some(world.floating),
+                uplink=draw.choice((None, wishes.uplink)),
+                relays=some(world.relays),
+            )
+            wanted = await self.converge(northbound, part)
+            assert await northbound.read() == wanted
 
     async def test_a_port_that_moves_keeps_its_groups(self, northbound):
         """Deleted and made anew in one transaction, it is a member as before."""
