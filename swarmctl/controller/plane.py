@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
-from attrs import evolve
 
 from swarmctl.controller import records, serviceaddresses
 from swarmctl.controller.networks import NetworkKey
@@ -34,7 +33,13 @@ from swarmctl.net.northbound import Northbound
 from swarmctl.net.ovn import OvnNorthbound
 from swarmctl.net.rows import desired_rows
 from swarmctl.net.schema import OUR_PREFIX, Row
-from swarmctl.proto.errors import Conflict, EnvironmentFault, StaleTerm, SwarmError
+from swarmctl.proto.errors import (
+    Conflict,
+    EnvironmentFault,
+    InternalError,
+    StaleTerm,
+    SwarmError,
+)
 
 if TYPE_CHECKING:
     from swarmctl.controller.cluster import Cluster
@@ -159,6 +164,10 @@ class Plane:
                 except StaleTerm as error:
                     await self._outvoted(error)
                     await trio.sleep(_RETRY_S)
+                except Exception as error:  # noqa: BLE001 - a defect here must not end the controller: instances go on without it, and networks show it
+                    _log.exception("a round failed")
+                    self._failed(InternalError(f"{type(error).__name__}: {error}"))
+                    await trio.sleep(_RETRY_S)
                 else:
                     self._succeeded()
                     await trio.sleep(min(_REST_MAX_S, trio.current_time() - began))
@@ -234,19 +243,12 @@ class Plane:
         for row in found.values():
             wish = port_of(self._cluster.state.cluster_id, row)
             if wish is not None:
-                self._ports.find(self._completed(wish))
+                service = self._cluster.state.services.get((wish.tenant, wish.service))
+                self._ports.find(self._ports.completed(wish, service))
         if not self._ports.known:
             self._ports.known = True
             self._cluster.state.capacity_changed = True
             self._cluster.wake()
-
-    def _completed(self, wish: PortWish) -> PortWish:
-        """With what the rows of a port do not say of it, from its service and network."""
-        service = self._cluster.state.services.get((wish.tenant, wish.service))
-        record = self._ports.table.records.get((wish.tenant, wish.network))
-        labels = service.record.spec.template.labels if service is not None else {}
-        groups = record.definition.security_groups if record is not None else ()
-        return evolve(wish, labels=tuple(sorted(labels.items())), security_groups=groups)
 
     # --- what goes wrong ---------------------------------------------------------------------
 

@@ -195,23 +195,32 @@ class Ports:
         attachments: Iterable[Attachment],
         parent: str,
     ) -> None:
-        labels = service.record.spec.template.labels if service is not None else {}
         for one in attachments:
-            key = _network_of(one)
-            record = self.table.records.get(key)
-            self.wishes[one.port] = PortWish(
+            wish = PortWish(
                 one.port,
-                *key,
+                *_network_of(one),
                 service=instance.key[1],
                 slot=instance.slot,
                 mac=one.mac,
                 addresses=_plain(one.addresses),
-                labels=tuple(sorted(labels.items())),
-                security_groups=record.definition.security_groups if record else (),
                 parent=parent if one.vlan else "",
                 vlan=one.vlan,
             )
+            self.wishes[one.port] = self.completed(wish, service)
         self.changed()
+
+    def completed(self, wish: PortWish, service: "Service | None") -> PortWish:
+        """With what is not a port's own, but its service's and its network's."""
+        record = self.table.records.get((wish.tenant, wish.network))
+        template = service.record.spec.template if service is not None else None
+        labels = template.labels if template is not None else {}
+        uses = template.networks if template is not None else ()
+        return evolve(
+            wish,
+            labels=tuple(sorted(labels.items())),
+            security_groups=record.definition.security_groups if record is not None else (),
+            aliases=next((use.aliases for use in uses if use.network == wish.network), ()),
+        )
 
     # --- taken over --------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Subports:
         ):
             return False
         self.spares.setdefault((wish.parent, key), kept).append(wish.name)
-        self.wishes[wish.name] = evolve(wish, service="", slot=0, labels=())
+        self.wishes[wish.name] = evolve(wish, service="", slot=0, labels=(), aliases=())
         return True
 
     def top_up(self, parent: str, record: NetworkRecord) -> int:

@@ -16,7 +16,7 @@ from swarmctl.net.model import (
 )
 from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound
 from swarmctl.spec import wire
-from swarmctl.spec.models import PortMapping
+from swarmctl.spec.models import NetworkUse, PortMapping
 from tests.unit.controller.harness import spec
 from tests.unit.controller.networks_fixture import (
     a_plane,
@@ -198,6 +198,24 @@ async def test_an_instance_has_an_address_before_it_runs(autojump_clock, tmp_pat
         assert [each["network"] for each in one["networks"]] == ["front", "back"]
         found = await rig.ask("network.inspect", name="front")
         assert [each["path"] for each in found["attached"]] == [["web.1", "a"], ["web.2", "a"]]
+
+
+async def test_a_service_is_known_by_its_aliases(autojump_clock, tmp_path):
+    """Within its tenant, and with dots as they are; by all of its copies."""
+    uses = (NetworkUse("front", aliases=("www", "www.shop")),)
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig)
+        await rig.apply(evolve(service(), template=evolve(service().template, networks=uses)))
+        rig.run()
+        await until(lambda: rows(rig, "DNS"))
+        [row] = rows(rig, "DNS").values()
+        assert dict(row.columns["records"]) == dict.fromkeys(
+            [
+                *("web.default", "www.default", "www.shop.default", "www.shop"),
+                *("web.1.default", "1.web.default"),
+            ],
+            "10.20.0.2",
+        )
 
 
 async def test_services_without_networks_have_no_ports(autojump_clock, tmp_path):

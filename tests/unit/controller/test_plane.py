@@ -219,3 +219,16 @@ async def test_where_ovn_is_has_to_be_said_once(autojump_clock, tmp_path):
         assert (rig.cluster.plane.address, rig.cluster.state.ports.active) == ("", False)
     async with a_plane(tmp_path, disk=disk, ovn="") as rig:
         assert (rig.cluster.plane.address, rig.cluster.state.ports.active) == ("", False)
+
+
+async def test_a_defect_in_a_round_is_a_condition(autojump_clock, tmp_path, monkeypatch):
+    """It harms the networks alone, which show it, and is tried again."""
+    async with a_plane(tmp_path, "a") as rig:
+        with monkeypatch.context() as patched:
+            patched.setattr("swarmctl.controller.plane.desired_rows", lambda *_: 1 / 0)
+            await create(rig)
+            await rig.apply(service())
+            rig.run()
+            await until(lambda: "ZeroDivisionError" in rig.cluster.plane.fault)
+            assert rig.running() == [1]
+        await until(lambda: ports(rig) == ["web.1"])
