@@ -10,6 +10,7 @@ from attrs import evolve
 
 from swarmctl.cli import clusters
 from swarmctl.cli.fencing import say_what_it_means
+from swarmctl.cli.networks import say_what_is_missing
 from swarmctl.cli.output import output_option, show_data
 from swarmctl.cli.waiting import (
     COMMIT_TIMEOUT_S,
@@ -138,8 +139,10 @@ def run(
     spec = build_service(options, os.environ, _possible_networks(options))
     with clusters.connect(ctx) as client:
         if possible := _possible_networks(options):
-            known = {one["network"] for one in client.call("network.list")}
+            networks = client.call("network.list")
+            known = {one["network"] for one in networks}
             spec = build_service(options, os.environ, possible & known)
+            say_what_is_missing([one for one in networks if one["network"] in possible])
         spec = _create(client, spec, named=bool(name))
         say_what_it_means(client, [spec])
         if rm:

@@ -200,6 +200,10 @@ class Plane:
         self._settle_ports()
         leaving = list(self._ports.leaving)
         wishes = self._wishes()
+        unknown = self._unknown_networks()
+        aside = {key: row for key, row in found.items() if is_of(row, unknown)} if unknown else {}
+        if aside:
+            found = {key: row for key, row in found.items() if key not in aside}
         compare = partial(_compare, self._cluster.state.cluster_id, wishes, found)
         many = len(wishes.ports) + len(found) > _AT_ONCE_MAX
         wanted, operations = await (trio.to_thread.run_sync(compare) if many else _now(compare))
@@ -209,7 +213,7 @@ class Plane:
             await northbound.apply(part)
         self._told = wanted
         if connections == self._connections:
-            self._found = wanted
+            self._found = {**aside, **wanted} if aside else wanted
         if operations:
             _log.info("OVN told", operations=len(operations), ports=len(wishes.ports))
         told = frozenset(serviceaddresses.told_of(one) for one in wishes.services)
@@ -227,6 +231,15 @@ class Plane:
             ports=tuple(self._ports.wishes.values()),
             services=tuple(serviceaddresses.wishes(self._cluster.state)),
         )
+
+    def _unknown_networks(self) -> set[str]:
+        """Networks that instances are on and the store does not know: it may have been restored.
+
+        Unknown is not unwanted (DESIGN 8.5): what OVN has of them is left as it is.
+        """
+        known = self._ports.table.records.keys()
+        here = {(one.tenant, one.network) for one in self._ports.wishes.values()}
+        return {"/".join(key) for key in here - known}
 
     def _settle_ports(self) -> None:
         self._ports.adopt_late()
@@ -277,6 +290,12 @@ class Plane:
         except EnvironmentFault as fault:
             _log.warning("the store cannot say whether our term holds", error=str(fault))
         self._failed(error)
+
+
+def is_of(row: Row, networks: set[str]) -> bool:
+    """Whether a row is of one of these networks, by its key or its parent's."""
+    path = f"/{row.key}/ /{row.parent}/"
+    return any(f"/{title}/" in path for title in networks)
 
 
 def port_of(cluster_id: str, row: Row) -> PortWish | None:

@@ -82,7 +82,8 @@ def test_what_is_wrong_is_said_and_makes_nothing(controller, swarmctl, arguments
 def test_run_on_a_network_of_the_tenant(controller, swarmctl):
     """By name, with an address; what is none is one of the node's own."""
     swarmctl("network", "create", "front", "--subnet", "10.20.0.0/24")
-    swarmctl("run", "--name", "a", "--network", "front", "--ip", "10.20.0.7", "lab/web")
+    ran = swarmctl("run", "--name", "a", "--network", "front", "--ip", "10.20.0.7", "lab/web")
+    assert "note: network front: this cluster has no OVN" in ran.err
     swarmctl("run", "--name", "b", "--network", "mine", "lab/web")
 
     template = parsed(swarmctl, "service", "inspect", "a")["spec"]["template"]

@@ -146,6 +146,32 @@ async def test_what_a_node_has_forgotten_ovn_still_knows(autojump_clock, tmp_pat
         assert not rig.cluster.state.ports.leaving
 
 
+async def test_a_network_that_the_store_lost_is_left_alone(autojump_clock, tmp_path):
+    """A restored store may not know it; while instances are on it, OVN keeps it as it is."""
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig, definition(), definition("lost", "10.30.0.0/24"))
+        await rig.apply(service("web", 2, "lost"), service("db"))
+        rig.run()
+        await until(lambda: ports(rig) == ["db.1", "web.1", "web.2"])
+        before, disk, database, nodes = rows(rig), rig.disk, rig.database, rig.nodes
+        switches = rows(rig, "Logical_Switch")
+        for key in ("network/default/lost", "service/default/web"):
+            del disk.entries[key]
+
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("a")
+        rig.run()
+        await until(lambda: rig.cluster.plane.standing(("default", "front"))[0] == "ready")
+        assert rig.running() == [1, 2]
+        assert (rows(rig), rows(rig, "Logical_Switch")) == (before, switches)
+
+        await rig.ask("service.remove", names=["web"])
+        rig.run()
+        await until(lambda: ports(rig) == ["db.1"])
+        await until(lambda: len(rows(rig, "Logical_Switch")) == 1)
+
+
 async def test_new_networks_wait_for_what_is_known(autojump_clock, tmp_path):
     """While neither OVN nor all nodes have told, nothing gets an address, and says so."""
     async with a_plane(tmp_path, "a") as rig:
