@@ -128,12 +128,19 @@ class OvnNorthbound:
 
     # --- transactions -------------------------------------------------------------------------
 
-    async def _transact(self, operations: Sequence[Json]) -> list[Any]:
-        while self._connection is None:
+    async def _connected(self) -> OvsdbConnection:
+        while self._connection is None or self._connection.is_lost:
             await self._changed.wait()
-        return await self._connection.transact(DATABASE, operations)
+        return self._connection
+
+    async def _transact(self, operations: Sequence[Json]) -> list[Any]:
+        connection = await self._connected()
+        return await connection.transact(DATABASE, operations)
 
     async def _read(self) -> dict[str, Row]:
+        # One that led and leads no more passes writes on, but may itself be behind.
+        while not await _leads(connection := await self._connected()):
+            await connection.aclose()
         answers = await self._transact(select_rows(self._cluster_id))
         _raise_for(answers)
         rows, self._known = rows_of(answers)

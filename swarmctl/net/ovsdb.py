@@ -144,6 +144,16 @@ class OvsdbConnection:
                 call.done.set()
             await trio.aclose_forcefully(self._stream)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._is_lost
+
+    async def aclose(self) -> None:
+        """Give it up."""
+        self._is_lost = True
+        await trio.aclose_forcefully(self._stream)
+
     async def transact(self, database: str, operations: Sequence[Any]) -> list[Any]:
         """One transaction; the result of each operation, and an error at the end if any.
 

@@ -241,3 +241,22 @@ async def test_of_several_servers_the_leader_is_used(members, nursery):
     await northbound.apply(difference(wanted, {}))
     assert await northbound.read() == {}
     nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_leads_no_more_is_left(members, nursery):
+    """It was away for a moment, its connection held; what it has may be behind."""
+    leader = next(one for one in members if one.status("Role") == "leader")
+    northbound = OvnNorthbound([one.remote for one in members], CLUSTER)
+    nursery.start_soon(northbound.run)
+    await northbound.take_term(7)
+    seen = await northbound.wait_connected(0)
+    leader.process.send_signal(signal.SIGSTOP)
+    others = [one for one in members if one is not leader]
+    elected = procs.wait_until(lambda: any(one.status("Role") == "leader" for one in others), 20)
+    leader.process.send_signal(signal.SIGCONT)
+    assert elected
+    assert procs.wait_until(lambda: leader.status("Role") == "follower", 20)
+
+    assert await northbound.read() == {}
+    assert await northbound.wait_connected(seen) > seen
+    nursery.cancel_scope.cancel()
