@@ -5,7 +5,7 @@ test compares them with the code.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,27 +73,35 @@ def launches() -> str:
 
 def placing() -> str:
     """The scheduler's rates beside their targets, and the quality of its answers."""
-    lines = ["| scenario | placed | a second | target | quality |", "| --- | --- | --- | --- | --- |"]
-    for row in _results("placement.json")["rows"]:
-        found = ", ".join(f"{name} {value:.4g}" for name, value in row["quality"].items())
-        target = f"{row['target_per_s']:,}" if row["target_per_s"] else ""
-        mark = "" if row["met"] else " **missed**"
-        lines.append(
-            f"| {row['name']} | {row['placed']:,} | {row['per_s']:,.0f}{mark} | {target} | {found} |"
-        )
-    return "\n".join(lines) + "\n"
+    head = ("scenario", "placed", "a second", "target", "quality")
+    return _table(head, [_placed(row) for row in _results("placement.json")["rows"]])
+
+
+def _placed(row: dict[str, Any]) -> tuple[str, ...]:
+    found = ", ".join(f"{name} {value:.4g}" for name, value in row["quality"].items())
+    target = f"{row['target_per_s']:,}" if row["target_per_s"] else ""
+    rate = f"{row['per_s']:,.0f}" + ("" if row["met"] else " **missed**")
+    return (row["name"], f"{row['placed']:,}", rate, target, found)
 
 
 def real_launches() -> str:
     """Containers and VMs beside the raw loops."""
-    lines = ["| kind | count | raw, a second | swarmctl, a second | ratio |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for row in _results("launch_real.json")["results"]:
-        lines.append(
-            f"| {row['kind']} | {row['count']} | {row['raw_per_s']:.3g} "
-            f"| {row['swarmctl_per_s']:.3g} | {row['ratio']:.2f} |"
+    rows = [
+        (
+            row["kind"],
+            str(row["count"]),
+            f"{row['raw_per_s']:.3g}",
+            f"{row['swarmctl_per_s']:.3g}",
+            f"{row['ratio']:.2f}",
         )
-    return "\n".join(lines) + "\n"
+        for row in _results("launch_real.json")["results"]
+    ]
+    return _table(("kind", "count", "raw, a second", "swarmctl, a second", "ratio"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _results(name: str) -> Any:
