@@ -5,11 +5,13 @@ test compares them with the code.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
+from bench import anchors
 from bench.faults.rows import table
 from swarmctl.proto.states import FINAL, FORWARD, LIVE, NEXT_ATTEMPT, InstanceState
 
@@ -64,9 +66,54 @@ class Part:
         return f"{head}{begin}\n\n{self.draw()}\n{END}{tail}"
 
 
+def launches() -> str:
+    """The launch targets beside what was measured."""
+    return "\n".join(anchors.table(_results("anchors.json"))) + "\n"
+
+
+def placing() -> str:
+    """The scheduler's rates beside their targets, and the quality of its answers."""
+    head = ("scenario", "placed", "a second", "target", "quality")
+    return _table(head, [_placed(row) for row in _results("placement.json")["rows"]])
+
+
+def _placed(row: dict[str, Any]) -> tuple[str, ...]:
+    found = ", ".join(f"{name} {value:.4g}" for name, value in row["quality"].items())
+    target = f"{row['target_per_s']:,}" if row["target_per_s"] else ""
+    rate = f"{row['per_s']:,.0f}" + ("" if row["met"] else " **missed**")
+    return (row["name"], f"{row['placed']:,}", rate, target, found)
+
+
+def real_launches() -> str:
+    """Containers and VMs beside the raw loops."""
+    rows = [
+        (
+            row["kind"],
+            str(row["count"]),
+            f"{row['raw_per_s']:.3g}",
+            f"{row['swarmctl_per_s']:.3g}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in _results("launch_real.json")["results"]
+    ]
+    return _table(("kind", "count", "raw, a second", "swarmctl, a second", "ratio"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _results(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
 PARTS = (
     Part(HERE / "nomenclature.md", "swarmctl/proto/states.py", instance_states),
     Part(HERE / "reliability.md", "bench/results/faults.json", faults),
+    Part(HERE / "benchmarks.md", "bench/results/anchors.json", launches),
+    Part(HERE / "benchmarks.md", "bench/results/placement.json", placing),
+    Part(HERE / "benchmarks.md", "bench/results/launch_real.json", real_launches),
 )
 
 

@@ -13,6 +13,7 @@ from swarmctl.spec.models import (
     HealthCheck,
     HealthKind,
     Mount,
+    NetworkUse,
     Placement,
     PortMapping,
     Resources,
@@ -111,6 +112,11 @@ vms = st.builds(
 )
 
 
+network_uses = st.builds(
+    NetworkUse, network=texts, addresses=tuples_of(texts), aliases=tuples_of(texts)
+)
+
+
 @st.composite
 def _templates(draw):
     is_vm = draw(st.booleans())
@@ -125,6 +131,7 @@ def _templates(draw):
         limits=draw(resources),
         health=draw(st.none() | health_checks),
         fenced=draw(st.booleans()),
+        networks=draw(tuples_of(network_uses)),
     )
 
 

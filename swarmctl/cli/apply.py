@@ -2,10 +2,12 @@
 
 import os
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from attrs import frozen
 
 from swarmctl.cli import clusters
 from swarmctl.cli.fencing import say_what_it_means
@@ -20,9 +22,10 @@ from swarmctl.cli.waiting import (
     wait_options,
 )
 from swarmctl.client import Client
-from swarmctl.proto.errors import InvalidSpec
+from swarmctl.proto.errors import InvalidSpec, UserError
 from swarmctl.spec import wire
 from swarmctl.spec.diff import Change, diff_services
+from swarmctl.spec.reading import Warning_
 from swarmctl.spec.stack import Stack, load_stack
 
 # A stack file of a thousand services is a few hundred KiB.
@@ -30,11 +33,15 @@ FILE_MAX_BYTES: Final = 8 * 1024 * 1024
 
 
 def _changes(row: Row) -> str:
-    return "; ".join(str(Change(*change)) for change in row["changes"])
+    return row.get("reason") or "; ".join(str(Change(*change)) for change in row["changes"])
+
+
+def _name(row: Row) -> str:
+    return f"network {row['network']}" if "network" in row else str(row["service"])
 
 
 RESULT_COLUMNS: Final = (
-    column("SERVICE", "service"),
+    Column("SERVICE", _name),
     column("ACTION", "action", is_state=True),
     Column("CHANGES", _changes, may_cut=True),
 )
@@ -68,10 +75,13 @@ def apply(
 ) -> None:
     """Make the services of stack files true."""
     timeout_s = timeout_of(timeout)
-    stack = read_stack(files)
+    files_ = StackFiles.read(files)
+    stack = files_.stack()
     with clusters.connect(ctx) as client:
-        results = _send(client, stack, dry_run=dry_run, prune=prune)
-        show_list(results, RESULT_COLUMNS, "service", output)
+        stack = _settled(client, files_, stack)
+        results, networks = _send(client, stack, dry_run=dry_run, prune=prune)
+        shown = [*networks, *results] if output in ("table", "wide") else results
+        show_list(shown, RESULT_COLUMNS, "service", output)
         sys.stdout.flush()
         changed = {one["service"] for one in results if one["action"] in ("created", "updated")}
         say_what_it_means(client, [one for one in stack.services if one.name in changed])
@@ -97,12 +107,18 @@ def _wait(client: Client, results: list[dict[str, Any]], timeout_s: float) -> No
 @click.pass_context
 def diff(ctx: click.Context, files: tuple[str, ...], prune: bool, output: str) -> None:
     """Show what apply would change."""
-    stack = read_stack(files)
+    files_ = StackFiles.read(files)
+    stack = files_.stack()
     with clusters.connect(ctx) as client:
-        results = _send(client, stack, dry_run=True, prune=prune)
+        stack = _settled(client, files_, stack)
+        results, networks = _send(client, stack, dry_run=True, prune=prune)
     if output != "table":
-        show_data(results, output)
+        show_data([*networks, *results], output)
         return
+    for one in networks:
+        print(f"network {one['network']}: {one['action']}")
+        for change in [Change(*change) for change in one["changes"]]:
+            print(f"  {change}")
     specs = {spec.name: spec for spec in stack.services}
     for one in results:
         name, action = one["service"], one["action"]
@@ -115,38 +131,92 @@ def diff(ctx: click.Context, files: tuple[str, ...], prune: bool, output: str) -
             print(f"  {change}{note}")
 
 
-def _send(client: Client, stack: Stack, *, dry_run: bool, prune: bool) -> list[dict[str, Any]]:
-    answer = client.call(
-        "service.apply",
-        {
-            "services": [wire.encode_service(spec) for spec in stack.services],
-            "dry_run": dry_run,
-            "prune": stack.name if prune else "",
-        },
-        timeout_s=COMMIT_TIMEOUT_S,
-    )
-    results: list[dict[str, Any]] = [dict(one) for one in answer["services"]]
-    return results
-
-
-def read_stack(files: tuple[str, ...]) -> Stack:
-    """The stack in ``files``; its warnings go to stderr.
-
-    Raises:
-        InvalidSpec: a file cannot be read, or is not valid.
-    """
-    texts = [("<stdin>" if name == "-" else name, _read(name)) for name in files]
-    folder = Path.cwd() if files[0] == "-" else Path(files[0]).absolute().parent
-    stack = load_stack(
-        texts,
-        os.environ,
-        lambda path: Path(path).read_text(encoding="utf-8"),
-        folder=str(folder),
-        default_name=folder.name,
-    )
-    for warning in stack.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+def _settled(client: Client, files: "StackFiles", stack: Stack) -> Stack:
+    """The stack, once it is known which networks there are; its warnings go to stderr."""
+    if stack.externals or stack.networks:
+        rows = client.call("network.list")
+        known = {str(one["network"]) for one in rows}
+        if known.intersection(stack.externals):
+            stack = files.stack(known)
+    _say(stack.warnings)
+    if stack.networks and not client.call("cluster.info").get("ovn"):
+        for one in stack.networks:
+            print(
+                f"warning: {one.where}: this cluster has no OVN: the node's own network is used in "
+                "place of it, and addresses are the node's to give "
+                "(start the controller with --ovn to have tenant networks)",
+                file=sys.stderr,
+            )
     return stack
+
+
+def _send(
+    client: Client, stack: Stack, *, dry_run: bool, prune: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Apply the stack; what became of its services, and of its networks."""
+    asked: dict[str, Any] = {
+        "services": [wire.encode_service(spec) for spec in stack.services],
+        "dry_run": dry_run,
+        "prune": stack.name if prune else "",
+    }
+    if stack.networks or stack.groups:
+        asked["networks"] = [wire.encode_plain(one.definition) for one in stack.networks]
+        asked["groups"] = [wire.encode_plain(one) for one in stack.groups]
+    try:
+        answer = client.call("service.apply", asked, timeout_s=COMMIT_TIMEOUT_S)
+    except UserError as error:
+        raise _located(error, stack) from error
+    return (
+        [dict(one) for one in answer["services"]],
+        [dict(one) for one in answer.get("networks", ())],
+    )
+
+
+def _located(error: UserError, stack: Stack) -> UserError:
+    """The error with the line of the file, when it is about one of the file's networks."""
+    for one in stack.networks:
+        names = (f"network {one.definition.name}", f"network {'/'.join(one.definition.key)}")
+        if error.where in names:
+            return type(error)(f"{error.where}: {error.what}", one.where, error.hint)
+    return error
+
+
+def _say(warnings: Sequence[Warning_]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+@frozen
+class StackFiles:
+    """The texts of stack files, which may have to be read again in the light of the cluster."""
+
+    texts: tuple[tuple[str, str], ...]
+    folder: Path
+
+    @classmethod
+    def read(cls, names: tuple[str, ...]) -> "StackFiles":
+        """Those files.
+
+        Raises:
+            InvalidSpec: one cannot be read.
+        """
+        texts = tuple(("<stdin>" if name == "-" else name, _read(name)) for name in names)
+        return cls(texts, Path.cwd() if names[0] == "-" else Path(names[0]).absolute().parent)
+
+    def stack(self, tenant_networks: Collection[str] = ()) -> Stack:
+        """The stack in them.
+
+        Raises:
+            InvalidSpec: it is not valid.
+        """
+        return load_stack(
+            self.texts,
+            os.environ,
+            lambda path: Path(path).read_text(encoding="utf-8"),
+            folder=str(self.folder),
+            default_name=self.folder.name,
+            tenant_networks=tenant_networks,
+        )
 
 
 def _read(name: str) -> str:

@@ -185,6 +185,11 @@ def complete_nodes(ctx: click.Context, _parameter: click.Parameter, text: str) -
     return _starting_with(text, _asked(ctx, "node.list", "node"))
 
 
+def complete_networks(ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """Names of tenant networks."""
+    return _starting_with(text, _asked(ctx, "network.list", "network"))
+
+
 def complete_targets(ctx: click.Context, parameter: click.Parameter, text: str) -> list[str]:
     """Names of services; after a dot those of instances."""
     if "." in text:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from swarmctl.cli.process import default_data, run_daemon
+from swarmctl.net.locations import check_northbound
 from swarmctl.proto.errors import EnvironmentFault, InvalidSpec, sole_error
 
 if TYPE_CHECKING:
@@ -89,6 +90,19 @@ def _supervised(command: _F) -> _F:
     help="Begin anew where the store file is lost or damaged (it is kept aside), on hold, from "
     "what the nodes run.",
 )
+@click.option(
+    "--ovn",
+    default="",
+    metavar="tcp:HOST:6641|unix:PATH|ssl:…",
+    help="OVN's northbound database, for tenant networks; kept, so given once. none: without.",
+)
+@click.option(
+    "--underlay-mtu",
+    type=click.IntRange(576, 65_535),
+    default=1500,
+    show_default=True,
+    help="The MTU of the network between the hosts.",
+)
 @click.option("--context-name", default="default", hidden=True)
 @_supervised
 def controller(
@@ -100,6 +114,8 @@ def controller(
     context_name: str,
     fencing_lease: str,
     rebuild: bool,
+    ovn: str,
+    underlay_mtu: int,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -114,14 +130,8 @@ def controller(
     folder = data or default_data("controller")
     etcd = _etcd_address(store)
     store_file = _store_file(store) if etcd is None else None
-    if join is not None and etcd is None:
-        raise InvalidSpec("a single controller joins no others", "--join", "give --store etcd://…")
-    if rebuild and etcd is not None:
-        raise InvalidSpec(
-            "only a SQLite store is rebuilt",
-            "--rebuild",
-            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
-        )
+    _check_store_options(join, rebuild, on_etcd=etcd is not None)
+    check_northbound(ovn)
 
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
         import trio
@@ -138,6 +148,8 @@ def controller(
             fencing_lease_s=lease_s,
             join=join,
             rebuild=rebuild,
+            ovn=ovn,
+            underlay_mtu=underlay_mtu,
         )
         run: Any = run_controller
         if etcd is not None:
@@ -406,6 +418,17 @@ def _primary_address() -> str:
         except OSError:
             return "127.0.0.1"  # There is no way out: nobody else is there to be told.
         return str(probe.getsockname()[0])
+
+
+def _check_store_options(join: Path | None, rebuild: bool, *, on_etcd: bool) -> None:
+    if join is not None and not on_etcd:
+        raise InvalidSpec("a single controller joins no others", "--join", "give --store etcd://…")
+    if rebuild and on_etcd:
+        raise InvalidSpec(
+            "only a SQLite store is rebuilt",
+            "--rebuild",
+            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
+        )
 
 
 def _etcd_address(store: str) -> "EtcdAddress | None":

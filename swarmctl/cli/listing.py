@@ -27,10 +27,15 @@ def _state(row: Row) -> str:
     return f"{row['state']} ({health})" if health and health != row["state"] else row["state"]
 
 
+def _node(row: Row) -> str:
+    """The node; of a pod the VM that it is in, and the host of that: ``db.1 on n2``."""
+    return f"{row['vm']} on {row['host']}" if row.get("vm") else row["node"]
+
+
 INSTANCE_COLUMNS: Final = (
     column("INSTANCE", "instance"),
     column("KIND", "kind"),
-    column("NODE", "node"),
+    Column("NODE", _node),
     Column("STATE", _state, is_state=True),
     column("DESIRED", "desired", wide=True),
     column("RESTARTS", "restarts"),

@@ -44,6 +44,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "explain": ("listing", "Why it is there, or why it is nowhere"),
     "wait": ("services", "Wait until services run, stop or are gone"),
     "node": ("nodes", "Nodes: ls, inspect, drain, cordon, label, rm"),
+    "network": ("networks", "Tenant networks: ls, create, inspect, rm"),
     "token": ("nodes", "Join tokens: create, ls, revoke"),
     "store": ("stores", "The store: backup, restore, migrate, release"),
     "context": ("contexts", "Ways into clusters: ls, use, add, rm"),

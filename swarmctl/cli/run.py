@@ -10,6 +10,7 @@ from attrs import evolve
 
 from swarmctl.cli import clusters
 from swarmctl.cli.fencing import say_what_it_means
+from swarmctl.cli.networks import say_what_is_missing
 from swarmctl.cli.output import output_option, show_data
 from swarmctl.cli.waiting import (
     COMMIT_TIMEOUT_S,
@@ -22,6 +23,7 @@ from swarmctl.cli.waiting import (
 from swarmctl.client import Client
 from swarmctl.proto.errors import Conflict, InvalidSpec
 from swarmctl.spec import wire
+from swarmctl.spec.attachments import MODES
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.mounts import resolve_path
 from swarmctl.spec.names import free_name
@@ -49,7 +51,16 @@ _FILE_MAX_BYTES: Final = 1024 * 1024
 @click.option("-w", "--workdir", default="", metavar="DIR")
 @click.option("--entrypoint", default="", metavar="COMMAND")
 @click.option("--hostname", default="")
-@click.option("--network", default="")
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=clusters.complete_networks,
+    help="A tenant network, or more; or one of the node's own: bridge, host, none.",
+)
+@click.option("--ip", default="", metavar="ADDRESS", help="Its address on the first of them.")
+@click.option("--network-alias", "network_aliases", multiple=True, metavar="NAME")
 @click.option("-l", "--label", "labels", multiple=True, metavar="K=V")
 @click.option(
     "--restart", default="", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped."
@@ -129,8 +140,14 @@ def run(
     if rm:
         options = evolve(options, job=True, restart=options.restart or "no")
     timeout_s = timeout_of(timeout)
-    spec = build_service(options, os.environ)
+    # What is wrong is said before anything is asked; which networks are tenants' is known there.
+    spec = build_service(options, os.environ, _possible_networks(options))
     with clusters.connect(ctx) as client:
+        if possible := _possible_networks(options):
+            networks = client.call("network.list")
+            known = {one["network"] for one in networks}
+            spec = build_service(options, os.environ, possible & known)
+            say_what_is_missing([one for one in networks if one["network"] in possible])
         spec = _create(client, spec, named=bool(name))
         say_what_it_means(client, [spec])
         if rm:
@@ -145,6 +162,11 @@ def run(
         if output in ("json", "yaml"):
             show_data(client.call("service.inspect", {"name": spec.name}), output)
     return None
+
+
+def _possible_networks(options: RunOptions) -> set[str]:
+    """Those of ``--network`` that may be tenant networks."""
+    return set(options.networks) - set(MODES)
 
 
 def _wait(client: Client, spec: ServiceSpec, timeout_s: float) -> None:

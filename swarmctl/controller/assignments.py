@@ -23,6 +23,8 @@ _log = structlog.get_logger(__name__)
 _ENTRY_BYTES: Final = 48
 _GROUP_BYTES: Final = 256
 _TEMPLATE_BYTES: Final = 32
+# A port with an address of each version, their routes and resolvers, and names of full length.
+_ATTACHMENT_BYTES: Final = 640
 # All of them, for an instance that shares nothing.
 _ENTRY_MAX_BYTES: Final = _ENTRY_BYTES + _GROUP_BYTES + _TEMPLATE_BYTES
 
@@ -56,7 +58,10 @@ def pending(state: ClusterState, node: Node) -> list[Assign]:
     told = [one for one in instances if not one.quarantined]
     node.dirty.clear()
     node.needs_full = False
-    if len(told) * _ENTRY_MAX_BYTES + _templates_bytes(state, told) <= limits.ASSIGN_PART_BYTES:
+    size_bytes = len(told) * _ENTRY_MAX_BYTES + _templates_bytes(state, told)
+    if state.ports.attachments:
+        size_bytes += sum(_attached_bytes(state, one) for one in told)
+    if size_bytes <= limits.ASSIGN_PART_BYTES:
         return [_message(state, node, told, full=full)]
     return [
         _message(state, node, part, full=full and number == 0)
@@ -68,6 +73,10 @@ def _templates_bytes(state: ClusterState, instances: Iterable[Instance]) -> int:
     """What all templates of ``instances`` take at the most."""
     encoded = state.templates
     return sum([len(encoded.get(name, b"")) for name in {one.template for one in instances}])
+
+
+def _attached_bytes(state: ClusterState, instance: Instance) -> int:
+    return _ATTACHMENT_BYTES * len(state.ports.attachments.get(instance.incarnation, ()))
 
 
 def _message(
@@ -82,7 +91,7 @@ def _message(
         version=node.assignment_version,
         full=full,
         templates=_new_templates(state, node, kept),
-        groups=_grouped(kept),
+        groups=_grouped(state, kept),
         removed=removed,
     )
     node.known_templates.update(message.templates)
@@ -98,7 +107,7 @@ def _parts(
     groups: set[tuple[tuple[str, str], bytes, str]] = set()
     templates: set[bytes] = set()
     for one in instances:
-        more = _ENTRY_BYTES
+        more = _ENTRY_BYTES + _attached_bytes(state, one)
         if (one.key, one.template, one.driver) not in groups:
             more += _GROUP_BYTES
         if one.template not in templates and one.template not in node.known_templates:
@@ -107,7 +116,7 @@ def _parts(
             yield part
             # Counted anew: the next part names its groups again, and no more templates than that.
             part, size_bytes, groups = [], 0, set()
-            more = _ENTRY_BYTES + _GROUP_BYTES + _TEMPLATE_BYTES
+            more = _ENTRY_BYTES + _GROUP_BYTES + _TEMPLATE_BYTES + _attached_bytes(state, one)
             more += len(state.templates.get(one.template, b""))
         part.append(one)
         size_bytes += more
@@ -123,7 +132,7 @@ def _new_templates(
     return {name: state.templates[name] for name in wanted if name in state.templates}
 
 
-def _grouped(instances: Iterable[Instance]) -> tuple[AssignedGroup, ...]:
+def _grouped(state: ClusterState, instances: Iterable[Instance]) -> tuple[AssignedGroup, ...]:
     groups: dict[tuple[tuple[str, str], bytes, str], list[tuple[int, int, int, int, int]]] = {}
     for one in instances:
         entry = (one.slot, one.incarnation, int(one.desired), one.generation, one.carried_restarts)
@@ -133,9 +142,19 @@ def _grouped(instances: Iterable[Instance]) -> tuple[AssignedGroup, ...]:
             groups[of] = [entry]
         else:
             found.append(entry)
+    plugged, attachments = state.ports.templates, state.ports.attachments
     return tuple(
         [
-            AssignedGroup(key[1], key[0], template, driver, tuple(entries))
+            AssignedGroup(
+                key[1],
+                key[0],
+                template,
+                driver,
+                tuple(entries),
+                tuple([attachments.get(entry[1], ()) for entry in entries])
+                if template in plugged
+                else (),
+            )
             for (key, template, driver), entries in groups.items()
         ]
     )

@@ -28,6 +28,7 @@ from swarmctl.controller.listening import Listening
 from swarmctl.controller.locks import RecordLocks
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
+from swarmctl.controller.plane import Plane
 from swarmctl.controller.rebalancing import Rebalancing
 from swarmctl.controller.reconciler import Reconciler
 from swarmctl.controller.records import (
@@ -81,6 +82,7 @@ class Cluster:
     drains: Drains = field(init=False)
     rebalancing: Rebalancing = field(init=False)
     sessions: Sessions = field(init=False)
+    plane: Plane = field(init=False)
     deposed: StaleTerm | None = None
     hold: str = ""
     locks: RecordLocks = field(factory=RecordLocks)
@@ -94,6 +96,7 @@ class Cluster:
         self.reconciler = Reconciler(self.state, self.fleet, self.meters, self.wall)
         self.drains = Drains(self.state, self.fleet)
         self.rebalancing = Rebalancing(self.state, self.fleet)
+        self.plane = Plane(self)
         self.sessions = Sessions(
             self.state,
             self.fleet,
@@ -372,6 +375,7 @@ class Cluster:
                 for instance in self.quarantined(key):
                     if instance.incarnation <= tombstone.incarnation:
                         self.state.remove(instance)
+            self.plane.wake()
             self.wake()
 
         await self.commit(ops, follow)

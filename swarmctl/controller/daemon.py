@@ -21,7 +21,7 @@ import trio
 from attrs import evolve, frozen
 
 from swarmctl import descriptors
-from swarmctl.controller import completions, holding, rebuilding, records
+from swarmctl.controller import completions, holding, rebuilding, records, serviceaddresses, tenancy
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
@@ -33,12 +33,14 @@ from swarmctl.controller.handlers import (
     drains,
     fencing,
     instances,
+    networks,
     nodes,
     rebalancing,
     services,
     statistics,
     streams,
 )
+from swarmctl.controller.networks import UNDERLAY_MTU
 from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
@@ -89,7 +91,8 @@ class ControllerConfig:
     what is fenced without a word from here.  ``store_file`` is the SQLite store, in ``data`` unless
     given; ``join`` another controller's ``cluster.key``.  ``takeover_grace_s`` is what nodes have
     beyond ``lost_after_s`` to come from the controller that led before.  ``rebuild`` begins a new
-    store in place of one that is lost or damaged (:mod:`swarmctl.controller.rebuilding`).
+    store in place of one that is lost or damaged (:mod:`swarmctl.controller.rebuilding`).  ``ovn``
+    is where its northbound database is (:mod:`swarmctl.controller.plane`); it is kept in the store.
     """
 
     data: Path
@@ -103,6 +106,8 @@ class ControllerConfig:
     join: Path | None = None
     takeover_grace_s: float = 0.0
     rebuild: bool = False
+    ovn: str = ""
+    underlay_mtu: int = UNDERLAY_MTU
 
 
 @frozen
@@ -232,7 +237,9 @@ class Controller:
             addresses=config.advertise or listener.endpoints,
             wall=wall,
         )
+        await tenancy.load(cluster, config.ovn, config.underlay_mtu)
         await cluster.load()
+        serviceaddresses.hold(cluster)
         cluster.hold = await holding.read(store)
         await _write_ways_in(config, cluster)
         _log.info("term taken", term=term, services=len(cluster.state.services))
@@ -255,6 +262,7 @@ class Controller:
                 nursery.start_soon(self._reconcile, server)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._commit)
+                nursery.start_soon(self.cluster.plane.run)
                 nursery.start_soon(self._stop_at_the_end)
                 task_status.started(self.cluster)
                 _log.info("serving", addresses=self.cluster.addresses)
@@ -464,6 +472,7 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
         **drains.handlers(cluster),
         **rebalancing.handlers(cluster),
         **fencing.handlers(cluster),
+        **networks.handlers(cluster),
     }
 
 

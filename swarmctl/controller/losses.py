@@ -120,6 +120,15 @@ class Losses:
             self._state.dirty_nodes.add(node.name)
         self._wake()
 
+    def ended(self, node: Node) -> None:
+        """A node is no more, for sure: it was a VM, and that is gone; so is what it had."""
+        if node.state is not NodeState.LOST:
+            self._call_lost(node, self._now() - node.heard_at)
+        for instance in list(node.instances.values()):
+            self._fleet.free(self._state, instance)
+            self._state.forget(instance)
+        self._state.capacity_changed = True
+
     # --- the takeover ------------------------------------------------------------------------
 
     def take_over(self, at: float) -> None:

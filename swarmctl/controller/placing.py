@@ -16,13 +16,18 @@ from swarmctl.proto.states import NodeState
 from swarmctl.scheduler import Affinity, Request, Snapshot, parse_constraints
 from swarmctl.scheduler import Node as SchedulerNode
 from swarmctl.spec import wire
-from swarmctl.spec.models import AffinityTerm
+from swarmctl.spec.models import AffinityTerm, ServiceSpec
 
 # See _apart: in hundredths of two fully loaded nodes.
 _APART_WEIGHT: Final = 25
 # By this the scheduler knows the nodes that can take what is fenced; no user's label is called so.
 GUARD_LABEL: Final = "swarmctl/guard"
 _GUARDED: Final = f"node.labels.{GUARD_LABEL} == alive"
+# And by this those that can plug instances into tenant networks; without OVN none has to.
+NETWORK_LABEL: Final = "swarmctl/network"
+_PLUGGABLE: Final = f"node.labels.{NETWORK_LABEL} == there"
+# How an agent's fact "network" begins where there is no switch to plug into.
+_NO_SWITCH: Final = "none"
 
 
 @lru_cache(maxsize=4096)
@@ -48,9 +53,7 @@ def request_for(service: Service, slots: Sequence[int]) -> Request:
         slots=slots,
         resources=service.amounts,
         driver=spec.driver_name,
-        constraints=parse_constraints(
-            (*placement.constraints, _GUARDED) if spec.template.fenced else placement.constraints
-        ),
+        constraints=parse_constraints(_constraints(spec)),
         spread=placement.spread,
         strategy="binpack" if placement.strategy == "binpack" else "spread",
         max_per_node=placement.max_replicas_per_node,
@@ -58,6 +61,13 @@ def request_for(service: Service, slots: Sequence[int]) -> Request:
         anti_affinity=_apart(service) + _terms(spec.tenant, placement.anti_affinity),
         priority=spec.priority,
     )
+
+
+def _constraints(spec: ServiceSpec) -> tuple[str, ...]:
+    constraints, template = spec.placement.constraints, spec.template
+    if template.fenced:
+        constraints = (*constraints, _GUARDED)
+    return (*constraints, _PLUGGABLE) if template.networks else constraints
 
 
 def _apart(service: Service) -> tuple[Affinity, ...]:
@@ -81,12 +91,17 @@ def _terms(tenant: str, terms: tuple[AffinityTerm, ...]) -> tuple[Affinity, ...]
     )
 
 
-def row_for(node: Node) -> SchedulerNode:
-    """The scheduler's form of a node."""
+def row_for(node: Node, *, plugging: bool = False) -> SchedulerNode:
+    """The scheduler's form of a node; ``plugging`` says that there are tenant networks."""
     reason = unschedulable_reason(node)
+    unpluggable = plugging and node.facts.facts.get("network", "").startswith(_NO_SWITCH)
     return SchedulerNode(
         name=node.name,
-        labels=node.labels | {GUARD_LABEL: "alive" if node.guarded else "none"},
+        labels=node.labels
+        | {
+            GUARD_LABEL: "alive" if node.guarded else "none",
+            NETWORK_LABEL: "none" if unpluggable else "there",
+        },
         capacity=node.facts.capacity,
         drivers=frozenset(driver.name for driver in node.facts.drivers if driver.available),
         schedulable=not reason,
@@ -120,15 +135,20 @@ def unschedulable_reason(node: Node) -> str:
 
 
 class Fleet:
-    """The scheduler's snapshot, kept in step with the state."""
+    """The scheduler's snapshot, kept in step with the state.
+
+    ``plugging`` says that there is an OVN, so that what is on tenant networks goes only where it
+    can be plugged in.
+    """
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
+        self.plugging = False
         self._known: set[str] = set()
 
     def node_changed(self, node: Node) -> None:
         """Its facts, labels or state are different (or it is new)."""
-        row = row_for(node)
+        row = row_for(node, plugging=self.plugging)
         if node.name in self._known:
             self.snapshot.update_node(row)
         else:

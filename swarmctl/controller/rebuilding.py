@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from swarmctl.controller import holding, records
+from swarmctl.controller import holding, networks, records
 from swarmctl.controller.identity import ADMIN_CONTEXT, CLUSTER_KEY
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
@@ -33,6 +33,8 @@ _KINDS: Final[dict[str, type[Any]]] = {
     records.TOKEN: records.TokenRecord,
     records.ADMIN: records.AdminRecord,
     records.REVOKED: records.RevokedKey,
+    records.NETWORK: networks.NetworkRecord,
+    records.SECURITY: networks.GroupRecord,
 }
 # The store's own file first: without its log it could pass for sound, a log without it cannot.
 _SUFFIXES: Final = ("", "-wal", "-shm")

@@ -18,10 +18,12 @@ from typing import Final
 
 from swarmctl.controller.instance import Instance, ServiceKey, scheduler_key
 from swarmctl.controller.meters import Meters
+from swarmctl.controller.nesting import trunk_of
 from swarmctl.controller.placing import Fleet, request_for
 from swarmctl.controller.preempting import Preempting
 from swarmctl.controller.records import SlotWish
 from swarmctl.controller.state import ClusterState, Service
+from swarmctl.proto.errors import UserError
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.scheduler import Plan, Request, plan
 
@@ -67,6 +69,7 @@ class Reconciler:
     def settle(self) -> None:
         """The takeover rule is satisfied: old slots without a holder may be placed."""
         self.settled = True
+        self._state.capacity_changed = True  # Addresses that nobody has told of are free.
         self._state.dirty_services.update(
             key for key, service in self._state.services.items() if service.old
         )
@@ -80,6 +83,7 @@ class Reconciler:
         if self.preempting.active:
             # First: what they were waiting for must not go to others.
             self._resume.update(dict.fromkeys(self.preempting.settle(), 1))
+        state.ports.begin_cycle()
         requests: list[Request] = []
         wanting: dict[str, Service] = {}
         looked_into: list[Service] = []
@@ -96,10 +100,7 @@ class Reconciler:
                 self._resume[key] = start + looked_at
             if start == 1:
                 service.unplaced = {}
-            if slots and service.record.spec.template.fenced:
-                silent = [one.name for one in state.nodes.values() if not one.reported]
-                slots = state.fences.admit(service, slots, silent)
-            slots = self.preempting.asking(service, slots)
+            slots = self._admitted(service, slots)
             if slots:
                 requests.append(request_for(service, slots))
                 wanting[scheduler_key(key)] = service
@@ -107,6 +108,16 @@ class Reconciler:
             self._place(requests, wanting)
         self._nowhere.update(service.key for service in looked_into if service.unplaced)
         return bool(state.dirty_services or self._resume)
+
+    def _admitted(self, service: Service, slots: list[int]) -> list[int]:
+        """Those of ``slots`` that nothing but a node is missing to; the others know why."""
+        state, template = self._state, service.record.spec.template
+        if slots and template.fenced:
+            silent = [one.name for one in state.nodes.values() if not one.reported]
+            slots = state.fences.admit(service, slots, silent)
+        if slots and template.networks:
+            slots = state.ports.admit(service, slots, settled=self.settled)
+        return self.preempting.asking(service, slots)
 
     def _next_service(self) -> tuple[ServiceKey, int]:
         """A service to look at, and the slot to begin with: one that was begun goes first."""
@@ -238,5 +249,23 @@ class Reconciler:
             one.counted = True
             one.since = one.placed_at = now
             made.append(one)
+        if state.ports.active and record.spec.template.networks:
+            made = self._attach(service, made)
         self.assigned += len(made)
         state.add_placed(service, made)
+
+    def _attach(self, service: Service, placed: list[Instance]) -> list[Instance]:
+        """Those of ``placed`` that have got their ports; the others are nowhere, with the reason.
+
+        Addresses were counted before, so it is a trunk's VLANs, or two who want one address.
+        """
+        attached: list[Instance] = []
+        for one in placed:
+            try:
+                parent = trunk_of(self._state, self._state.nodes[one.node])
+                self._state.ports.attach(service, one, parent)
+                attached.append(one)
+            except UserError as error:
+                service.unplaced[one.slot] = error.what
+                self._fleet.snapshot.free(one.node, scheduler_key(one.key), service.amounts)
+        return attached

@@ -10,6 +10,9 @@ the nodes.  Each record is one value, written whole.
 ``token/ID``                 :class:`TokenRecord`
 ``admin/ID``                 :class:`AdminRecord`
 ``revoked/DIGEST``           :class:`RevokedKey`, of a node that was removed
+``network/TENANT/NAME``      :class:`~swarmctl.controller.networks.NetworkRecord`
+``security/TENANT/NAME``     :class:`~swarmctl.controller.networks.GroupRecord`
+``ovn``                      where OVN's northbound database is, once it was given
 ===========================  ======================================================
 """
 
@@ -34,6 +37,9 @@ NODE: Final = "node/"
 TOKEN: Final = "token/"  # noqa: S105 - a key in the store
 ADMIN: Final = "admin/"
 REVOKED: Final = "revoked/"
+NETWORK: Final = "network/"
+SECURITY: Final = "security/"
+OVN: Final = "ovn"
 
 _T = TypeVar("_T")
 
@@ -68,7 +74,8 @@ class ServiceRecord:
 
     ``revision`` counts changes of the spec, ``generation`` restarts of the whole service;
     ``completed`` are the slots of a job that have succeeded; ``previous`` is the spec before the
-    last change, for ``service rollback``.
+    last change, for ``service rollback``.  ``addresses`` are the service's own, by network: its
+    published ports are reached there, whichever instances there are.
     """
 
     spec: ServiceSpec
@@ -80,6 +87,7 @@ class ServiceRecord:
     overrides: dict[int, SlotOverride] = field(factory=dict)
     completed: SlotSet = field(factory=SlotSet, converter=slot_set)
     previous: ServiceSpec | None = None
+    addresses: dict[str, str] = field(factory=dict)
 
     @property
     def untouched(self) -> bool:
@@ -177,6 +185,16 @@ def service_key(tenant: str, name: str) -> str:
 def tombstone_key(tenant: str, name: str) -> str:
     """Where a deleted service is remembered."""
     return f"{TOMBSTONE}{tenant}/{name}"
+
+
+def network_key(tenant: str, name: str) -> str:
+    """Where a tenant network is kept."""
+    return f"{NETWORK}{tenant}/{name}"
+
+
+def security_key(tenant: str, name: str) -> str:
+    """Where a security group is kept."""
+    return f"{SECURITY}{tenant}/{name}"
 
 
 def encode(record: Any) -> bytes:

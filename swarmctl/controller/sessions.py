@@ -5,6 +5,7 @@ through a function that it was given.  Time comes in as an argument (monotonic s
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -19,6 +20,7 @@ from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
+from swarmctl.controller.nesting import nodes_in, trunk_of, warm
 from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
@@ -162,6 +164,7 @@ class Sessions:
         self._by_peer[peer] = node
         node.peer, node.boot, node.hello_sequence = peer, hello.boot, hello.sequence
         node.facts = self._shared.share(hello.facts)
+        self._state.ports.vms.pop(node.name, None)
         self.losses.arrived(node)
         node.heard_at = now
         node.joined_at = self._wall()
@@ -178,6 +181,8 @@ class Sessions:
         self.refresh(node)
         self._learn(hello.templates)
         self._take_inventory(node, hello.inventory)
+        if node.facts.parent:
+            warm(self._state, node)
         self._state.resend(node)
         self._answer(
             peer,
@@ -392,6 +397,10 @@ class Sessions:
         )
         instance.take(report)
         self._state.add(instance)
+        if report.attachments:
+            service = self._state.services.get(key)
+            trunk = partial(trunk_of, self._state, node)
+            self._state.ports.adopt(service, instance, report.attachments, trunk)
         self._fleet.allocate(self._state, instance)
         self._note_completion(instance)
         if verdict is not Verdict.ADOPT:
@@ -400,6 +409,9 @@ class Sessions:
         return instance
 
     def _gone(self, instance: Instance) -> None:
+        if self._state.ports.carries(instance.incarnation):
+            for node in nodes_in(self._state, instance):
+                self.losses.ended(node)  # With the VM all that ran in it.
         self._fleet.free(self._state, instance)
         self._state.forget(instance)
         self._state.capacity_changed = True

@@ -8,10 +8,12 @@ in the event loop, between awaits; so there are no locks, and every function lea
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.instance import Instance, ServiceKey
+from swarmctl.controller.networks import NetworkTable
+from swarmctl.controller.ports import Ports
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
 from swarmctl.proto import digest, limits
 from swarmctl.proto import incarnation as incarnations
@@ -74,9 +76,8 @@ class Node:
     ``leaving`` are those of its instances that it was, or is to be, told to take away.
     ``lost`` are those that were lost with it, by incarnation, with state, since and reason before.
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
-    the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at``
-    is when the last assignment was sent; ``guarded``
-    says that its guard was alive at its last heartbeat.
+    the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at`` is
+    when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat.
     """
 
     record: NodeRecord
@@ -136,9 +137,9 @@ class ClusterState:
 
     ``leaving`` counts the instances of a service that nodes were told to take away;
     ``quarantine`` holds those of services that nobody here knows, by incarnation;
-    ``capacity_changed`` says that what found no node may find one now; ``braked`` that what lost
-    nodes had is not placed elsewhere for now (:mod:`swarmctl.controller.storm`); ``tally`` counts
-    the holders of slots by state.
+    ``capacity_changed``: what found no node may find one now; ``braked``: what lost nodes had is
+    not placed elsewhere for now; ``tally`` counts the holders of slots by state; ``ports`` are
+    what instances have on tenant networks.
     """
 
     cluster_id: str
@@ -157,6 +158,7 @@ class ClusterState:
     braked: bool = False
     fences: FenceBook = field(factory=FenceBook)
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
+    ports: Ports = Factory(lambda it: Ports(it.cluster_id, NetworkTable()), takes_self=True)
 
     def resend(self, node: Node) -> None:
         """Send the node all that it should have, not only what changed."""
@@ -270,6 +272,7 @@ class ClusterState:
         self.release_slot(instance)
         if self.fences.templates and self.fences.leave(instance):
             self.dirty_services.add(instance.key)
+        self.ports.leave(instance.incarnation)
 
     def release_slot(self, instance: Instance) -> None:
         """The slot is free, if this instance held it."""
@@ -400,6 +403,7 @@ class ClusterState:
         used = {service.template for service in self.services.values()}
         used.update(instance.template for instance in self.all_instances())
         self.templates = {name: it for name, it in self.templates.items() if name in used}
+        self.ports.templates &= used
 
     def all_instances(self) -> Iterator[Instance]:
         """Every instance on every node."""

@@ -9,17 +9,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 from swarmctl.controller.instance import Instance
+from swarmctl.controller.nesting import vm_of
 from swarmctl.controller.records import SlotWish
 from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.messages import Attachment
 from swarmctl.proto.states import Desired, InstanceState, NodeState
 
 View = dict[str, Any]
 
 
-def instance_view(instance: Instance) -> View:
+def instance_view(state: ClusterState, instance: Instance) -> View:
     """One instance, as ``ps`` lists it."""
     quarantined = instance.quarantined
+    node = state.nodes[instance.node]
+    vm = vm_of(state, node) if node.facts.parent else None
+    given = state.ports.attachments.get(instance.incarnation, ())
+    own = [address.partition("/")[0] for one in given for address in one.addresses]
     return {
         "instance": instance.name,
         "service": instance.key[1],
@@ -30,7 +36,12 @@ def instance_view(instance: Instance) -> View:
         "state": "quarantined" if quarantined else instance.state.label,
         "desired": "removed" if instance.removing else instance.desired.label,
         "runtime_id": instance.runtime_id,
-        "addresses": list(instance.addresses),
+        "addresses": list(dict.fromkeys([*own, *instance.addresses]))
+        if given
+        else list(instance.addresses),
+        "networks": [_attachment_view(one) for one in given],
+        "vm": vm.name if vm is not None else node.facts.parent,
+        "host": vm.node if vm is not None else instance.node,
         "ports": list(instance.ports),
         "restarts": instance.restarts,
         "attempt": instance.attempt,
@@ -39,6 +50,16 @@ def instance_view(instance: Instance) -> View:
         "exit_code": instance.exit_code,
         "health": instance.health,
         "reason": _reason(instance),
+    }
+
+
+def _attachment_view(one: Attachment) -> View:
+    return {
+        "network": one.network.partition("/")[2],
+        "addresses": list(one.addresses),
+        "mac": one.mac,
+        "port": one.port,
+        "vlan": one.vlan,
     }
 
 
@@ -81,6 +102,9 @@ def _nowhere(service: Service, slot: int, state: InstanceState, why: str) -> Vie
         "desired": Desired.RUNNING.label,
         "runtime_id": "",
         "addresses": [],
+        "networks": [],
+        "vm": "",
+        "host": "",
         "ports": [],
         "restarts": 0,
         "attempt": 0,
@@ -109,6 +133,7 @@ def service_view(state: ClusterState, service: Service) -> View:
         "completed": len(service.record.completed),
         "states": state.counts(service),
         "image": image_of(service),
+        "addresses": dict(service.record.addresses),
         "revision": service.record.revision,
         "created": service.record.created_at,
         "updated": service.record.updated_at,

@@ -87,7 +87,8 @@ class Draft:
 def _by_service(ports: list[PortWish]) -> dict[str, list[PortWish]]:
     found: dict[str, list[PortWish]] = defaultdict(list)
     for port in ports:
-        found[port.service].append(port)
+        if port.service:  # A spare subport is no instance's yet, and has no name.
+            found[port.service].append(port)
     return dict(found)
 
 

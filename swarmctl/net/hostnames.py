@@ -11,7 +11,7 @@ from typing import Final
 
 from swarmctl.net.draft import Draft
 from swarmctl.net.model import Network, PortWish
-from swarmctl.net.names import host_names, service_host_name
+from swarmctl.net.names import alias_host_names, host_names, service_host_name
 
 # Answers have to fit a DNS packet without extensions: 512 bytes less header and a long name leave
 # room for 14 addresses of IPv6.
@@ -51,7 +51,10 @@ def _records(
     # Of the copies, as many addresses as an answer takes; a service that is larger than that has
     # a service address.
     every = shared or [address for port in by_slot for address in port.addresses]
-    records = {service_host_name(service, tenant): " ".join(every[:ANSWERS_MAX])}
+    answer = " ".join(every[:ANSWERS_MAX])
+    aliases = dict.fromkeys(alias for port in by_slot for alias in port.aliases)
+    records = {name: answer for alias in aliases for name in alias_host_names(alias, tenant)}
+    records[service_host_name(service, tenant)] = answer
     for port in by_slot:
         for name in host_names(port):
             records[name] = " ".join(port.addresses)

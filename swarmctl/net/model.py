@@ -190,7 +190,8 @@ class PortWish:
     """A port as it should be.
 
     ``addresses`` are without prefix.  ``parent`` is the port of the VM that carries it, with
-    ``vlan`` as its tag there; without a parent it is a port of its own.
+    ``vlan`` as its tag there; without a parent it is a port of its own.  ``aliases`` are further
+    names of its service on the network.  One without a service is spare: it has no names.
     """
 
     name: str
@@ -205,6 +206,7 @@ class PortWish:
     port_security: bool = True
     parent: str = ""
     vlan: int = 0
+    aliases: tuple[str, ...] = ()
 
     @property
     def instance(self) -> str:

@@ -76,3 +76,8 @@ def host_names(port: PortWish) -> tuple[str, ...]:
 def service_host_name(service: str, tenant: str) -> str:
     """What DNS calls a service: ``web.acme``."""
     return f"{service}.{tenant}"
+
+
+def alias_host_names(alias: str, tenant: str) -> tuple[str, ...]:
+    """What DNS calls a service besides: ``www.acme``; one with a dot also as it is."""
+    return (f"{alias}.{tenant}", alias) if "." in alias else (f"{alias}.{tenant}",)

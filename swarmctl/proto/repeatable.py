@@ -25,6 +25,8 @@ READS: Final = frozenset(
         "instance.inspect",
         "instance.list",
         "instance.logs",
+        "network.inspect",
+        "network.list",
         "node.drained",
         "node.inspect",
         "node.list",
@@ -44,6 +46,8 @@ CHANGING: Final = frozenset(
     {
         "instance.console",
         "instance.exec",
+        "network.create",
+        "network.remove",
         "node.fenced",
         "node.rebalance",
         "node.release",

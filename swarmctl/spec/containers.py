@@ -8,6 +8,7 @@ from attrs import evolve, frozen
 
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec import mounts, ports
+from swarmctl.spec.attachments import NetworkName
 from swarmctl.spec.environments import check_variable_name, parse_assignment, parse_env_file
 from swarmctl.spec.models import ContainerSpec, Mount, PortMapping
 from swarmctl.spec.processes import (
@@ -32,7 +33,7 @@ class Surroundings:
         environment: the variables of whoever reads the file.
         read_file: returns the text of an environment file.
         folder: where relative paths begin.
-        networks: name in the file to name on the node; empty is the node's own network.
+        networks: name in the file to what it is called outside.
         volumes: name in the file to name on the node.
         warnings: where warnings go.
     """
@@ -41,7 +42,7 @@ class Surroundings:
     environment: Mapping[str, str]
     read_file: Callable[[str], str]
     folder: str
-    networks: Mapping[str, str]
+    networks: Mapping[str, NetworkName]
     volumes: Mapping[str, str]
     warnings: Warnings
 

@@ -6,6 +6,7 @@ from typing import Final
 from attrs import evolve
 
 from swarmctl.proto.errors import InvalidSpec
+from swarmctl.spec.attachments import Plugging
 from swarmctl.spec.models import CloudInit, DiskSpec, Resources, VmSpec
 from swarmctl.spec.reading import Field
 from swarmctl.spec.sizes import parse_size
@@ -77,12 +78,12 @@ def check_vm(vm: VmSpec) -> None:
         raise InvalidSpec(f'"{vm.firmware}" is not a firmware', hint="use bios or uefi")
 
 
-def read_vm(field: Field, network: str, resolve: Callable[[str], str]) -> VmSpec:
+def read_vm(field: Field, plugging: Plugging, resolve: Callable[[str], str]) -> VmSpec:
     """The VM that ``vm:`` describes.
 
     Args:
         field: the ``vm`` field.
-        network: what its port is plugged into.
+        plugging: what its ports are plugged into.
         resolve: makes the paths of files (``./disk.qcow2``) absolute.
 
     Raises:
@@ -92,8 +93,11 @@ def read_vm(field: Field, network: str, resolve: Callable[[str], str]) -> VmSpec
         ("disk", "kernel", "initrd", "cmdline", "firmware", "cloud_init", "trunk")
     )
     trunk = fields["trunk"].boolean() if "trunk" in fields else False
-    if trunk:
-        fields["trunk"].warn("not supported yet, the VM hosts no pods")
+    if trunk and not plugging.uses:
+        fields["trunk"].warn(
+            "it has no effect: the VM is on no tenant network, so its port carries no others",
+            "plug it into a network of the file with networks:",
+        )
     vm = VmSpec(
         disk=_read_disk(fields["disk"], resolve) if "disk" in fields else None,
         kernel=fields["kernel"].parse(resolve) if "kernel" in fields else "",
@@ -102,7 +106,7 @@ def read_vm(field: Field, network: str, resolve: Callable[[str], str]) -> VmSpec
         firmware=fields["firmware"].choice(FIRMWARES) if "firmware" in fields else "bios",
         cloud_init=_read_cloud_init(fields["cloud_init"]) if "cloud_init" in fields else None,
         trunk=trunk,
-        network=network,
+        network=plugging.own,
     )
     try:
         check_vm(vm)

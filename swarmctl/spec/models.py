@@ -183,12 +183,27 @@ class VmSpec:
 
 
 @frozen
+class NetworkUse:
+    """A tenant network that an instance is plugged into.
+
+    ``addresses`` are fixed ones, of a service with one copy; without any, addresses are given from
+    the network's subnets.  ``aliases`` are further names of the service on this network.
+    """
+
+    network: str
+    addresses: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+@frozen
 class Template:
     """All that an instance is made from. Exactly one of ``container`` and ``vm`` is set.
 
     ``resources`` is what it reserves, and what the scheduler counts; ``limits`` is what the
     driver holds it to, where 0 sets no limit. A VM is as large as what it reserves.  ``fenced``
-    says that a slot's instance must have ended before another one of it is started.
+    says that a slot's instance must have ended before another one of it is started.  ``networks``
+    are the tenant networks that it is plugged into, the one of its default route first; without
+    any it is on the node's own.
     """
 
     container: ContainerSpec | None = None
@@ -201,6 +216,7 @@ class Template:
     limits: Resources = _NOTHING
     health: HealthCheck | None = None
     fenced: bool = False
+    networks: tuple[NetworkUse, ...] = ()
 
     @property
     def checked(self) -> HealthCheck | None:

@@ -78,6 +78,16 @@ def check_network_name(text: str) -> str:
     return _check("network", text, _NODE)
 
 
+def check_tenant_network(text: str) -> str:
+    """``text`` when a tenant network may be called so; else InvalidSpec is raised."""
+    return _check("network", text, _LABEL)
+
+
+def check_alias(text: str) -> str:
+    """``text`` when a service may also be called so on a network (dots are allowed)."""
+    return _check("network alias", text, _NODE)
+
+
 def parse_instance(text: str) -> InstanceName:
     """The parts of ``web.3``.
 

@@ -4,7 +4,7 @@ Options arrive as the texts that the user typed, and are read by the same parser
 a stack file. An error names the option that it is about.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.proto.limits import REPLICAS_MAX, STOP_GRACE_S
 from swarmctl.spec import mounts, ports, processes
+from swarmctl.spec.attachments import NETWORKS_MAX, Plugging, parse_address
 from swarmctl.spec.environments import parse_assignment
 from swarmctl.spec.health import RETRIES_MAX, parse_period, shell_check
 from swarmctl.spec.machines import check_ssh_key, check_user_data, check_vm, with_defaults
@@ -22,6 +23,7 @@ from swarmctl.spec.models import (
     DiskSpec,
     HealthCheck,
     Mount,
+    NetworkUse,
     Placement,
     PortMapping,
     Resources,
@@ -32,6 +34,7 @@ from swarmctl.spec.models import (
     VmSpec,
 )
 from swarmctl.spec.names import (
+    check_alias,
     check_driver,
     check_network_name,
     check_service_name,
@@ -94,7 +97,9 @@ class RunOptions:
     workdir: str = ""
     entrypoint: str = ""
     hostname: str = ""
-    network: str = ""
+    networks: Sequence[str] = ()
+    ip: str = ""
+    network_aliases: Sequence[str] = ()
     restart: str = ""
     stop_timeout: str = ""
     tty: bool = False
@@ -120,12 +125,16 @@ class RunOptions:
     fencing: str = ""
 
 
-def build_service(options: RunOptions, environment: Mapping[str, str]) -> ServiceSpec:
+def build_service(
+    options: RunOptions, environment: Mapping[str, str], tenant_networks: Collection[str] = ()
+) -> ServiceSpec:
     """The service that ``options`` describe.
 
     Args:
         options: what was typed.
         environment: for ``--env NAME`` without a value, and for ``~`` in paths.
+        tenant_networks: the tenant networks that there are; a ``--network`` that is none of them
+            is one of the node's own.
 
     Raises:
         InvalidSpec: ``where`` is the option that is wrong.
@@ -135,8 +144,9 @@ def build_service(options: RunOptions, environment: Mapping[str, str]) -> Servic
         raise InvalidSpec(
             f"{options.replicas} is not between 0 and {REPLICAS_MAX}", where="--replicas"
         )
-    vm = _build_vm(options) if options.vm else None
-    container = None if options.vm else _build_container(options, environment)
+    plugging = _build_plugging(options, tenant_networks)
+    vm = _build_vm(options, plugging.own) if options.vm else None
+    container = None if options.vm else _build_container(options, plugging.own, environment)
     resources = _build_resources(options)
     template = Template(
         container=container,
@@ -152,6 +162,7 @@ def build_service(options: RunOptions, environment: Mapping[str, str]) -> Servic
         limits=Resources() if options.vm else evolve(resources, named={}),
         health=_build_health(options),
         fenced=options.fencing == "lease",
+        networks=plugging.uses,
     )
     return ServiceSpec(
         name=_build_name(options),
@@ -184,7 +195,40 @@ def _build_name(options: RunOptions) -> str:
     return _located("--name", source, name_from_image)
 
 
-def _build_container(options: RunOptions, environment: Mapping[str, str]) -> ContainerSpec:
+def _build_plugging(options: RunOptions, tenant_networks: Collection[str]) -> Plugging:
+    names = list(dict.fromkeys(_each("--network", options.networks, check_network_name)))
+    address = _optional("--ip", options.ip, parse_address, "")
+    aliases = tuple(_each("--network-alias", options.network_aliases, check_alias))
+    uses = tuple(NetworkUse(name, aliases=aliases) for name in names if name in tenant_networks)
+    own = [name for name in names if name not in tenant_networks]
+    if own and (uses or len(own) > 1):
+        raise InvalidSpec(
+            f"{own[0]} is the node's own network, and cannot be beside another",
+            where="--network",
+            hint="'swarmctl network ls' lists the tenant networks, which can",
+        )
+    if not uses:
+        for option, given in (("--ip", address), ("--network-alias", aliases)):
+            if given:
+                raise InvalidSpec(
+                    "it is for a tenant network, and none was given",
+                    where=option,
+                    hint="name one with --network; 'swarmctl network ls' lists them",
+                )
+        return Plugging(own[0] if own else "")
+    if len(uses) > NETWORKS_MAX:
+        raise InvalidSpec(f"{len(uses)} networks are too many", where="--network")
+    if address and options.replicas > 1:
+        raise InvalidSpec(
+            f"one address for {options.replicas} copies", where="--ip", hint="leave one out"
+        )
+    addresses = (address,) if address else ()
+    return Plugging(uses=(evolve(uses[0], addresses=addresses), *uses[1:]))
+
+
+def _build_container(
+    options: RunOptions, network: str, environment: Mapping[str, str]
+) -> ContainerSpec:
     image = _located("IMAGE", options.image, processes.check_image)
     entrypoint = _optional("--entrypoint", options.entrypoint, processes.split_command, None)
     return ContainerSpec(
@@ -197,7 +241,7 @@ def _build_container(options: RunOptions, environment: Mapping[str, str]) -> Con
         hostname=_optional("--hostname", options.hostname, processes.check_hostname, ""),
         ports=_build_ports(options),
         mounts=_build_mounts(options, environment),
-        network=_optional("--network", options.network, check_network_name, ""),
+        network=network,
         tty=options.tty,
     )
 
@@ -295,7 +339,7 @@ def _build_health(options: RunOptions) -> HealthCheck | None:
     return None
 
 
-def _build_vm(options: RunOptions) -> VmSpec:
+def _build_vm(options: RunOptions, network: str) -> VmSpec:
     image = options.disk or ("" if options.kernel else options.image)
     if options.image and image != options.image:
         given = "--disk" if options.disk else "--kernel"
@@ -317,7 +361,7 @@ def _build_vm(options: RunOptions) -> VmSpec:
         cmdline=options.cmdline,
         firmware=options.firmware or "bios",
         cloud_init=cloud_init if cloud_init != CloudInit() else None,
-        network=_optional("--network", options.network, check_network_name, ""),
+        network=network,
     )
     _located("--vm", vm, check_vm)
     return vm

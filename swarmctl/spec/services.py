@@ -5,15 +5,16 @@ from typing import Final
 
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.proto.limits import STOP_GRACE_S
+from swarmctl.spec.attachments import check_copies, read_plugging
 from swarmctl.spec.containers import Surroundings, read_container
 from swarmctl.spec.deploys import read_deploy
 from swarmctl.spec.health import read_health
 from swarmctl.spec.machines import read_vm, with_defaults
 from swarmctl.spec.models import Resources, ServiceSpec, Template
-from swarmctl.spec.names import check_driver, check_service_name, did_you_mean
+from swarmctl.spec.names import check_driver, check_service_name
 from swarmctl.spec.reading import Field
 from swarmctl.spec.sizes import parse_duration
-from swarmctl.spec.unsupported import NETWORK_OF_SERVICE, SERVICE
+from swarmctl.spec.unsupported import SERVICE
 
 # Fields of a container that a VM has no use for.
 _CONTAINER_ONLY: Final = (
@@ -51,7 +52,6 @@ _KNOWN: Final = (
     "extends",
     "profiles",
 )
-_MODES_WITHOUT_NETWORK: Final = ("host", "none", "bridge")
 
 
 def read_service(name: str, field: Field, surroundings: Surroundings) -> ServiceSpec | None:
@@ -69,8 +69,9 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
     if _left_out(name, fields, surroundings):
         return None
     _check_what_it_is(field, fields)
-    network = _read_network(fields, surroundings)
+    plugging = read_plugging(fields, surroundings.networks)
     deploy = read_deploy(fields)
+    check_copies(fields, plugging, deploy.replicas)
     is_vm = "vm" in fields
     if is_vm:
         for key in _CONTAINER_ONLY:
@@ -79,11 +80,11 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
     grace = fields.get("stop_grace_period")
     reserved = deploy.demand.reserved
     health = read_health(fields["healthcheck"], is_vm=is_vm) if "healthcheck" in fields else None
-    if network == "none" and health is not None and health.port:
+    if plugging.own == "none" and health is not None and health.port:
         raise fields["healthcheck"].fail("without a network it cannot be asked", 'use "test"')
     template = Template(
-        container=None if is_vm else read_container(fields, network, surroundings),
-        vm=read_vm(fields["vm"], network, surroundings.resolve) if is_vm else None,
+        container=None if is_vm else read_container(fields, plugging.own, surroundings),
+        vm=read_vm(fields["vm"], plugging, surroundings.resolve) if is_vm else None,
         resources=with_defaults(reserved) if is_vm else reserved,
         restart=deploy.restart,
         stop_grace_period_s=grace.parse(parse_duration) if grace else STOP_GRACE_S,
@@ -92,6 +93,7 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
         limits=Resources() if is_vm else deploy.demand.limits,
         health=health,
         fenced=deploy.fencing == "lease",
+        networks=plugging.uses,
     )
     return ServiceSpec(
         name=name,
@@ -158,37 +160,3 @@ def _read_labels(field: Field) -> dict[str, str]:
         }
     pairs = (text.partition("=") for text in field.texts())
     return {name: value for name, _, value in pairs}
-
-
-def _read_network(fields: dict[str, Field], surroundings: Surroundings) -> str:
-    if "network_mode" in fields:
-        mode = fields["network_mode"]
-        if "networks" in fields:
-            raise mode.fail("network_mode and networks exclude each other", "remove one")
-        if mode.text().startswith(("service:", "container:")):
-            raise mode.fail("sharing another's network is not supported", "use networks")
-        return mode.choice(_MODES_WITHOUT_NETWORK)
-    if "networks" not in fields:
-        return surroundings.networks.get("default", "")
-    field = fields["networks"]
-    named = {item.text(): item for item in field.elements()} if field.is_list else field.entries()
-    for name, item in named.items():
-        if name not in surroundings.networks:
-            raise item.fail(
-                f'the network "{name}" is not declared',
-                did_you_mean(
-                    name, surroundings.networks, 'add it under "networks:" at the top level'
-                ),
-            )
-        if item.is_map:
-            item.fields(
-                (),
-                NETWORK_OF_SERVICE,
-            )
-    if len(named) > 1:
-        first, *others = named
-        field.warn(
-            f"only the first network, {first}, is used; not {', '.join(others)}",
-            "several networks for one instance are not supported yet",
-        )
-    return surroundings.networks[next(iter(named))] if named else ""

@@ -16,22 +16,25 @@ No file is opened and no environment is read here; the caller gives both.
 """
 
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
 from typing import Final
 
 from attrs import frozen
 
+from swarmctl.net.model import SecurityGroup
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.containers import Surroundings
 from swarmctl.spec.expansion import expand_tree
 from swarmctl.spec.merge import merge
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.mounts import check_volume_name
-from swarmctl.spec.names import check_network_name, check_stack_name, tidy_name
+from swarmctl.spec.names import check_stack_name, tidy_name
+from swarmctl.spec.networks import Declared, read_networks
 from swarmctl.spec.reading import Field, Warning_, Warnings
+from swarmctl.spec.security import read_groups
 from swarmctl.spec.services import read_service
-from swarmctl.spec.unsupported import NETWORK, NOT_YET, VOLUME
+from swarmctl.spec.unsupported import NOT_YET, VOLUME
 from swarmctl.spec.yamltree import parse_yaml
 
 __all__ = ["Stack", "Warning_", "load_stack"]
@@ -42,11 +45,17 @@ FILES_MAX: Final = 32
 
 @frozen
 class Stack:
-    """What a stack file asks for; services in the order of the file."""
+    """What a stack file asks for, in the order of the file.
+
+    ``externals`` are networks that are made elsewhere: a tenant's, or the nodes' own.
+    """
 
     name: str
     services: tuple[ServiceSpec, ...]
     warnings: tuple[Warning_, ...] = ()
+    networks: tuple[Declared, ...] = ()
+    groups: tuple[SecurityGroup, ...] = ()
+    externals: tuple[str, ...] = ()
 
 
 def load_stack(
@@ -56,6 +65,7 @@ def load_stack(
     *,
     folder: str = "",
     default_name: str = "",
+    tenant_networks: Collection[str] = (),
 ) -> Stack:
     """Read a stack from the texts of its files.
 
@@ -69,15 +79,59 @@ def load_stack(
             it they begin at the folder in the first file's name.
         default_name: the stack's name when neither the file nor the environment has one; without
             it, the folder's name.
+        tenant_networks: the tenant networks that there are; an external network of such a name
+            is that, any other one of the nodes' own.
 
     Raises:
         InvalidSpec: the first thing that is wrong: where, what, and what to do.
     """
+    warnings = Warnings()
+    root = _read_files(files, environment, warnings)
+    fields = root.fields(
+        (
+            "services",
+            "networks",
+            "security_groups",
+            "volumes",
+            "name",
+            "version",
+            "include",
+        ),
+        {"configs": NOT_YET, "secrets": NOT_YET, "models": NOT_YET},
+    )
+    if "include" in fields:
+        raise fields["include"].fail("not supported", "give the other file with another -f")
+    folder = folder or posixpath.dirname(files[0][0])
+    stack = _read_name(fields, environment, default_name or posixpath.basename(folder))
+    groups = read_groups(fields.get("security_groups"), stack)
+    networks = read_networks(fields.get("networks"), stack, groups, frozenset(tenant_networks))
+    surroundings = Surroundings(
+        stack=stack,
+        environment=environment,
+        read_file=read_file,
+        folder=folder,
+        networks=networks.names,
+        volumes=_read_volumes(fields.get("volumes"), stack),
+        warnings=warnings,
+    )
+    return Stack(
+        stack,
+        _read_services(root, fields, surroundings),
+        warnings.collected(),
+        networks.declared,
+        tuple(groups.values()),
+        networks.externals,
+    )
+
+
+def _read_files(
+    files: Sequence[tuple[str, str]], environment: Mapping[str, str], warnings: Warnings
+) -> Field:
+    """The files as one tree, with its variables expanded."""
     if not files:
         raise InvalidSpec("no stack file was given", hint="name one with -f")
     if len(files) > FILES_MAX:
         raise InvalidSpec(f"{len(files)} stack files are too many", hint=f"at most {FILES_MAX}")
-    warnings = Warnings()
     trees = []
     for name, text in files:
         tree = parse_yaml(name, text)
@@ -87,25 +141,7 @@ def load_stack(
             )
         trees.append(expand_tree(tree, environment, warnings))
     merged = reduce(merge, trees)
-    root = Field(merged, "", merged.mark, warnings)
-    fields = root.fields(
-        ("services", "networks", "volumes", "name", "version", "include"),
-        {"configs": NOT_YET, "secrets": NOT_YET, "models": NOT_YET},
-    )
-    if "include" in fields:
-        raise fields["include"].fail("not supported", "give the other file with another -f")
-    folder = folder or posixpath.dirname(files[0][0])
-    stack = _read_name(fields, environment, default_name or posixpath.basename(folder))
-    surroundings = Surroundings(
-        stack=stack,
-        environment=environment,
-        read_file=read_file,
-        folder=folder,
-        networks=_read_networks(fields.get("networks")),
-        volumes=_read_volumes(fields.get("volumes"), stack),
-        warnings=warnings,
-    )
-    return Stack(stack, _read_services(root, fields, surroundings), warnings.collected())
+    return Field(merged, "", merged.mark, warnings)
 
 
 def _read_name(fields: dict[str, Field], environment: Mapping[str, str], otherwise: str) -> str:
@@ -129,24 +165,6 @@ def _read_services(
         )
     specs = (read_service(name, field, surroundings) for name, field in listed.items())
     return tuple(spec for spec in specs if spec is not None)
-
-
-def _read_networks(field: Field | None) -> dict[str, str]:
-    """Name in the file to name on the node; the file's own are the node's network for now."""
-    found = {"default": ""}
-    for name, entry in (field.entries() if field else {}).items():
-        options = entry.fields(("name", "external"), NETWORK)
-        external, outer = _read_external(name, options)
-        if external:
-            found[name] = options["name"].parse(check_network_name) if "name" in options else outer
-        else:
-            found[name] = ""
-            if name != "default":
-                entry.warn(
-                    f"the network {name} is not made yet: the node's own is used in its place",
-                    "make it on the nodes and declare it external: true to use it",
-                )
-    return found
 
 
 def _read_volumes(field: Field | None, stack: str) -> dict[str, str]:

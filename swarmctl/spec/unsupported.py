@@ -96,18 +96,11 @@ NETWORK_OF_SERVICE: Final = dict.fromkeys(
 )
 
 # Fields of a network and of a volume at the top level.
-NETWORK: Final = dict.fromkeys(
-    [
-        "driver",
-        "driver_opts",
-        "ipam",
-        "internal",
-        "attachable",
-        "enable_ipv4",
-        "enable_ipv6",
-        "labels",
-        "security_group",
-    ],
-    NOT_YET,
-)
+NETWORK: Final = {
+    "driver": "has no effect: tenant networks are OVN's",
+    "attachable": "has no effect: the tenant's services may all use it",
+    "enable_ipv4": "has no effect: its subnets say it",
+    "enable_ipv6": "has no effect: its subnets say it",
+    "labels": NOT_YET,
+}
 VOLUME: Final = dict.fromkeys(["driver", "driver_opts", "labels"], NOT_YET)

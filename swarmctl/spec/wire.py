@@ -70,6 +70,20 @@ def decode_service(data: bytes) -> ServiceSpec:
     return _unpack(data, ServiceSpec)
 
 
+def encode_plain(value: Any) -> bytes:
+    """Canonical bytes of a network's definition or of a security group."""
+    return _pack(value)
+
+
+def decode_plain(data: bytes, cls: type[_T]) -> _T:
+    """The inverse of :func:`encode_plain`.
+
+    Raises:
+        ProtocolError: the bytes are not a ``cls``.
+    """
+    return _unpack(data, cls)
+
+
 def digest(encoded: bytes) -> bytes:
     """The name under which encoded bytes are interned, :data:`DIGEST_BYTES` long."""
     return hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest()

@@ -6,7 +6,7 @@ a simulated host stays.
 """
 
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -22,6 +22,7 @@ from swarmctl.controller import identity as identities
 from swarmctl.controller.access import Access
 from swarmctl.controller.daemon import Controller, ControllerConfig
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
+from swarmctl.net.memory import MemoryDatabase, MemoryNorthbound
 from swarmctl.proto import codec
 from swarmctl.proto.errors import SwarmError, sole_error
 from swarmctl.spec import wire
@@ -111,6 +112,7 @@ class World:
     scope: trio.CancelScope | None = None
     listener: ShakyListener | None = None
     duplicate: float = 0.0
+    northbound: MemoryDatabase | None = None
     ended: list = attrs.field(factory=list)
 
     # --- the controller -----------------------------------------------------------------------
@@ -122,7 +124,7 @@ class World:
     async def _control(self, task_status):
         self.folder.mkdir(exist_ok=True)
         identity = identities.load_or_make(self.folder)
-        config = ControllerConfig(self.folder)
+        config = ControllerConfig(self.folder, ovn="unix:/ovn" if self.northbound else "")
         access = Access()
         with trio.CancelScope() as scope:
             try:
@@ -137,6 +139,9 @@ class World:
                         config, identity, access, self.listener, self.store
                     )
                     self.cluster = self.controller.cluster
+                    self.cluster.plane.open_northbound = lambda _, cluster_id: nullcontext(
+                        MemoryNorthbound(self.northbound, cluster_id)
+                    )
 
                     class Started:
                         def started(self, value=None):

@@ -69,12 +69,12 @@ def _list(cluster: Cluster, call: Call) -> list[View]:
     views: list[View] = []
     for key, service in cluster.state.services.items():
         if key[0] == tenant and (not names or key in keys):
-            views += [instance_view(one) for one in service.holders.values()]
+            views += [instance_view(cluster.state, one) for one in service.holders.values()]
             views += pending_views(service)
     for instance in cluster.state.all_instances():
         loose = instance.quarantined or instance.removing
         if loose and instance.key[0] == tenant and (not names or instance.key in keys):
-            views.append(instance_view(instance))
+            views.append(instance_view(cluster.state, instance))
     slots = {target.name for target in targets if target.slot is not None}
     whole = {target.key[1] for target in targets if target.slot is None}
     if slots:
@@ -123,7 +123,7 @@ def _inspect(cluster: Cluster, call: Call) -> View:
     [instance] = holders(cluster, [target])
     encoded = cluster.state.templates.get(instance.template)
     template = wire.converter().unstructure(wire.decode_template(encoded)) if encoded else None
-    return instance_view(instance) | {
+    return instance_view(cluster.state, instance) | {
         "template": template,
         "placed": instance.placed_at,
         "generation": instance.generation,
@@ -141,7 +141,8 @@ def _explain(cluster: Cluster, call: Call) -> View:
         return {
             "name": target.name,
             "lines": [
-                instance_view(one)["reason"] for one in cluster.quarantined(target.key, target.slot)
+                instance_view(cluster.state, one)["reason"]
+                for one in cluster.quarantined(target.key, target.slot)
             ],
         }
     slots = [target.slot] if target.slot else range(1, service.record.spec.replicas + 1)
@@ -182,6 +183,9 @@ def _why_there(cluster: Cluster, holder: Instance) -> str:
     parts: list[str] = []
     if holder.reason:
         parts.append(holder.reason)
+    waits = cluster.state.services[holder.key].unplaced.get(holder.slot)
+    if waits:
+        parts.append(f"not placed elsewhere: {waits}")
     node = cluster.state.nodes[holder.node]
     placement = cluster.state.services[holder.key].record.spec.placement
     term = incarnations.term_of(holder.incarnation)

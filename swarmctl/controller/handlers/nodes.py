@@ -89,7 +89,7 @@ def _inspect(cluster: Cluster, name: str) -> Any:
         "operator_labels": node.record.labels,
         "enrolled": node.record.enrolled_at,
         "token": node.record.token_id,
-        "hosts": [instance_view(one) for one in node.instances.values()],
+        "hosts": [instance_view(cluster.state, one) for one in node.instances.values()],
     }
 
 

@@ -5,15 +5,19 @@ watched with ``service.wait``.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from attrs import evolve
 
+from swarmctl.controller import tenancy
 from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.handlers import networks
 from swarmctl.controller.handlers.targets import Target, parse, resolve, tenant_of
 from swarmctl.controller.instance import ServiceKey
 from swarmctl.controller.placing import request_for
 from swarmctl.controller.records import ServiceRecord, SlotOverride, SlotWish
+from swarmctl.controller.serviceaddresses import giving
 from swarmctl.controller.state import Service
 from swarmctl.controller.views import service_view
 from swarmctl.proto import limits
@@ -82,11 +86,33 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
     """Make services as given: created, changed in place, or left alone.
 
     Parameters: ``services`` (encoded specs), ``create_only`` (a name in use is an error),
-    ``dry_run``, ``prune`` (a stack: its services that are not given are removed).
+    ``dry_run``, ``prune`` (a stack: what it has and is not given is removed); ``networks`` and
+    ``groups`` (encoded definitions) are made before the services that use them.
     """
     with cluster.meters.stage("validate"):
         specs = _specs(call)
+        asked = networks.asked_of(call)
     prune = call.text("prune", "")
+    if not (asked or prune):
+        with ExitStack() as used:
+            for spec in specs:
+                if spec.template.networks:
+                    used.enter_context(cluster.state.ports.table.using(spec))
+            return {"services": await _apply_services(cluster, call, specs, "")}
+    async with cluster.holding([tenancy.LOCK]):
+        settled = networks.settle(cluster, asked, specs)
+        dry_run = call.flag("dry_run")
+        if not dry_run:
+            await settled.save(cluster)
+        results = await _apply_services(cluster, call, specs, prune)
+        kept = {one.key for one in asked.definitions}
+        pruned = await networks.prune(cluster, prune, kept, dry_run=dry_run) if prune else []
+    return {"services": results, "networks": [*settled.results, *pruned]}
+
+
+async def _apply_services(
+    cluster: Cluster, call: Call, specs: list[ServiceSpec], prune: str
+) -> list[dict[str, Any]]:
     keys = [(spec.tenant, spec.name) for spec in specs]
     members = _members(cluster, prune)
     async with cluster.changing([*keys, *members]):
@@ -104,10 +130,11 @@ async def _apply(cluster: Cluster, call: Call) -> Any:
         results += [{"service": key[1], "action": "removed", "changes": []} for key in doomed]
         if not call.flag("dry_run"):
             if changed:
-                await cluster.save_services(changed)
+                with giving(cluster) as give:
+                    await cluster.save_services([give(one) for one in changed])
             if doomed:
                 await cluster.delete_services(doomed)
-    return {"services": results}
+    return results
 
 
 def _members(cluster: Cluster, stack: str) -> list[ServiceKey]:
@@ -225,13 +252,20 @@ async def _rollback(cluster: Cluster, key: ServiceKey) -> Any:
             )
         record = evolve(
             before,
-            spec=before.previous,
+            spec=_with_networks(cluster, before.previous),
             previous=before.spec,
             updated_at=cluster.wall(),
             revision=before.revision + 1,
         )
         await cluster.save_services([_without_overrides_beyond(record)])
     return _result(record.spec, "rolled back", before.spec)
+
+
+def _with_networks(cluster: Cluster, spec: ServiceSpec) -> ServiceSpec:
+    """``spec``, when the networks that it had are still there."""
+    if spec.template.networks:
+        cluster.state.ports.table.check_service(spec)
+    return spec
 
 
 # --- scale, stop, start, restart -------------------------------------------------------------
@@ -251,7 +285,7 @@ async def _scale(cluster: Cluster, call: Call) -> Any:
         changed: list[ServiceRecord] = []
         for key in keys:
             before = cluster.service(key).record
-            spec = before.spec.with_replicas(wanted[key[1]])
+            spec = _with_networks(cluster, before.spec.with_replicas(wanted[key[1]]))
             _check(spec)
             changed.append(
                 _without_overrides_beyond(evolve(before, spec=spec, updated_at=cluster.wall()))

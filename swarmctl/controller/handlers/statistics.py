@@ -35,6 +35,8 @@ def handlers(
             "addresses": list(cluster.addresses),
             "settled": cluster.reconciler.settled,
             "hold": cluster.hold,
+            "ovn": cluster.plane.address,
+            "ovn_fault": cluster.plane.fault,
             "shortage": descriptors.shortage(),
             "nodes": len(cluster.state.nodes),
             "services": len(cluster.state.services),

@@ -58,6 +58,8 @@ def test_amounts_have_units_where_people_have_them():
     ("arguments", "said"),
     [
         (["controller", "--store", "etcd://h1:x,h2"], "is not the address of an etcd"),
+        (["controller", "--ovn", "10.0.0.1:6641"], "is not an address of OVN's"),
+        (["controller", "--ovn", "unix:/run/ovn.sock,tcp:x"], "none to do without"),
         (["controller", "--store", "postgres:x"], '"postgres:x" is not a store'),
         (["controller", "--listen", "nonsense"], '"nonsense" is not an address'),
         (["agent", "--label", "zone"], "not of the form NAME=VALUE"),

@@ -52,6 +52,8 @@ class FakeNode:
     refused: list = field(factory=list)
     templates: dict[bytes, bytes] = field(factory=dict)
     sequence: int = 0
+    parent: str = ""
+    facts: dict[str, str] = field(factory=dict)
 
     def hello(self):
         """The message that begins its session."""
@@ -59,6 +61,8 @@ class FakeNode:
             {"name": self.name},
             {"cpu_millis": self.cpu_millis},
             (DriverFacts("docker", available=True),),
+            parent=self.parent,
+            facts=self.facts,
         )
         return Hello(
             1,
@@ -83,7 +87,8 @@ class FakeNode:
             self.assigned.clear()
         changed = {}
         for group in assign.groups:
-            for slot, incarnation, desired, generation, restarts in group.entries:
+            for index, entry in enumerate(group.entries):
+                slot, incarnation, desired, generation, restarts = entry
                 self.assigned[incarnation] = (desired, generation)
                 before = self.instances.get(incarnation)
                 attempt = before.attempt if before else 1
@@ -103,6 +108,7 @@ class FakeNode:
                     generation=generation,
                     template=group.template,
                     driver=group.driver,
+                    attachments=group.attachments[index] if group.attachments else (),
                 )
         self.instances.update(changed)
         for incarnation in assign.removed:

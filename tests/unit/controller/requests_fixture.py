@@ -13,6 +13,7 @@ from swarmctl.controller.handlers import (
     applying,
     drains,
     instances,
+    networks,
     nodes,
     rebalancing,
     services,
@@ -44,6 +45,7 @@ class Rig:
     sent: list = attrs.field(factory=list)
     forgotten: list = attrs.field(factory=list)
     progress: list = attrs.field(factory=list)
+    database: object = None
 
     # --- users --------------------------------------------------------------------------------
 
@@ -58,6 +60,7 @@ class Rig:
             **drains.handlers(self.cluster),
             **rebalancing.handlers(self.cluster),
             **adopting.handlers(self.cluster),
+            **networks.handlers(self.cluster),
         }
         try:
             async with trio.open_nursery() as nursery:

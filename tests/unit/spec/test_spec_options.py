@@ -7,6 +7,7 @@ from swarmctl.spec.models import (
     CloudInit,
     DiskSpec,
     Mount,
+    NetworkUse,
     PortMapping,
     Resources,
     RestartCondition,
@@ -51,7 +52,7 @@ def test_everyday_flags():
         workdir="/srv",
         entrypoint="/bin/sh -c",
         hostname="w",
-        network="front",
+        networks=["front"],
         restart="on-failure:3",
         stop_timeout="30s",
         tty=True,
@@ -196,3 +197,26 @@ services:
 
     assert from_options.template == from_file.template
     assert from_options.replicas == from_file.replicas
+
+
+def test_networks_of_tenants_and_of_the_node():
+    """What --network names is a tenant network where there is one, with --ip on the first."""
+
+    def built(tenants, **options):
+        return build_service(RunOptions(image="i", **options), {}, tenants).template
+
+    plugged = built({"front", "back"}, networks=["front", "back"], ip="10.0.0.9")
+    assert plugged.networks == (NetworkUse("front", ("10.0.0.9",)), NetworkUse("back"))
+    assert plugged.container.network == ""
+    assert built(set(), networks=["front"]).container.network == "front"
+    for tenants, options, where in (
+        ({"front"}, {"networks": ["front", "own"]}, "--network"),
+        (set(), {"networks": ["one", "two"]}, "--network"),
+        ({"front"}, {"networks": ["front"], "ip": "10.0.0"}, "--ip"),
+        ({"front"}, {"networks": ["front"], "ip": "10.0.0.9", "replicas": 2}, "--ip"),
+        (set(), {"networks": ["host"], "ip": "10.0.0.9"}, "--ip"),
+        (set(), {"network_aliases": ["www"]}, "--network-alias"),
+    ):
+        with pytest.raises(InvalidSpec) as caught:
+            built(tenants, **options)
+        assert caught.value.where == where

@@ -7,9 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarmctl.net.model import (
+    Direction,
+    Protocol,
+    Provider,
+    Remote,
+    RemoteKind,
+    Rule,
+    SecurityGroup,
+    Subnet,
+)
 from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec import yamltree
-from swarmctl.spec.models import Mount, PortMapping, Resources
+from swarmctl.spec.models import Mount, NetworkUse, PortMapping, Resources
+from swarmctl.spec.networks import NetworkDefinition
 from swarmctl.spec.stack import load_stack
 
 
@@ -201,19 +212,116 @@ def test_stack_names(text, environment, options, name):
     assert stack.services[0].stack == name
 
 
-def test_networks():
+def test_networks_of_the_node():
     """External networks by their name; the node's own for the rest; modes as they are."""
-    declared = "networks: {outer: {external: true}, mine: {}, old: {external: {name: legacy}}}"
+    declared = "networks: {outer: {external: true}, default: {}, old: {external: {name: legacy}}}"
 
     def network(fields):
         stack = load(f"services: {{web: {{image: i, {fields}}}}}\n{declared}")
+        assert stack.services[0].template.networks == ()
         return stack.services[0].template.container.network
 
     assert network("networks: [outer]") == "outer"
     assert network("networks: [old]") == "legacy"
-    assert network("networks: [mine]") == ""
     assert network("networks: [default]") == ""
+    assert network("tty: true") == ""
     assert network("network_mode: host") == "host"
+
+
+def test_an_external_network_is_a_tenants_where_there_is_one():
+    """What is made elsewhere is a tenant network when the tenant has one of that name."""
+    text = "services: {web: {image: i, networks: [outer]}}\nnetworks: {outer: {external: true}}"
+
+    [web] = load(text, tenant_networks=["outer"]).services
+
+    assert web.template.networks == (NetworkUse("outer"),)
+    assert web.template.container.network == ""
+    assert load(text).externals == ("outer",)
+
+
+def test_tenant_networks_of_a_file():
+    """A network of the file is the tenant's, with all that is said of it."""
+    stack = load(
+        """
+        name: shop
+        services:
+          web:
+            image: i
+            networks:
+              back: {ipv4_address: 10.20.1.9, aliases: [www, www.shop]}
+              front: {gw_priority: 1}
+          db: {vm: {disk: d.qcow2, trunk: true}, networks: [back]}
+        networks:
+          front:
+            ipam: {config: [{subnet: 10.20.0.0/24, gateway: 10.20.0.254}, {subnet: "fd00::/64"}]}
+            security_group: web
+            driver_opts: {com.docker.network.driver.mtu: 1400}
+            resolvers: 10.20.0.53
+            routed: true
+          back:
+            name: backend
+            provider: {network: physnet1, vlan: 30}
+            port_security: false
+            ipam: {config: [{subnet: 10.20.1.0/24}]}
+        security_groups: {web: {ingress: [{ports: 80}]}}
+        """
+    )
+
+    web, db = stack.services
+    assert web.template.networks == (
+        NetworkUse("shop_front"),
+        NetworkUse("backend", ("10.20.1.9",), ("www", "www.shop")),
+    )
+    assert db.template.networks == (NetworkUse("backend"),)
+    assert [one.definition for one in stack.networks] == [
+        NetworkDefinition(
+            "shop_front",
+            stack="shop",
+            subnets=(Subnet("10.20.0.0/24", "10.20.0.254"), Subnet("fd00::/64", "fd00::1")),
+            mtu=1400,
+            routed=True,
+            resolvers=("10.20.0.53",),
+            security_groups=("shop_web",),
+        ),
+        NetworkDefinition(
+            "backend",
+            stack="shop",
+            subnets=(Subnet("10.20.1.0/24", "10.20.1.1"),),
+            provider=Provider("physnet1", 30),
+            port_security=False,
+        ),
+    ]
+    assert stack.warnings == ()
+
+
+def test_security_groups_of_a_file():
+    """Rules name ports and the other end: ranges, services, labels and groups."""
+    stack = load(
+        """
+        name: shop
+        services: {web: {image: i}}
+        security_groups:
+          web:
+            ingress:
+              - {ports: [80, 8000-8080], from: 0.0.0.0/0}
+              - {from: {group: web}}
+            egress: [{to: {label: tier=db}, protocol: icmp}]
+        """
+    )
+
+    anyone = Remote(RemoteKind.CIDR, "0.0.0.0/0")
+    assert stack.groups == (
+        SecurityGroup(
+            "default",
+            "shop_web",
+            (
+                Rule(Direction.INGRESS, Protocol.TCP, (80, 80), anyone),
+                Rule(Direction.INGRESS, Protocol.TCP, (8000, 8080), anyone),
+                Rule(Direction.INGRESS, remote=Remote(RemoteKind.GROUP, "shop_web")),
+                Rule(Direction.EGRESS, Protocol.ICMP, remote=Remote(RemoteKind.LABEL, "tier=db")),
+            ),
+        ),
+    )
 
 
 def test_older_fields_for_resources():

@@ -1,0 +1,98 @@
+"""Nested nodes: a node that is a VM of ours, and the trunk that its pods are plugged into.
+
+A node says in its facts which VM it is: the VM's port, its incarnation (``7-42``), or its name
+(``db.1``), whichever it was told.  The VM's first port carries the pods' VLANs.
+
+Which VM that is, is found once a session and remembered (``Ports.vms``): a name may mean another
+incarnation later, and then the node in the one before is still in that.
+"""
+
+from typing import Final
+
+from swarmctl.controller.instance import Instance
+from swarmctl.controller.state import ClusterState, Node
+from swarmctl.net.names import parse_port_name
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.errors import NothingFits
+
+# Networks of which a VM has spares before the first pod of them comes.
+WARM_NETWORKS_MAX: Final = 8
+
+
+def vm_of(state: ClusterState, node: Node) -> Instance | None:
+    """The VM that ``node`` is; None when it is a machine, or the VM is not known."""
+    if not node.facts.parent:
+        return None
+    known = state.ports.vms.get(node.name)
+    if known is not None:
+        host = state.nodes.get(known.node)
+        return known if host is not None and known.incarnation in host.instances else None
+    found = _find(state, node.facts.parent)
+    if found is not None:
+        state.ports.vms[node.name] = found
+    return found
+
+
+def _find(state: ClusterState, told: str) -> Instance | None:
+    found = parse_port_name(state.cluster_id, told)
+    if found is not None:
+        return _by_incarnation(state, found[0])
+    service, dot, slot = told.rpartition(".")
+    if dot and slot.isdigit():
+        for (_, name), one in state.services.items():
+            if name == service and int(slot) in one.holders:
+                return one.holders[int(slot)]
+        return None
+    try:
+        return _by_incarnation(state, incarnations.parse(told))
+    except ValueError:
+        return None
+
+
+def _by_incarnation(state: ClusterState, incarnation: int) -> Instance | None:
+    for node in state.nodes.values():
+        if incarnation in node.instances:
+            return node.instances[incarnation]
+    return None
+
+
+def trunk_of(state: ClusterState, node: Node) -> str:
+    """The port of the VM that ``node`` is; empty when it is a machine.
+
+    Raises:
+        NothingFits: it is a VM, and no port of it is known.
+    """
+    if not node.facts.parent:
+        return ""
+    vm = vm_of(state, node)
+    ports = state.ports.attachments.get(vm.incarnation, ()) if vm is not None else ()
+    if not ports:
+        raise NothingFits(
+            f"{node.name} is in the VM {node.facts.parent}, of which no port is known",
+            hint="plug the VM's service into a tenant network, with trunk: true",
+        )
+    return ports[0].port
+
+
+def nodes_in(state: ClusterState, vm: Instance) -> list[Node]:
+    """The nodes that the VM is; nearly always one, or none.
+
+    Called for what carries VLANs only: it looks at every node.
+    """
+    return [node for node in state.nodes.values() if node.facts.parent and vm_of(state, node) is vm]
+
+
+def warm(state: ClusterState, node: Node) -> None:
+    """A node in a VM has come: have spare subports there of the networks that are in use."""
+    keys = {
+        (service.key[0], use.network): None
+        for service in state.services.values()
+        if service.record.spec.template.container is not None
+        for use in service.record.spec.template.networks
+    }
+    try:
+        parent = trunk_of(state, node)
+    except NothingFits:
+        return  # Its VM is not known yet: the first pod warms its own network.
+    if parent:
+        state.ports.warm(parent, list(keys)[:WARM_NETWORKS_MAX])

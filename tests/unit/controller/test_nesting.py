@@ -1,0 +1,203 @@
+"""Pods in VMs: their ports are VLANs on the VM's port, and go with it."""
+
+from attrs import evolve
+
+from swarmctl.controller.subports import SPARES
+from swarmctl.net.vlans import VLAN_MAX
+from swarmctl.spec.models import DiskSpec, NetworkUse, Placement, ServiceSpec, Template, VmSpec
+from tests.unit.controller.networks_fixture import (
+    a_plane,
+    create,
+    definition,
+    ports,
+    rows,
+    service,
+    spares,
+    until,
+)
+
+INSIDE = Placement(constraints=("node.labels.name == inner",))
+OUTSIDE = Placement(constraints=("node.labels.name == host",))
+
+
+def vm():
+    """A VM that may host pods."""
+    template = Template(
+        vm=VmSpec(DiskSpec("d.qcow2"), trunk=True), networks=(NetworkUse("trunks"),)
+    )
+    return ServiceSpec("db", template, driver="docker", placement=OUTSIDE)
+
+
+async def nest(rig):
+    """A VM on the host, and the node that it is."""
+    await create(rig, definition(), definition("trunks", "10.30.0.0/24"))
+    await rig.apply(vm())
+    rig.run()
+    inner = await rig.join("inner")
+    inner.parent = "db.1"
+    rig.disconnect("inner")
+    rig.connect("inner")
+    rig.run()
+    return inner
+
+
+def pods(replicas=2):
+    """A service that runs in the VM."""
+    return evolve(service("web", replicas), placement=INSIDE)
+
+
+async def test_a_pod_is_a_vlan_on_its_vms_port(autojump_clock, tmp_path):
+    """Each has one of its own there; ps and network inspect show VM, host and path."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods())
+        rig.run()
+        await until(lambda: ports(rig) == ["db.1", "web.1", "web.2"])
+
+        [trunk] = rig.nodes["host"].instances.values()
+        given = [one.attachments[0] for one in inner.instances.values()]
+        assert sorted(one.vlan for one in given) == [1, 2]
+        nested = [row for row in rows(rig).values() if row.columns["parent_name"]]
+        assert {row.columns["parent_name"] for row in nested} == {trunk.attachments[0].port}
+        assert {row.columns["tag_request"] for row in nested} >= {1, 2}
+        views = {one["instance"]: one for one in await rig.ask("instance.list")}
+        assert (views["web.1"]["vm"], views["web.1"]["host"]) == ("db.1", "host")
+        assert (views["db.1"]["vm"], views["db.1"]["host"]) == ("", "host")
+        found = await rig.ask("network.inspect", name="front")
+        vlan = {one.slot: one.attachments[0].vlan for one in inner.instances.values()}
+        assert found["attached"][0]["path"] == [
+            "web.1",
+            f"VLAN {vlan[1]}",
+            "db.1 (inner)",
+            "host",
+        ]
+
+
+async def test_with_the_vm_its_pods_and_their_ports_go(autojump_clock, tmp_path):
+    """Once its host has confirmed that it is gone, nothing is held for them."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods())
+        rig.run()
+        await until(lambda: len(ports(rig)) == 3)
+        await rig.ask("service.remove", names=["db"])
+        rig.run()
+
+        assert rig.cluster.state.nodes["inner"].state.value == "lost"
+        await until(lambda: ports(rig) == [])
+        await until(lambda: not rig.cluster.state.ports.leaving)
+        explained = await rig.ask("instance.explain", name="web.1")
+        assert "lost" in explained["lines"][0]
+
+
+async def test_a_pod_waits_while_the_vm_has_no_port(autojump_clock, tmp_path):
+    """A node that is in an unknown VM takes no pods on networks, and that is the reason."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        inner.parent = "7-99"
+        rig.disconnect("inner")
+        rig.connect("inner")
+        await rig.apply(pods(1))
+        rig.run()
+        [view] = [one for one in await rig.ask("instance.list") if one["service"] == "web"]
+        assert view["state"] == "pending"
+        assert "in the VM 7-99, of which no port is known" in view["reason"]
+
+
+async def test_vlans_that_run_out_are_a_reason(autojump_clock, tmp_path):
+    """A trunk carries 4094; one pod more is nowhere, and its node keeps its room."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        [trunk] = rig.nodes["host"].instances.values()
+        for _ in range(VLAN_MAX):
+            rig.cluster.state.ports.book.give_vlan(trunk.attachments[0].port)
+        before = rig.cluster.fleet.snapshot.allocated("inner")
+        await rig.apply(pods(1))
+        rig.run()
+        explained = await rig.ask("instance.explain", name="web.1")
+        assert f"all {VLAN_MAX} VLANs of the trunk are taken" in explained["lines"][0]
+        assert rig.cluster.fleet.snapshot.allocated("inner") == before
+
+
+async def test_a_takeover_finds_the_trunks_again(autojump_clock, tmp_path):
+    """Though the node in the VM reports before the host does: its pods' rows stay as they are."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods())
+        rig.run()
+        await until(lambda: len(ports(rig)) == 3)
+        before, disk, database, nodes = rows(rig), rig.disk, rig.database, rig.nodes
+
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("inner")
+        await until(lambda: rig.cluster.state.ports.known)
+        assert rows(rig) == before
+        rig.connect("host")
+        rig.run()
+        await until(lambda: not rig.cluster.state.ports.unclaimed)
+        await until(lambda: rows(rig) == before)
+
+
+async def test_a_pod_is_given_a_port_that_ovn_has_already(autojump_clock, tmp_path):
+    """Spares are made many at once; a pod takes one, and leaves it for the next when it goes."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        before = spares(rig)
+        await rig.apply(pods(3))
+        rig.run()
+        used = {one.attachments[0].port for one in inner.instances.values()}
+        assert len(used & before) >= 2
+        await until(lambda: len(spares(rig)) == SPARES)
+
+        await rig.ask("service.scale", replicas={"web": 0})
+        rig.run()
+        await until(lambda: ports(rig) == ["db.1"] and len(spares(rig)) == SPARES)
+        await rig.ask("service.remove", names=["web"])
+        [front] = [one for one in await rig.ask("network.list") if one["network"] == "front"]
+        assert front["ports"] == 0
+        await until(lambda: not rig.cluster.state.ports.leaving)
+        await rig.ask("network.remove", name="front")
+        await until(lambda: spares(rig) == set())
+
+
+async def test_spares_go_when_their_addresses_are_needed(autojump_clock, tmp_path):
+    """They never take the last ones: what wants an address has it."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("small", "10.40.0.0/27"))
+        await nest(rig)
+        small = evolve(service("web", 1, "small"), placement=INSIDE)
+        await rig.apply(small)
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        await rig.apply(evolve(service("out", 28, "small"), placement=OUTSIDE))
+
+        def all_placed():
+            rig.run()
+            return len(rig.running("out")) == 28
+
+        await until(all_placed)
+        assert spares(rig) == set()
+
+
+async def test_a_takeover_finds_the_spares_again(autojump_clock, tmp_path):
+    """They are kept, and given to the next pods."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods(2))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        before, disk, database, nodes = rows(rig), rig.disk, rig.database, rig.nodes
+
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("inner")
+        rig.connect("host")
+        rig.run()
+        await until(lambda: rig.cluster.state.ports.known)
+        await until(lambda: not rig.cluster.state.ports.unclaimed)
+        assert rig.cluster.state.ports.subports.count(("default", "front")) == SPARES
+        await until(lambda: rows(rig) == before)
