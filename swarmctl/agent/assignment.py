@@ -14,7 +14,7 @@ from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.transitions import Phase
 from swarmctl.proto.errors import Conflict, PeerError, ProtocolError
-from swarmctl.proto.messages import Assign, AssignedGroup
+from swarmctl.proto.messages import Assign, AssignedGroup, Attachment
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.spec import wire
 
@@ -75,6 +75,8 @@ def _check(supervisor: Supervisor, message: Assign) -> None:
             if min(entry) < 0 or entry[2] not in _DESIRED:
                 name = f"{group.service}.{entry[0]}"
                 raise ProtocolError(f"not an assignment of {name}: {entry[2]}")
+        if len(group.attachments) not in (0, len(group.entries)):
+            raise ProtocolError(f"an assignment of {group.service} says of some where they go")
 
 
 def _learn(supervisor: Supervisor, encoded_by_digest: Mapping[bytes, bytes]) -> None:
@@ -103,11 +105,16 @@ def _apply_entries(
     supervisor: Supervisor, group: AssignedGroup, entries: Iterable[fast_path.Entry]
 ) -> None:
     instances = supervisor.instances
+    # None of them, or all, see _check.
+    ports = dict(zip((entry[1] for entry in group.entries), group.attachments, strict=False))
     for slot, incarnation, desired, generation, restarts in entries:
         instance = instances.get(incarnation)
         if instance is None:
-            _admit(supervisor, group, slot, incarnation, desired, generation, restarts)
+            plugged = ports.get(incarnation, ())
+            _admit(supervisor, group, slot, incarnation, desired, generation, restarts, plugged)
         elif not instance.removing:
+            if not instance.known and ports:
+                instance.attachments = ports.get(incarnation, ())
             _change(supervisor, instance, group, desired, generation)
 
 
@@ -119,6 +126,7 @@ def _admit(
     desired: int,
     generation: int,
     restarts: int,
+    attachments: tuple[Attachment, ...],
 ) -> None:
     instance = Instance(
         incarnation,
@@ -131,6 +139,7 @@ def _admit(
         generation,
     )
     instance.restarts = restarts
+    instance.attachments = attachments
     instance.since = supervisor.now + supervisor.wall_offset_s
     supervisor.instances[incarnation] = instance
     supervisor.reassign(instance)

@@ -137,6 +137,9 @@ class Checker:
 
     async def _ask_network(self, instance: Instance, check: HealthCheck) -> Answer:
         address = self._address_of(instance)
+        if not address and instance.attachments:
+            said = "the node has no way into its tenant network: have a command check it"
+            return Answer(good=False, said=said)
         if not address:
             # A VM's address is known once it has asked for one: the next list may have it.
             self._supervisor.actions.relists.add(instance.driver)

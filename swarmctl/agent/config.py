@@ -12,6 +12,9 @@ import trio
 from attrs import field, frozen
 
 from swarmctl.agent.drivers.api import Driver, DriverEvent, Found, Health, Launch, Owner, Progress
+from swarmctl.net.plugging.api import Plugs
+from swarmctl.net.plugging.ovs import DEFAULT_REMOTE, OvsPlugs
+from swarmctl.net.plugging.trunk import TrunkPlugs
 from swarmctl.proto.errors import DriverUnavailable, InvalidSpec
 
 DRIVERS = ("docker", "libvirt", "oci", "sim")
@@ -33,6 +36,9 @@ class AgentConfig:
         docker_host: dockerd's address; empty is Docker's own default.
         libvirt_uri: libvirt's connection.
         images: the folder that relative disk images and kernels are in.
+        ovs: where the database of this node's Open vSwitch listens.
+        trunk: the interface that is the port of the VM that this node is; empty on a machine.
+        parent: which VM this node is: its port, its incarnation, or its name.
         sim_bulk: launch simulated instances in bulk calls (benchmarks).
     """
 
@@ -48,6 +54,9 @@ class AgentConfig:
     libvirt_uri: str = "qemu:///system"
     images: Path | None = None
     sim_bulk: bool = False
+    ovs: str = DEFAULT_REMOTE
+    trunk: str = ""
+    parent: str = ""
 
 
 class MissingDriver:
@@ -147,3 +156,10 @@ def _make(name: str, config: AgentConfig, owner: Owner) -> Driver:
     from swarmctl.agent.drivers.sim import SimDriver, SimHost
 
     return SimDriver(owner, SimHost())
+
+
+def make_plugs(config: AgentConfig, owner: Owner) -> Plugs:
+    """What plugs this node's instances into tenant networks."""
+    if config.trunk:
+        return TrunkPlugs(owner.cluster_id, owner.node, config.trunk)
+    return OvsPlugs(owner.cluster_id, owner.node, config.ovs)

@@ -24,17 +24,20 @@ from attrs import frozen
 from swarmctl import descriptors
 from swarmctl.agent import adoption, enrol, facts, guard
 from swarmctl.agent.actions import Actions
+from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.checks import Checker
-from swarmctl.agent.config import AgentConfig, make_drivers
+from swarmctl.agent.config import AgentConfig, make_drivers, make_plugs
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
 from swarmctl.agent.fencing import Fence, Leases, explained, make_fence, take_fenced_removes
 from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
+from swarmctl.agent.relays import Relays
 from swarmctl.agent.session import Session, process_name
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.folder import PASSAGE_MODE, DataFolder
+from swarmctl.net.plugging.api import Plugs
 from swarmctl.proto.errors import Busy, StorageFault, SwarmError
 from swarmctl.proto.messages import NodeFacts
 from swarmctl.transport.api import Link
@@ -64,6 +67,7 @@ class Edges:
     process_name: Callable[[], str] = process_name
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
     boottime_ns: Callable[[], int] = guard.boottime_ns
+    make_plugs: Callable[[AgentConfig, Owner], Plugs | None] = lambda *_: None
 
 
 def real_edges() -> Edges:
@@ -71,7 +75,12 @@ def real_edges() -> Edges:
     from swarmctl.transport.zmq_link import open_link
 
     return Edges(
-        open_link, make_drivers, open_journal, random.SystemRandom(), make_fence=make_fence
+        open_link,
+        make_drivers,
+        open_journal,
+        random.SystemRandom(),
+        make_fence=make_fence,
+        make_plugs=make_plugs,
     )
 
 
@@ -84,6 +93,7 @@ class Agent:
         drivers: by name.
         journal: what it remembers.
         edges: the world.
+        plugs: what plugs instances into tenant networks; None for simulations.
     """
 
     def __init__(
@@ -93,12 +103,18 @@ class Agent:
         drivers: Mapping[str, Driver],
         journal: Journal,
         edges: Edges,
+        plugs: Plugs | None = None,
     ) -> None:
         self.identity = membership.identity
         self._membership = membership
         self.drivers = drivers
         now = trio.current_time()
         self.supervisor = Supervisor(drivers, edges.wall() - now)
+        self.attaching = Attaching(plugs, drivers, self.supervisor) if plugs else None
+        if plugs is not None and self.attaching is not None and not config.trunk:
+            self.attaching.relays = Relays(
+                plugs, self.identity.cluster_id, lambda: self._membership.identity.addresses
+            )
         self.outbox = Outbox(self.supervisor)
         self.session: Session | None = None
         self.executor: Executor | None = None
@@ -106,7 +122,9 @@ class Agent:
         self.journal = journal
         self._edges = edges
         self._fence = edges.make_fence(config)
-        self._settings = facts.FactsSettings(config.labels, config.capacity, config.reserve)
+        self._settings = facts.FactsSettings(
+            config.labels, config.capacity, config.reserve, parent=config.parent
+        )
         self._health: dict[str, Health] = {}
         self._seen_available: set[str] = set()
         self._facts = NodeFacts()
@@ -145,6 +163,7 @@ class Agent:
             if name in self._seen_available and self._health[name].available
         ]
         found += self.executor.hung() if self.executor is not None else []
+        found += self.attaching.reasons() if self.attaching is not None else []
         found += self._pressure
         if self._journal_fault:
             found.append(self._journal_fault)
@@ -169,6 +188,8 @@ class Agent:
         """Supervise and keep the session, until cancelled or refused for good (the error)."""
         async with trio.open_nursery() as nursery:
             self.executor = self.make_executor(nursery)
+            if self.attaching is not None:
+                nursery.start_soon(self.attaching.run, self._listed)
             if self._fence is not None:
                 nursery.start_soon(self._fence.run)
             nursery.start_soon(self._supervise)
@@ -212,10 +233,13 @@ class Agent:
             self.wake,
             bulk=self._config.sim_bulk,
             fence=self._fence,
+            attaching=self.attaching,
         )
 
     def _learn(self, addresses: tuple[str, ...]) -> None:
         """The controllers' addresses, for this and the next start."""
+        if self._config.trunk:
+            return  # From inside a VM there is one way to all of them: the host's relay.
         self._membership = enrol.learn(self._config.data, self._membership, addresses)
 
     async def _supervise(self) -> None:
@@ -335,6 +359,7 @@ class Agent:
         now = trio.current_time()
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
+        network = await self.attaching.look() if self.attaching is not None else ""
         short = descriptors.shortage()
         try:
             machine = self._edges.look(self._config.data)
@@ -349,7 +374,7 @@ class Agent:
         for name, one in self._health.items():
             self._note_health(name, one)
         process = self._edges.process_name()
-        after = facts.node_facts(self._settings, machine, self._health, process)
+        after = facts.node_facts(self._settings, machine, self._health, process, network)
         if after != self._facts:
             self._facts = after
             if self.session is not None:
@@ -403,7 +428,8 @@ async def run_agent(
                     identity.addresses, identity.server_key, membership.keypair
                 ) as link,
             ):
-                agent = Agent(config, membership, drivers, journal, edges)
+                plugs = edges.make_plugs(config, owner)
+                agent = Agent(config, membership, drivers, journal, edges, plugs)
                 _log.info("agent begins", node=identity.name, drivers=list(drivers))
                 refusal = await agent.run(link, task_status)
     raise refusal

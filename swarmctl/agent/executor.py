@@ -21,6 +21,7 @@ import trio
 
 from swarmctl.agent import adoption, fast_path
 from swarmctl.agent.actions import Actions, Stop
+from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.drivers.api import BulkLaunch, Driver, Launch
 from swarmctl.agent.fencing import Fence, NotFenced
 from swarmctl.agent.supervisor import Supervisor
@@ -37,6 +38,8 @@ CREATE_DEADLINE_S: Final = 60.0
 START_DEADLINE_S: Final = 60.0
 REMOVE_DEADLINE_S: Final = 60.0
 LIST_DEADLINE_S: Final = 30.0
+# A few netlink messages and a transaction a port, and a holder for Docker.
+PLUG_DEADLINE_S: Final = 90.0
 # Beyond the grace period: the forced end itself.
 STOP_MARGIN_S: Final = 30.0
 # Stops at once for each launch at once: they wait for their instance, not for the daemon.
@@ -81,9 +84,12 @@ class DriverExecutor:
         *,
         bulk: bool,
         fence: Fence | None = None,
+        attaching: Attaching | None = None,
     ) -> None:
         self.driver = driver
         self._fence = fence
+        # What is simulated has no network to be plugged into.
+        self._attaching = None if getattr(driver, "simulated", False) else attaching
         # Why the last call that was given up makes the driver sick; empty when it does not.
         self.hung = ""
         self._supervisor = supervisor
@@ -190,16 +196,29 @@ class DriverExecutor:
             return
         supervisor.progressed(incarnation, InstanceState.STARTING, "", trio.current_time())
         try:
-            if launch.template.fenced:
-                await self._create_fenced(launch)
+            if launch.attachments and self._attaching is not None:
+                await self._create_plugged(self._attaching, launch)
             else:
-                await self._within(CREATE_DEADLINE_S, "create", self.driver.create(launch))
+                await self._create(launch)
             found = await self._within(START_DEADLINE_S, "start", self.driver.start(launch))
         except SwarmError as error:
             supervisor.launch_failed(incarnation, error, trio.current_time())
         else:
             supervisor.launched(incarnation, found, trio.current_time())
         self._wake()
+
+    async def _create(self, launch: Launch) -> None:
+        if launch.template.fenced:
+            await self._create_fenced(launch)
+        else:
+            await self._within(CREATE_DEADLINE_S, "create", self.driver.create(launch))
+
+    async def _create_plugged(self, attaching: Attaching, launch: Launch) -> None:
+        """Create it with its ports plugged in and up; OVN has the time that the create takes."""
+        plug = attaching.plug(launch, self.driver)
+        await self._within(PLUG_DEADLINE_S, "plug in", plug)
+        await self._create(launch)
+        await attaching.wait_installed(launch)
 
     async def _create_fenced(self, launch: Launch) -> None:
         """Create it, and have it in the guard's list; only then may it be started."""
@@ -224,6 +243,10 @@ class DriverExecutor:
     async def _remove(self, incarnation: int) -> None:
         try:
             await self._within(REMOVE_DEADLINE_S, "remove", self.driver.remove(incarnation))
+            instance = self._supervisor.instances.get(incarnation)
+            if instance is not None and instance.attachments and self._attaching is not None:
+                unplug = self._attaching.unplug(instance, self.driver)
+                await self._within(PLUG_DEADLINE_S, "unplug", unplug)
         except SwarmError as error:
             self._supervisor.remove_failed(incarnation, error, trio.current_time())
         else:
@@ -294,6 +317,7 @@ class Executor:
         wake: called whenever the supervisor was told something.
         bulk: use the bulk calls of drivers that have them.
         fence: what ends fenced instances; without one they are not started.
+        attaching: what plugs instances into tenant networks.
     """
 
     def __init__(
@@ -305,9 +329,12 @@ class Executor:
         *,
         bulk: bool = False,
         fence: Fence | None = None,
+        attaching: Attaching | None = None,
     ) -> None:
         self.by_driver = {
-            name: DriverExecutor(driver, supervisor, nursery, wake, bulk=bulk, fence=fence)
+            name: DriverExecutor(
+                driver, supervisor, nursery, wake, bulk=bulk, fence=fence, attaching=attaching
+            )
             for name, driver in drivers.items()
         }
 

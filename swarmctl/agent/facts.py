@@ -99,9 +99,17 @@ def machine_labels() -> dict[str, str]:
 
 
 def node_facts(
-    settings: FactsSettings, machine: Machine, health: Mapping[str, Health], process: str
+    settings: FactsSettings,
+    machine: Machine,
+    health: Mapping[str, Health],
+    process: str,
+    network: str = "",
 ) -> NodeFacts:
-    """The facts of a hello. ``process`` names this process for operators."""
+    """The facts of a hello.
+
+    ``process`` names this process for operators; ``network`` is what instances are plugged into, or
+    why they cannot be.
+    """
     capacity = {
         "cpu_millis": machine.cpus * 1000,
         "memory_bytes": machine.memory_bytes,
@@ -122,7 +130,7 @@ def node_facts(
         release=swarmctl.__version__,
         parent=settings.parent,
         address=settings.address,
-        facts={"process": process},
+        facts={"process": process} | ({"network": network} if network else {}),
     )
 
 

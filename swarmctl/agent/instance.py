@@ -5,22 +5,26 @@ object that the supervisor changes in place; nobody else does.
 """
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
+import attrs
 import msgpack
 from attrs import define
 
-from swarmctl.agent.drivers.api import DriverEvent
+from swarmctl.agent.drivers.api import DriverEvent, Launch
 from swarmctl.agent.health import Watch
 from swarmctl.agent.transitions import Goal, Phase
 from swarmctl.proto.errors import StorageFault
-from swarmctl.proto.messages import InstanceReport
+from swarmctl.proto.messages import Attachment, InstanceReport
 from swarmctl.proto.states import Desired, InstanceState
+from swarmctl.spec.models import Template
 
 # Of a journal entry; raised when its meaning changes, not when fields are added at the end.
 _FORMAT = 1
 # What ``applied`` is before anyone knows which restart generation a found instance runs for.
 GENERATION_UNKNOWN = -1
+# A later release's entry may have more.
+_ATTACHMENT_FIELDS: Final = len(attrs.fields(Attachment))
 
 
 class Standing(IntEnum):
@@ -57,6 +61,7 @@ class Instance:
     ``orphaned`` marks a create that outlived its caller: it is taken away when ``due``.
     ``failing_since`` is when the first of the ``failures`` was (epoch seconds).
     ``health`` is the watch on its present attempt, or the last one; None without a health check.
+    ``attachments`` are its ports on tenant networks: assigned with it, and never others.
     """
 
     incarnation: int
@@ -98,6 +103,7 @@ class Instance:
     reported_digest: int = 0
     health: Watch | None = None
     failing_since: float = 0.0
+    attachments: tuple[Attachment, ...] = ()
 
     @property
     def name(self) -> str:
@@ -137,6 +143,20 @@ class Instance:
             return ""
         return self.health.health.value
 
+    def launch(self, template: Template) -> Launch:
+        """What its driver is told to make."""
+        return Launch(
+            self.service, self.slot, self.incarnation, template, self.tenant, self.attachments
+        )
+
+    @property
+    def all_addresses(self) -> tuple[str, ...]:
+        """Those that its driver knows, or those of its ports."""
+        if self.addresses or not self.attachments:
+            return self.addresses
+        given = (address for one in self.attachments for address in one.addresses)
+        return tuple(address.partition("/")[0] for address in given)
+
     def report(self) -> InstanceReport:
         """What the controller is told of it."""
         return InstanceReport(
@@ -146,7 +166,7 @@ class Instance:
             self.restarts,
             self.since,
             self.runtime_id,
-            self.addresses,
+            self.all_addresses,
             self.exit_code,
             self.reason,
             self.service,
@@ -159,6 +179,7 @@ class Instance:
             self.phase == Phase.WAITING,
             self.ports,
             self.health_label,
+            self.attachments,
         )
 
     def to_journal(self) -> bytes:
@@ -185,6 +206,7 @@ class Instance:
                 self.reason,
                 self.since,
                 self.failing_since,
+                [attrs.astuple(one) for one in self.attachments],
             )
         )
         return packed
@@ -225,6 +247,7 @@ def from_journal(incarnation: int, data: bytes) -> Instance:
             reason=values[17],
             since=values[18],
             failing_since=values[19] if len(values) > 19 else 0.0,
+            attachments=_attachments(values[20]) if len(values) > 20 else (),
             restored=True,
             journaled=True,
         )
@@ -234,3 +257,7 @@ def from_journal(incarnation: int, data: bytes) -> Instance:
             "journal",
             "move the journal away: what runs is then adopted by its labels",
         ) from error
+
+
+def _attachments(entries: Any) -> tuple[Attachment, ...]:
+    return tuple([Attachment(*one[:_ATTACHMENT_FIELDS]) for one in entries])

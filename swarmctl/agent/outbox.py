@@ -94,6 +94,7 @@ class Outbox:
                 or one.reason
                 or one.addresses
                 or one.ports
+                or one.attachments
                 or one.health is not None
                 or one.phase is _WAITING
                 or not one.known

@@ -22,7 +22,7 @@ from typing import Final
 
 from swarmctl.agent import backoff
 from swarmctl.agent.actions import Actions, Stop
-from swarmctl.agent.drivers.api import DriverEvent, EventKind, Found, Launch
+from swarmctl.agent.drivers.api import DriverEvent, EventKind, Found
 from swarmctl.agent.drivers.api import Phase as Seen
 from swarmctl.agent.health import Watchlist
 from swarmctl.agent.instance import Instance
@@ -387,9 +387,7 @@ class Supervisor:
             urgent=False,
         )
         self.put(instance)
-        self.actions.launches.setdefault(instance.driver, []).append(
-            Launch(instance.service, instance.slot, instance.incarnation, template, instance.tenant)
-        )
+        self.actions.launches.setdefault(instance.driver, []).append(instance.launch(template))
 
     def _reject(self, instance: Instance, reason: str) -> None:
         instance.phase = Phase.FINISHED

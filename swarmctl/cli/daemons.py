@@ -231,6 +231,15 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
     metavar="URI",
     help="libvirt's connection.",
 )
+@click.option(
+    "--ovs",
+    default="unix:/run/openvswitch/db.sock",
+    show_default=True,
+    metavar="REMOTE",
+    help="Where Open vSwitch's database listens.",
+)
+@click.option("--trunk", default="", metavar="INTERFACE", help="In a VM: its port, for pods.")
+@click.option("--parent", default="", metavar="VM", help="In a VM: which one; its port, or web.1.")
 @_supervised
 def agent(
     controllers: tuple[str, ...],
@@ -244,6 +253,9 @@ def agent(
     images: Path | None,
     docker_host: str,
     libvirt_uri: str,
+    ovs: str,
+    trunk: str,
+    parent: str,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -263,6 +275,9 @@ def agent(
         "reserve": dict(_amount("--reserve", text) for text in reserve),
         "docker_host": docker_host,
         "libvirt_uri": libvirt_uri,
+        "ovs": ovs,
+        "trunk": trunk,
+        "parent": parent,
         "images": images,
     }
 

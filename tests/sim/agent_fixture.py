@@ -75,6 +75,7 @@ class FakeController:
         self.seen: dict[int, list] = {}
         self.now: dict[int, object] = {}
         self.wanted: dict[int, tuple] = {}
+        self.attachments: dict[int, tuple] = {}
         self.removed: set[int] = set()
         self.templates: dict[bytes, bytes] = {}
         self.known: set[bytes] = set()
@@ -173,12 +174,14 @@ class FakeController:
         service="web",
         restarts=0,
         term=1,
+        attachments=(),
     ):
         encoded = wire.encode_template(spec)
         name = wire.digest(encoded)
         self.templates[name] = encoded
         entry = (sequence, inc(sequence, term), int(desired), generation, restarts)
         self.wanted[inc(sequence, term)] = (service, name, entry)
+        self.attachments[inc(sequence, term)] = attachments
 
     def unwant(self, sequence):
         del self.wanted[inc(sequence)]
@@ -208,11 +211,18 @@ class FakeController:
             full,
             new,
             tuple(
-                AssignedGroup(service, "default", name, "sim", tuple(entries))
+                AssignedGroup(
+                    service, "default", name, "sim", tuple(entries), self.attached(entries)
+                )
                 for (service, name), entries in groups.items()
             ),
             removed,
         )
+
+    def attached(self, entries):
+        """What a group says of its entries' attachments: nothing where none has any."""
+        found = tuple(self.attachments[entry[1]] for entry in entries)
+        return found if any(found) else ()
 
     # --- what it sees -------------------------------------------------------------------------
 
@@ -285,6 +295,7 @@ class World:
     nursery: trio.Nursery
     errors: list = attrs.field(factory=list)
     make_drivers: object = None
+    plugs: object = None
 
     @property
     def owner(self):
@@ -313,6 +324,7 @@ class World:
             journal,
             random.Random(1),
             trio.current_time,
+            make_plugs=lambda *_: self.plugs,
         )
 
     async def start_agent(self, **fields):

@@ -1,14 +1,24 @@
 """The pure parts of the docker driver: requests, answers, errors, frames."""
 
+import struct
+
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmctl.agent.drivers.api import EventKind, Launch, Owner, Phase
-from swarmctl.agent.drivers.docker.config import container_body, identity, identity_of
+from swarmctl.agent.drivers.docker.config import (
+    container_body,
+    holder_body,
+    holder_name,
+    identity,
+    identity_of,
+)
 from swarmctl.agent.drivers.docker.driver import STALE_START
 from swarmctl.agent.drivers.docker.events import Translator
 from swarmctl.agent.drivers.docker.faults import TEXT_MAX_CHARS, translate, translate_pull
+from swarmctl.agent.drivers.docker.holders import program
 from swarmctl.agent.drivers.docker.images import split_image
 from swarmctl.agent.drivers.docker.logs import Lines
 from swarmctl.agent.drivers.docker.report import epoch, found_of_row
@@ -22,6 +32,7 @@ from swarmctl.proto.errors import (
     LaunchFailed,
     NotFound,
 )
+from swarmctl.proto.messages import Attachment
 from swarmctl.spec.models import ContainerSpec, PortMapping, Resources, Template
 
 OWNER = Owner("c1", "n1")
@@ -53,6 +64,41 @@ def test_unset_fields_are_left_to_the_image():
     assert not {"Cmd", "Entrypoint", "User", "WorkingDir", "StopSignal"} & set(body)
     assert "NanoCpus" not in body["HostConfig"]
     assert body["Hostname"] == "web-3"
+
+
+def test_an_instance_on_tenant_networks_joins_its_holder():
+    """Docker takes name, resolver and hosts from the holder; the holder is no instance."""
+    port = Attachment(
+        "p0", "acme/front", "02:00:00:00:00:01", ("10.20.0.7/24",), dns=("10.20.0.1",)
+    )
+    launch = attrs.evolve(launch_of(network="ignored"), attachments=(port,))
+    body, holder = container_body(OWNER, launch), holder_body(OWNER, launch, "holder")
+
+    assert body["HostConfig"]["NetworkMode"] == f"container:{holder_name(OWNER, launch)}"
+    assert "Hostname" not in body
+    assert "NetworkingConfig" not in body
+    assert holder["Hostname"] == "web-3"
+    assert holder["HostConfig"]["Dns"] == ["10.20.0.1"]
+    assert holder["HostConfig"]["ExtraHosts"] == ["web-3:10.20.0.7"]
+    assert identity_of(body["Labels"]) == identity(OWNER, launch)
+    assert identity_of(holder["Labels"]) is None
+    with pytest.raises(InvalidSpec, match="cannot be published"):
+        container_body(
+            OWNER, attrs.evolve(launch_of(ports=(PortMapping(80),)), attachments=(port,))
+        )
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_the_holders_program_is_an_elf_file_of_its_machine(architecture):
+    """The kernel reads a header, one segment that covers the file, and an entry inside it."""
+    content = program(architecture)
+    machine, entry = struct.unpack_from("<H", content, 18)[0], struct.unpack_from("<Q", content, 24)
+
+    assert content[:4] == b"\x7fELF"
+    assert machine == {"x86_64": 62, "aarch64": 183}[architecture]
+    assert 0x400000 < entry[0] < 0x400000 + len(content)
+    with pytest.raises(LaunchFailed, match="not riscv64"):
+        program("riscv64")
 
 
 def test_tiny_cpu_share_is_raised_to_what_docker_takes():

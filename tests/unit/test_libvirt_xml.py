@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from swarmctl.agent.drivers.api import EventKind, Launch, Owner, Phase, resource_name
 from swarmctl.agent.drivers.libvirt import access, domain_xml, hypervisor, identity, logs, states
-from swarmctl.agent.drivers.libvirt.domain_xml import Disk, Machine, Metadata
+from swarmctl.agent.drivers.libvirt.domain_xml import Disk, Machine, Metadata, Port
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.spec.models import Resources, Template, VmSpec
 
@@ -156,6 +156,23 @@ def test_network_card_only_where_there_is_a_network():
     assert card.find("source").get("network") == "default"
     uuid = identity.domain_uuid(OWNER, INCARNATION)
     assert card.find("mac").get("address") == identity.mac_address(uuid)
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_cards_on_tenant_networks_open_taps_that_are_there(offload):
+    """Each has the port's MAC and MTU; offload is off where the switch fills in no checksums."""
+    ports = (Port("s1", "02:00:00:00:00:01", 1400), Port("s2", "02:00:00:00:00:02"))
+    cards = built(ports=ports, offload=offload).findall("devices/interface")
+
+    assert [card.get("type") for card in cards] == ["ethernet", "ethernet"]
+    assert [card.find("target").attrib for card in cards] == [
+        {"dev": "s1", "managed": "no"},
+        {"dev": "s2", "managed": "no"},
+    ]
+    assert [card.find("mac").get("address") for card in cards] == [port.mac for port in ports]
+    assert cards[0].find("mtu").get("size") == "1400"
+    assert cards[1].find("mtu") is None
+    assert (cards[0].find("driver/host") is None) == offload
 
 
 def test_kvm_passes_the_hosts_cpu():

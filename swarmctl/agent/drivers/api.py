@@ -16,7 +16,8 @@ What happens without a call (a container ends, a domain is killed) comes as a
 :class:`DriverEvent`; after a gap in the events the driver sends one of kind ``RESYNC`` and the
 agent lists.
 
-Optional abilities are protocols of their own: :class:`Logs`, :class:`Exec`, :class:`Console`.
+Optional abilities are protocols of their own: :class:`Logs`, :class:`Exec`, :class:`Console`,
+:class:`Pluggable`.
 
 All errors are those of :mod:`swarmctl.proto.errors`: :class:`UserError` subclasses when the
 spec cannot work (no such image, no such command), :class:`DriverUnavailable` when the daemon
@@ -31,6 +32,7 @@ from typing import Protocol, runtime_checkable
 import trio
 from attrs import field, frozen
 
+from swarmctl.net.plugging.api import Switch, Target
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import SwarmError
 from swarmctl.proto.messages import Attachment
@@ -182,6 +184,30 @@ class Driver(Protocol):
         Everything that happens after the context was entered is told, or covered by a later
         ``RESYNC``.  A daemon that is away does not keep the context from opening.
         """
+
+
+class Places(Protocol):
+    """Where a driver's instances are plugged in, before they are there themselves."""
+
+    async def place(self, launch: Launch, switch: Switch) -> tuple[Target, ...]:
+        """Where each of the launch's attachments goes, in their order. Repeatable.
+
+        What it names is there until it is displaced; :meth:`Driver.create` then makes the instance
+        so that it has these interfaces from its first instruction on.
+        """
+
+    async def displace(self, incarnation: int) -> None:
+        """Take away what ``place`` made, after the instance. Repeatable."""
+
+    async def placed(self) -> tuple[int, ...]:
+        """The incarnations of this owner that have something to be displaced."""
+
+
+@runtime_checkable
+class Pluggable(Protocol):
+    """A driver whose instances can have ports on tenant networks."""
+
+    places: Places
 
 
 @frozen

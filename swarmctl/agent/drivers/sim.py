@@ -39,6 +39,7 @@ class SimDriver:
     """One owner's view of a :class:`SimHost`, as an agent's driver."""
 
     name = "sim"
+    simulated = True
 
     def __init__(self, owner: Owner, host: SimHost) -> None:
         self.owner = owner

@@ -1,10 +1,14 @@
 """Reports: the latest of each instance, removals until acknowledged, bounded under way."""
 
-from swarmctl.agent import outbox
+import msgpack
+import pytest
+
+from swarmctl.agent import assignment, outbox
+from swarmctl.agent.instance import Instance, from_journal
 from swarmctl.agent.supervisor import REASON_MAX_CHARS
 from swarmctl.proto import codec, limits
-from swarmctl.proto.errors import NotFound
-from swarmctl.proto.messages import Report
+from swarmctl.proto.errors import NotFound, ProtocolError
+from swarmctl.proto.messages import Assign, AssignedGroup, Attachment, Report
 from swarmctl.proto.states import InstanceState
 from tests.unit.agent.machine import Node, inc, template
 
@@ -27,6 +31,46 @@ def test_many_changes_make_one_report():
 
     assert [one.state for one in report.instances] == [InstanceState.RUNNING]
     assert node.outbox.next_report() is None
+
+
+def test_what_is_plugged_in_is_told_in_full():
+    """Attachments are no part of a group: the controller rebuilds its addresses from them."""
+    node = node_with(3)
+    port = Attachment("p0", "acme/front", "02:00:00:00:00:01", ("10.20.0.7/24", "fd00::7/64"))
+    plugged = node.supervisor.instances[inc(2)]
+    plugged.attachments = (port,)
+    node.act()
+    for op in list(node.ops):
+        node.answer(op)
+    report = node.outbox.next_report(groups=True)
+
+    (told,) = report.instances
+    assert told.attachments == (port,)
+    assert told.addresses == ("10.20.0.7", "fd00::7")
+    assert {entry[0] for group in report.groups for entry in group.entries} == {inc(1), inc(3)}
+
+
+def test_attachments_are_in_the_journal():
+    """They come back as they were assigned; an entry of before has none, a later one's are read."""
+    port = Attachment("p0", "acme/front", "02:00:00:00:00:01", ("10.20.0.7/24",), 1400,
+                      (("0.0.0.0/0", "10.20.0.1"),), ("10.20.0.1",), ("acme",), 100)  # fmt: skip
+    one = Instance(inc(1), "web", 1, attachments=(port,))
+    fields = msgpack.unpackb(one.to_journal())
+    later = [*fields[:20], [[*fields[20][0], "of a later release"]], "as well"]
+
+    assert from_journal(inc(1), one.to_journal()).attachments == (port,)
+    assert from_journal(inc(1), msgpack.packb(fields[:20])).attachments == ()
+    assert from_journal(inc(1), msgpack.packb(later)).attachments == (port,)
+
+
+def test_an_assignment_says_of_all_or_none_where_they_go():
+    """One that says it of some is refused whole, before anything of it is taken in."""
+    node = node_with(1)
+    group = AssignedGroup("web", "default", b"t" * 8, "sim", ((1, inc(1), 1, 0, 0),), ((), ()))
+    message = Assign("c1", 9, 9, full=False, groups=(group,))
+
+    with pytest.raises(ProtocolError, match="says of some where they go"):
+        assignment.apply(node.supervisor, message, node.now)
 
 
 def test_removal_is_told_until_it_is_acknowledged():

@@ -9,10 +9,12 @@ The agent restarts instances itself, so Docker's own restart policy is always ``
 import math
 from typing import Any, Final
 
+import attrs
 from attrs import frozen
 
-from swarmctl.agent.drivers.api import Launch, Owner
+from swarmctl.agent.drivers.api import Launch, Owner, resource_name
 from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.models import ContainerSpec, Mount, Resources, Template
 
 LABEL_CLUSTER: Final = "swarmctl.cluster"
@@ -21,6 +23,8 @@ LABEL_INCARNATION: Final = "swarmctl.incarnation"
 LABEL_SERVICE: Final = "swarmctl.service"
 LABEL_SLOT: Final = "swarmctl.slot"
 LABEL_TENANT: Final = "swarmctl.tenant"
+# In place of the incarnation's label, on what holds an instance's network: see holders.
+LABEL_HOLDS: Final = "swarmctl.holds"
 
 # Kept output of one container: 30 MB at the most, so that a chatty one cannot fill the disk.
 LOG_FILE_SIZE: Final = "10m"
@@ -68,14 +72,24 @@ def owner_filter(owner: Owner, incarnation: int | None = None) -> list[str]:
     return wanted
 
 
+def holder_name(owner: Owner, launch: Launch) -> str:
+    """The container whose network namespace an instance with ports of its own is in."""
+    return f"{resource_name(owner, launch)}-net"
+
+
 def container_body(owner: Owner, launch: Launch) -> dict[str, Any]:
-    """The body of ``POST /containers/create``."""
+    """The body of ``POST /containers/create``.
+
+    Raises:
+        InvalidSpec: it publishes ports of the node and is on tenant networks.
+    """
     template = launch.template
     spec = template.container
     assert spec is not None, "the docker driver makes containers"
+    if launch.attachments:
+        spec = _in_holder(owner, launch, spec)
     body: dict[str, Any] = {
         "Image": spec.image,
-        "Hostname": spec.hostname or launch.hostname,
         "Env": [f"{name}={value}" for name, value in spec.environment.items()],
         "Labels": _labels(owner, launch),
         "Tty": spec.tty,
@@ -94,8 +108,49 @@ def container_body(owner: Owner, launch: Launch) -> dict[str, Any]:
         "NetworkingConfig": _networking(spec, launch),
         # The agent makes the checks; the image's own are not made as well.
         "Healthcheck": {"Test": ["NONE"]} if template.health is not None else None,
+        "Hostname": None if launch.attachments else spec.hostname or launch.hostname,
     }
     return body | {name: value for name, value in optional.items() if value is not None}
+
+
+def _in_holder(owner: Owner, launch: Launch, spec: ContainerSpec) -> ContainerSpec:
+    """``spec`` in its holder's network namespace; Docker takes name and resolver from there too."""
+    if spec.ports:
+        raise InvalidSpec(
+            "ports of the node cannot be published by an instance on tenant networks",
+            "ports",
+            "leave them out: it is reached by its addresses there",
+        )
+    return attrs.evolve(spec, network=f"container:{holder_name(owner, launch)}", ports=())
+
+
+def holder_body(owner: Owner, launch: Launch, image: str) -> dict[str, Any]:
+    """The body of the create request for the holder: it does nothing, and may do nothing."""
+    spec = launch.template.container
+    assert spec is not None, "the docker driver makes containers"
+    ports, hostname = launch.attachments, spec.hostname or launch.hostname
+    addresses = [address.partition("/")[0] for port in ports for address in port.addresses]
+    return {
+        "Image": image,
+        "Hostname": hostname,
+        "Labels": {
+            LABEL_CLUSTER: owner.cluster_id,
+            LABEL_NODE: owner.node,
+            LABEL_HOLDS: incarnations.label(launch.incarnation),
+        },
+        "HostConfig": {
+            "NetworkMode": "none",
+            "RestartPolicy": {"Name": "no"},
+            "LogConfig": {"Type": "none"},
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            # As Docker itself does where it gives the address.
+            "ExtraHosts": [f"{hostname}:{address}" for address in addresses],
+            "Dns": list(dict.fromkeys(server for port in ports for server in port.dns)),
+            "DnsSearch": list(dict.fromkeys(domain for port in ports for domain in port.search)),
+        },
+    }
 
 
 def _labels(owner: Owner, launch: Launch) -> dict[str, str]:
@@ -158,7 +213,7 @@ def _mount(mount: Mount) -> dict[str, Any]:
 
 def _networking(spec: ContainerSpec, launch: Launch) -> dict[str, Any] | None:
     """A network of the user's own gives the container its service's name as an alias."""
-    if spec.network in ("", "none", "host", "bridge", "default"):
+    if spec.network in ("", "none", "host", "bridge", "default") or launch.attachments:
         return None
     aliases = [launch.service, launch.hostname]
     return {"EndpointsConfig": {spec.network: {"Aliases": aliases}}}

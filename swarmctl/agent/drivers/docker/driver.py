@@ -43,6 +43,7 @@ from swarmctl.agent.drivers.docker.config import (
 )
 from swarmctl.agent.drivers.docker.events import pump
 from swarmctl.agent.drivers.docker.faults import translate
+from swarmctl.agent.drivers.docker.holders import Holders
 from swarmctl.agent.drivers.docker.images import Images
 from swarmctl.agent.drivers.docker.logs import read_logs
 from swarmctl.agent.drivers.docker.streams import ExecTerminal
@@ -113,6 +114,7 @@ class DockerDriver:
         self._endpoint = parse_endpoint(url)
         self._calls = Calls(self._endpoint, concurrency + SPARE_THREADS)
         self._images = Images(self._calls, self._endpoint)
+        self.places = Holders(owner, self._calls)
         self._probes = trio.CapacityLimiter(PROBE_THREADS)
         self._stops = trio.CapacityLimiter(STOP_THREADS)
         self._ids: dict[int, str] = {}
@@ -214,7 +216,8 @@ class DockerDriver:
         if container_id is not None:
             self._seen.pop(container_id, None)
         assert launch.template.container is not None
-        if container_id is not None and launch.template.container.network == "none":
+        spec = launch.template.container
+        if container_id is not None and (spec.network == "none" or launch.attachments):
             return report.found_of_start(launch, container_id, started_at)
         try:
             info = await self._inspect(name, launch.instance)

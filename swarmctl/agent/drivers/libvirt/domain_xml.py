@@ -40,12 +40,23 @@ class Disk:
 
 
 @frozen
+class Port:
+    """A network card on a tap that is there already; ``device`` is the tap."""
+
+    device: str
+    mac: str
+    mtu: int = 0
+
+
+@frozen
 class Machine:
     """Everything about one domain that is not in the spec: what this host decides.
 
     ``domain_type`` is ``kvm`` or ``qemu`` (TCG); ``network`` is a libvirt network or empty for
     no network card; ``run_as`` is a DAC label such as ``+64055:+64055``, empty where libvirt has
     no such security driver; ``limit_cpu`` is off on hosts without a cpu controller.
+    ``ports`` are network cards on tenant networks, in place of ``network``; ``offload`` is off
+    where nobody fills in the checksums that a guest leaves to its card.
     """
 
     domain_type: str
@@ -56,6 +67,8 @@ class Machine:
     network: str = ""
     run_as: str = ""
     limit_cpu: bool = True
+    ports: tuple[Port, ...] = ()
+    offload: bool = True
 
 
 @frozen
@@ -177,6 +190,8 @@ def _devices(domain: ET.Element, uuid: str, machine: Machine) -> None:
         ET.SubElement(card, "mac", address=identity.mac_address(uuid))
         ET.SubElement(card, "source", network=machine.network)
         ET.SubElement(card, "model", type="virtio")
+    for port in machine.ports:
+        _port(devices, port, offload=machine.offload)
     serial = ET.SubElement(devices, "serial", type="pty")
     ET.SubElement(serial, "log", file=str(machine.console_log), append="on")
     ET.SubElement(serial, "target", port="0")
@@ -186,6 +201,21 @@ def _devices(domain: ET.Element, uuid: str, machine: Machine) -> None:
     ET.SubElement(devices, "panic", model="isa")
     ET.SubElement(devices, "memballoon", model="none")
     ET.SubElement(devices, "audio", id="1", type="none")
+
+
+def _port(devices: ET.Element, port: Port, *, offload: bool) -> None:
+    """A card on a tap of ours: libvirt opens it, and neither makes nor removes it."""
+    card = ET.SubElement(devices, "interface", type="ethernet")
+    ET.SubElement(card, "mac", address=port.mac)
+    ET.SubElement(card, "target", dev=port.device, managed="no")
+    ET.SubElement(card, "model", type="virtio")
+    if port.mtu:
+        ET.SubElement(card, "mtu", size=str(port.mtu))
+    if not offload:
+        driver = ET.SubElement(card, "driver")
+        for side in ("host", "guest"):
+            features = dict.fromkeys(("csum", "tso4", "tso6", "ecn", "ufo"), "off")
+            ET.SubElement(driver, side, features | ({"gso": "off"} if side == "host" else {}))
 
 
 def _guest_agent(domain: ET.Element) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from attrs import evolve
 
 from swarmctl.agent.drivers.api import (
     DriverEvent,
@@ -47,6 +48,7 @@ from swarmctl.agent.drivers.libvirt.events import EndWatch, EventStream
 from swarmctl.agent.drivers.libvirt.host import Facts, Host
 from swarmctl.agent.drivers.libvirt.inventory import Inventory
 from swarmctl.agent.drivers.libvirt.preparation import Workshop
+from swarmctl.agent.drivers.libvirt.taps import Taps
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto import limits
 from swarmctl.proto.errors import NotFound, SwarmError
@@ -87,6 +89,7 @@ class LibvirtDriver:
         kvm_node: Path = hypervisor.KVM_NODE,
     ) -> None:
         self._owner = owner
+        self.places = Taps(owner)
         self._places = identity.Places(folder.absolute() / owner.cluster_id / owner.node)
         self._host = Host(hypervisor.Decision(kvm_node))
         self._workshop = Workshop(owner, self._places, images, self._host)
@@ -143,6 +146,9 @@ class LibvirtDriver:
         machine = await self._queries.call(
             lambda conn: self._workshop.machine(conn, launch), launch.instance
         )
+        if launch.attachments:
+            ports, offload = self.places.ports(launch), self.places.offload
+            machine = evolve(machine, ports=ports, offload=offload)
         xml = domain_xml.build(self._owner, launch, machine)
         return await self._launches.call(
             lambda conn: self._define(conn, xml, launch.incarnation), launch.instance

@@ -70,7 +70,8 @@ class Workshop:
         """
         facts = self._host.facts(conn)
         vm = self._checked(launch, facts)
-        self._host.network(conn, vm.network)
+        if not launch.attachments:
+            self._host.network(conn, vm.network)
         files = self.files(launch)
         contents = self._seed_contents(launch, vm)
         try:
@@ -107,7 +108,7 @@ class Workshop:
             kernel=files.kernel,
             initrd=files.initrd,
             disks=tuple(made),
-            network=self._host.network(conn, vm.network),
+            network="" if launch.attachments else self._host.network(conn, vm.network),
             run_as=account.label if account is not None else "",
             limit_cpu=facts.can_limit_cpu,
         )
@@ -167,9 +168,11 @@ class Workshop:
                 "vm.firmware",
                 "install ovmf on the node, or use bios",
             )
-        if vm.trunk:
+        if vm.trunk and not launch.attachments:
             raise InvalidSpec(
-                "this node has no tenant networks, so no trunk ports", "vm.trunk", "leave it out"
+                "a VM that is on no tenant network has no trunk port",
+                "vm.trunk",
+                "give the service a tenant network, or leave it out",
             )
         return vm
 

@@ -39,6 +39,7 @@ from swarmctl.agent.drivers.oci.events import pump
 from swarmctl.agent.drivers.oci.images import Image, Images
 from swarmctl.agent.drivers.oci.layout import Layout, container_id
 from swarmctl.agent.drivers.oci.logs import read_logs
+from swarmctl.agent.drivers.oci.places import NamedNamespaces
 from swarmctl.agent.drivers.oci.sessions import open_session
 from swarmctl.agent.drivers.outlet import open_outlet
 from swarmctl.proto import incarnation as incarnations
@@ -91,6 +92,7 @@ class OciDriver:
         self._opening = trio.Lock()
         self._limiter = trio.CapacityLimiter(concurrency + SPARE_THREADS)
         self._probes = trio.CapacityLimiter(1)
+        self.places = NamedNamespaces(owner, self._layout, self._run)
 
     async def probe(self) -> Health:
         """Look for the programs, and for a folder that can be used."""

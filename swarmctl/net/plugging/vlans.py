@@ -1,0 +1,149 @@
+"""The kernel's side of a pod's plug in a VM: VLAN subinterfaces of its trunk, through netlink.
+
+As :mod:`.links`: it blocks, and is called in threads.
+"""
+
+import socket
+from collections.abc import Generator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+from pyroute2 import IPRoute, NetlinkError
+
+from swarmctl.net.plugging import links
+from swarmctl.net.plugging.api import InNamespace, Plugged
+from swarmctl.net.plugging.devices import Devices
+from swarmctl.proto.errors import LaunchFailed
+from swarmctl.proto.messages import Attachment
+
+_NO_VLANS: Final = 95  # EOPNOTSUPP: the kernel has no such kind of link
+_TAKEN: Final = 17  # EEXIST
+# Where namespaces are held by name, and by processes.
+_NAMED: Final = Path("/run/netns")
+_PROCESSES: Final = Path("/proc")
+# NUD_*: states in which a neighbour's address is known.
+_ANSWERED: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+_DISCARD_PORT: Final = 9
+
+
+def plug(trunk: str, attachment: Attachment, target: InNamespace, whose: str) -> None:
+    """The trunk's subinterface of the attachment's VLAN, in the target's namespace.
+
+    ``whose`` is its alias: the device's name and the incarnation.
+    """
+    with links.inside(target.path), IPRoute() as there:
+        present = links.index_of(there, target.name)
+    if present is None and not _make(trunk, attachment, target):
+        # Its own, in a namespace that it had before; another pod's stays.
+        unplug((whose.partition(" ")[0],))
+        if not _make(trunk, attachment, target):
+            raise LaunchFailed(
+                f"VLAN {attachment.vlan} of {trunk} is in use by another pod", attachment.port
+            )
+    with links.inside(target.path), IPRoute() as there:
+        alias = f"{whose} {attachment.port}"
+        there.link("set", index=links.index_of(there, target.name), ifalias=alias)
+    links.configure(attachment, target, fill_checksums=False)
+
+
+def _make(trunk: str, attachment: Attachment, target: InNamespace) -> bool:
+    """Whether it is made; not when the trunk has such a VLAN somewhere."""
+    with IPRoute() as here, links.opened(target.path) as namespace:
+        parent = links.index_of(here, trunk)
+        if parent is None:
+            raise LaunchFailed(f"the trunk {trunk} is not there", attachment.port)
+        here.link("set", index=parent, state="up")
+        try:
+            here.link(
+                "add",
+                ifname=target.name,
+                kind="vlan",
+                link=parent,
+                vlan_id=attachment.vlan,
+                net_ns_fd=namespace,
+                address=attachment.mac,
+                mtu=attachment.mtu or links.DEFAULT_MTU,
+            )
+        except NetlinkError as error:
+            if error.code == _TAKEN:
+                return False
+            if error.code == _NO_VLANS:
+                raise LaunchFailed(
+                    "this kernel has no VLANs", attachment.port, "load the module 8021q"
+                ) from error
+            raise
+        return True
+
+
+def gateway_answers(device: str, gateway: str) -> bool:
+    """Whether the gateway's link address is known to the plug's namespace; asks for it as well."""
+    family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+    with closing(_namespaced()) as found:
+        for name, alias in found:
+            if alias.partition(" ")[0] == device:
+                return _neighbour_answers(name, gateway, family)
+    return False
+
+
+def _neighbour_answers(name: str, gateway: str, family: int) -> bool:
+    with socket.socket(family, socket.SOCK_DGRAM) as asking, suppress(OSError):
+        asking.settimeout(0)
+        asking.sendto(b"", (gateway, _DISCARD_PORT))  # has the kernel look for the neighbour
+    with IPRoute() as there:
+        index = links.index_of(there, name)
+        found = there.get_neighbours(family=family, ifindex=index)
+        return any(one.get("dst") == gateway and one.get("state", 0) & _ANSWERED for one in found)
+
+
+def unplug(devices: tuple[str, ...]) -> None:
+    """Remove the plugs of these names, wherever they are."""
+    for name, alias in _namespaced():
+        if alias.partition(" ")[0] in devices:
+            with IPRoute() as there:
+                there.link("del", index=links.index_of(there, name))
+
+
+def plugged(devices: Devices) -> tuple[Plugged, ...]:
+    """All plugs of this node."""
+    found = []
+    for name, alias in _namespaced():
+        words = alias.split(" ")
+        if len(words) == 3 and devices.owns(words[0]) and words[1].isdecimal():
+            with IPRoute() as there:
+                link = there.get_links(links.index_of(there, name))[0]
+            found.append(Plugged(words[0], int(words[1]), words[2], link.get("mtu") or 0))
+    return tuple(found)
+
+
+def _namespaced() -> Generator[tuple[str, str], None, None]:
+    """Name and alias of every VLAN there is; while one is handed out, the thread is beside it."""
+    for path in _namespaces():
+        with suppress(LaunchFailed), links.inside(path):
+            with IPRoute() as there:
+                every = [
+                    (one.get("ifname"), _kind(one), one.get("ifalias")) for one in there.get_links()
+                ]
+            for name, kind, alias in every:
+                if kind == "vlan" and alias:
+                    yield name, alias
+
+
+def _kind(link: object) -> str:
+    information = link.get("linkinfo")  # type: ignore[attr-defined]  # the library has no types
+    return str(information.get("kind")) if information else ""
+
+
+def _namespaces() -> list[str]:
+    """A path to each network namespace of this machine but our own, held by a process or a name."""
+    paths = [path / "ns/net" for path in _PROCESSES.iterdir() if path.name.isdecimal()]
+    paths += _NAMED.iterdir() if _NAMED.is_dir() else []
+    seen = {Path("/proc/self/ns/net").stat().st_ino}
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            number = path.stat().st_ino
+            if number not in seen:
+                seen.add(number)
+                found.append(str(path))
+    return found
