@@ -20,7 +20,6 @@ from typing import Final
 import structlog
 
 from swarmctl.controller.availability import uses_its_node
-from swarmctl.controller.instance import Instance
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.state import ClusterState, Node
 from swarmctl.controller.storm import SUSPECT_S, StormBrake
@@ -30,8 +29,12 @@ from swarmctl.proto.states import InstanceState, NodeState
 _log = structlog.get_logger(__name__)
 # Nodes that a line of the log names; `node ls` has the others.
 _NAMED: Final = 20
-# While the storm brake holds, a node may be silent for so many times longer.
+# While the storm brake holds, a node may be silent for so many times longer: nothing is placed
+# elsewhere then, and calling thousands lost that are heard a moment later costs the time that their
+# messages need.
 _BRAKED_PATIENCE: Final = 3
+# Nodes and their instances that are called lost at a time: some 100 ms of work.
+_LOST_A_TURN: Final = 50_000
 
 
 class Losses:
@@ -66,42 +69,55 @@ class Losses:
         self._took_over_at = self._arrived_at = now()
 
     def check_lost(self, lost_after_s: float) -> None:
-        """Call nodes lost that have been silent for too long, and free their slots."""
+        """Call nodes lost that have been silent for too long, and free their slots.
+
+        As many as are a moment's work; the others when we look again, and by then it may be a
+        storm, in which they get more time.
+        """
         now = self._now()
         released = self._state.fences.tick(now)
         if released:
             self._state.dirty_services.update(released)
             self._wake()
-        # Nothing is placed elsewhere while the brake holds: what is called lost then only to be
-        # heard a moment later, thousands of times, would cost the time that its messages need.
         patience_s = lost_after_s * (_BRAKED_PATIENCE if self.brake.holds else 1)
         silent: list[Node] = []
         alive = suspects = missing = 0
+        left = _LOST_A_TURN
         for node in self._state.nodes.values():
+            silent_s = now - node.heard_at
             if node.state is NodeState.LOST or not node.reported:
                 missing += 1
-            elif now - node.heard_at >= patience_s:
+            elif silent_s >= patience_s and left > 0:
                 missing += 1
+                left -= 1 + len(node.instances)
                 silent.append(node)
             else:
                 alive += 1
-                suspects += now - node.heard_at >= SUSPECT_S
+                suspects += silent_s >= SUSPECT_S
+        for node in silent:
+            self._lose_node(node)
         if silent:
             names = [node.name for node in silent]
             _log.warning("nodes lost", count=len(names), nodes=names[:_NAMED])
-        for node in silent:
-            self._call_lost(node, now - node.heard_at)
+            self._wake()
         if self.brake.judge(now, alive=alive, suspects=suspects, missing=missing):
             self._brake_changed(missing)
 
-    def _call_lost(self, node: Node, silent_s: float) -> None:
+    def _lose_node(self, node: Node) -> None:
         node.state = NodeState.LOST
         self._state.fences.silent(node.name)
         self.brake.lost(node.name, self._now())
         self._fleet.node_changed(node)
-        for instance in node.instances.values():
-            self._lose(instance, silent_s)
-        self._wake()
+        silent_s = self._now() - node.heard_at
+        reason = f"node {node.name} has been silent for {silent_s:.0f} s"
+        gone = [
+            one
+            for one in node.instances.values()
+            # What has ended for good has nothing to run elsewhere.
+            if not one.quarantined and not one.removing and uses_its_node(one)
+        ]
+        self._state.lose(node, gone, self._wall(), reason)
+        self._state.dirty_services.update([one.key for one in gone])
 
     def take_back(self, node: Node) -> None:
         """A node that was called lost is heard, on its old connection: it was only late."""
@@ -123,7 +139,7 @@ class Losses:
     def ended(self, node: Node) -> None:
         """A node is no more, for sure: it was a VM, and that is gone; so is what it had."""
         if node.state is not NodeState.LOST:
-            self._call_lost(node, self._now() - node.heard_at)
+            self._lose_node(node)
         for instance in list(node.instances.values()):
             self._fleet.free(self._state, instance)
             self._state.forget(instance)
@@ -212,12 +228,3 @@ class Losses:
         node.state = NodeState.LOST
         self._state.fences.silent(node.name)
         self._fleet.node_changed(node)
-
-    def _lose(self, instance: Instance, silent_s: float) -> None:
-        if instance.quarantined or instance.removing:
-            return
-        if not uses_its_node(instance):
-            return  # It has ended for good: there is nothing to run elsewhere.
-        reason = f"node {instance.node} has been silent for {silent_s:.0f} s"
-        self._state.lose(instance, self._wall(), reason)
-        self._state.dirty_services.add(instance.key)

@@ -173,7 +173,7 @@ class Sessions:
         self._divergence[node.name] = Divergence()
         self._state.fences.heard(node.name, now)
         node.guarded = hello.guarded
-        node.lost.clear()
+        self._state.find_again(node)
         first = not node.reported
         self.losses.brake.returned(node.name, self._now())
         node.reported = True

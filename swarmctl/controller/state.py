@@ -306,43 +306,45 @@ class ClusterState:
 
     def observe(self, instance: Instance, report: InstanceReport) -> None:
         """Take in what its node reports of it."""
+        node = self.nodes[instance.node]
         before, state = instance.inventory_digest, instance.state
         instance.take(report)
-        self._observed(instance, before, state)
+        node.inventory_digest = digest.replace(
+            node.inventory_digest, before, instance.inventory_digest
+        )
+        self._retally(instance, state)
 
-    def lose(self, instance: Instance, now: float, reason: str) -> None:
-        """Its node is silent: what it does is not known any more."""
-        before, state = instance.inventory_digest, instance.state
-        lost = self.nodes[instance.node].lost
-        lost[instance.incarnation] = (state, instance.since, instance.reason)
-        instance.state, instance.since, instance.reason = InstanceState.LOST, now, reason
-        self._observed(instance, before, state)
+    def lose(self, node: Node, gone: Iterable[Instance], now: float, reason: str) -> None:
+        """``node`` is silent: what these do is not known any more.
+
+        What was seen of them is kept, and so is its digest, until :meth:`find_again`.
+        """
+        for instance in gone:
+            state = instance.state
+            node.lost[instance.incarnation] = (state, instance.since, instance.reason)
+            instance.state, instance.since, instance.reason = InstanceState.LOST, now, reason
+            self._retally(instance, state)
 
     def find_again(self, node: Node) -> list[Instance]:
-        """What was lost with ``node`` is as it was before; those that this changes."""
+        """What was lost with ``node`` is as it was seen last; those that this changes."""
         found: list[Instance] = []
         for incarnation, (state, since, reason) in node.lost.items():
             instance = node.instances.get(incarnation)
             if instance is None or instance.state is not InstanceState.LOST:
                 continue
-            before = instance.inventory_digest
             instance.state, instance.since, instance.reason = state, since, reason
-            self._observed(instance, before, InstanceState.LOST)
+            self._retally(instance, InstanceState.LOST)
             found.append(instance)
         node.lost.clear()
         return found
 
-    def _observed(self, instance: Instance, before: int, state: InstanceState) -> None:
-        """Keep digest and tallies right: what is seen of it was ``before``, in ``state``."""
-        node = self.nodes[instance.node]
-        node.inventory_digest = digest.replace(
-            node.inventory_digest, before, instance.inventory_digest
-        )
-        if instance.state is not state:
+    def _retally(self, instance: Instance, before: InstanceState) -> None:
+        """Its state was ``before``."""
+        if instance.state is not before:
             service = self.services.get(instance.key)
             if service is not None and service.holders.get(instance.slot) is instance:
                 for tally in (service.tally, self.tally):
-                    tally[state] -= 1
+                    tally[before] -= 1
                     tally[instance.state] += 1
 
     def observe_group(

@@ -8,8 +8,8 @@ minutes, or until an operator releases the brake, or until they are all back (DE
 Nodes that vanish together are not *called* lost together: their last heartbeats were spread over
 an interval.  When the first is called lost, the others have missed a heartbeat, as no living node
 has; these *suspects* count with the lost ones.  A brake that rests on suspects ends when they are
-heard again; but not while nodes still return, because the last of them wait for the handshakes of
-the first.
+heard again; but no brake ends while nodes still return, because the last of them wait for the
+handshakes of the first, and who returned to an overload is soon late again.
 
 Pure: the time comes in as an argument.
 """
@@ -77,9 +77,10 @@ class StormBrake:
         certain = is_storm(recent, nodes)
         if before:
             self._certain = self._certain or certain
+            calm = now - self._returned_at >= limits.NODE_LOST_S
             doubtful = not self._certain and not is_storm(recent + suspects, nodes)
-            doubtful = doubtful and now - self._returned_at >= limits.NODE_LOST_S
-            if doubtful or not missing or now >= self.until:
+            back = not missing and not is_storm(suspects, nodes)
+            if (calm and (doubtful or back)) or now >= self.until:
                 self.release()
         elif recent and is_storm(recent + suspects, nodes):
             self._certain = certain
