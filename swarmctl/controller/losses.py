@@ -117,7 +117,8 @@ class Losses:
             if not one.quarantined and not one.removing and uses_its_node(one)
         ]
         self._state.lose(node, gone, self._wall(), reason)
-        self._state.dirty_services.update([one.key for one in gone])
+        if not self._state.braked:  # Else they are looked at when the brake is released.
+            self._state.dirty_services.update([one.key for one in gone])
 
     def take_back(self, node: Node) -> None:
         """A node that was called lost is heard, on its old connection: it was only late."""
@@ -128,7 +129,11 @@ class Losses:
         self._state.fences.heard(node.name, now)
         self._refresh(node)
         found = self._state.find_again(node)
-        self._state.dirty_services.update([one.key for one in found])
+        # To look at a service costs as much as it has copies; most have nothing to do.
+        for key in {one.key for one in found}:
+            service = self._state.services.get(key)
+            if service is not None and (service.unplaced or service.rolling):
+                self._state.dirty_services.add(key)
         if any(one.removing for one in found):
             # Replaced meanwhile: it has to know before it gets a lease.
             self._state.resend(node)
@@ -216,11 +221,12 @@ class Losses:
         else:
             _log.warning("the storm brake is released", missing=missing)
         self._state.braked = self.brake.holds
-        self._state.dirty_services.update(
-            key
-            for key, service in self._state.services.items()
-            if service.tally[InstanceState.LOST]
-        )
+        if not self.brake.holds:
+            self._state.dirty_services.update(
+                key
+                for key, service in self._state.services.items()
+                if service.tally[InstanceState.LOST]
+            )
         self._wake()
 
     def _give_up(self, node: Node) -> None:
