@@ -85,6 +85,9 @@ def join(switch: Switch, central: Central, address: str) -> None:
         f"external_ids:ovn-encap-ip={address}",
         f"external_ids:ovn-bridge={INTEGRATION_BRIDGE}",
         "external_ids:ovn-bridge-datapath-type=netdev",
+        # OVN 23.03 may miss a port that is plugged right after its start, and never look again;
+        # one that follows all of the database does not.
+        "external_ids:ovn-monitor-all=true",
     )
     start_controller(switch)
 

@@ -12,7 +12,7 @@ answer, or refuses, that is a condition (:attr:`Plane.fault`, and since when): n
 log says it, and the rounds go on trying.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -24,10 +24,11 @@ from swarmctl.controller import records, serviceaddresses
 from swarmctl.controller.networks import NetworkKey
 from swarmctl.controller.store.api import Delete, Op, Put
 from swarmctl.controller.subports import is_subport
+from swarmctl.net import relays
 from swarmctl.net.diff import Operation, difference, transactions
 from swarmctl.net.draft import switch_key
 from swarmctl.net.locations import NORTHBOUND_NONE
-from swarmctl.net.model import PortWish, Wishes
+from swarmctl.net.model import PortWish, Relay, Wishes
 from swarmctl.net.names import parse_port_name
 from swarmctl.net.northbound import Northbound
 from swarmctl.net.ovn import OvnNorthbound
@@ -230,7 +231,19 @@ class Plane:
             groups=tuple(one.group for one in table.groups.values()),
             ports=tuple(self._ports.wishes.values()),
             services=tuple(serviceaddresses.wishes(self._cluster.state)),
+            relays=tuple(self._relays()),
         )
+
+    def _relays(self) -> Iterator[Relay]:
+        """Where agents in VMs reach a controller: on each network that trunks are on."""
+        state = self._cluster.state
+        trunks: set[NetworkKey] = set()
+        for service in state.services.values():
+            template = service.record.spec.template
+            if template.vm is not None and template.vm.trunk and template.networks:
+                trunks.add((service.key[0], template.networks[0].network))
+        for tenant, network in sorted(trunks & self._ports.table.records.keys()):
+            yield relays.wish(state.cluster_id, f"{tenant}/{network}")
 
     def _unknown_networks(self) -> set[str]:
         """Networks that instances are on and the store does not know: it may have been restored.

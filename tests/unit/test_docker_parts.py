@@ -82,10 +82,16 @@ def test_an_instance_on_tenant_networks_joins_its_holder():
     assert holder["HostConfig"]["ExtraHosts"] == ["web-3:10.20.0.7"]
     assert identity_of(body["Labels"]) == identity(OWNER, launch)
     assert identity_of(holder["Labels"]) is None
-    with pytest.raises(InvalidSpec, match="cannot be published"):
-        container_body(
-            OWNER, attrs.evolve(launch_of(ports=(PortMapping(80),)), attachments=(port,))
-        )
+
+
+def test_ports_of_an_instance_on_tenant_networks_are_not_the_nodes():
+    """They are reached by the address that the service has there."""
+    port = Attachment("p0", "acme/front", "02:00:00:00:00:01", ("10.20.0.7/24",))
+    launch = attrs.evolve(launch_of(ports=(PortMapping(80),)), attachments=(port,))
+    body = container_body(OWNER, launch)
+
+    assert "ExposedPorts" not in body
+    assert not body["HostConfig"].get("PortBindings")
 
 
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])

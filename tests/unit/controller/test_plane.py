@@ -2,7 +2,9 @@
 
 from attrs import evolve
 
+from swarmctl.net.relays import ADDRESS
 from swarmctl.proto.errors import StaleTerm
+from swarmctl.spec.models import VmSpec
 from tests.unit.controller.networks_fixture import (
     a_plane,
     create,
@@ -32,6 +34,23 @@ async def test_ovn_has_a_port_for_each_instance(autojump_clock, tmp_path):
 
         [network] = await rig.ask("network.list")
         assert (network["state"], network["ports"], network["addresses_taken"]) == ("ready", 1, 1)
+
+
+async def test_a_network_that_a_trunk_is_on_has_a_relay(autojump_clock, tmp_path):
+    """The agent in the VM reaches a controller by it; other networks have none."""
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig, definition(), definition("back", "10.30.0.0/24"))
+        web = service("web", 1)
+        template = evolve(web.template, container=None, vm=VmSpec(kernel="vmlinuz", trunk=True))
+        await rig.apply(evolve(web, name="vm", template=template), service("plain", 1, "back"))
+        rig.run()
+        await until(lambda: len(_relays(rig)) == 1)
+
+        assert ADDRESS in str(_relays(rig)[0].columns["addresses"])
+
+
+def _relays(rig):
+    return [row for row in rows(rig).values() if row.columns.get("type") == "localport"]
 
 
 async def test_a_database_that_is_away_is_a_condition_and_holds_nothing_up(

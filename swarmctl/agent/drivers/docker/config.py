@@ -14,7 +14,6 @@ from attrs import frozen
 
 from swarmctl.agent.drivers.api import Launch, Owner, resource_name
 from swarmctl.proto import incarnation as incarnations
-from swarmctl.proto.errors import InvalidSpec
 from swarmctl.spec.models import ContainerSpec, Mount, Resources, Template
 
 LABEL_CLUSTER: Final = "swarmctl.cluster"
@@ -78,11 +77,7 @@ def holder_name(owner: Owner, launch: Launch) -> str:
 
 
 def container_body(owner: Owner, launch: Launch) -> dict[str, Any]:
-    """The body of ``POST /containers/create``.
-
-    Raises:
-        InvalidSpec: it publishes ports of the node and is on tenant networks.
-    """
+    """The body of ``POST /containers/create``."""
     template = launch.template
     spec = template.container
     assert spec is not None, "the docker driver makes containers"
@@ -114,13 +109,11 @@ def container_body(owner: Owner, launch: Launch) -> dict[str, Any]:
 
 
 def _in_holder(owner: Owner, launch: Launch, spec: ContainerSpec) -> ContainerSpec:
-    """``spec`` in its holder's network namespace; Docker takes name and resolver from there too."""
-    if spec.ports:
-        raise InvalidSpec(
-            "ports of the node cannot be published by an instance on tenant networks",
-            "ports",
-            "leave them out: it is reached by its addresses there",
-        )
+    """``spec`` in its holder's network namespace; Docker takes name and resolver from there too.
+
+    What it publishes is reached by the address that its service has on its networks, not by a port
+    of the node.
+    """
     return attrs.evolve(spec, network=f"container:{holder_name(owner, launch)}", ports=())
 
 

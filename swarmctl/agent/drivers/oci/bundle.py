@@ -175,13 +175,15 @@ def check_network(launch: Launch) -> None:
         InvalidSpec: it is not; there is no NAT of our own.
     """
     spec = container_of(launch)
+    if launch.attachments:
+        return  # What it publishes is reached by its service's address on these networks.
     if spec.ports:
         raise InvalidSpec(
             "the oci driver publishes no ports",
             launch.instance,
             "use network_mode: host, a tenant network, or the docker driver",
         )
-    if launch.attachments or spec.network in (NO_NETWORK, HOST_NETWORK):
+    if spec.network in (NO_NETWORK, HOST_NETWORK):
         return
     wanted = f"no network {spec.network}" if spec.network else "no NAT network of its own"
     raise InvalidSpec(
