@@ -37,6 +37,9 @@ from swarmctl.proto.errors import SwarmError, UserError
 from swarmctl.spec.models import Template
 
 NODE = "n1"
+# Less than a harness's deadline: a signal may come before the program has set its trap, and a first
+# process ignores it then.
+GRACE_S = 5.0
 _sequence = count(1)
 
 
@@ -226,9 +229,9 @@ class DriverContract:
         launch = harness.launch()
         await harness.run(launch)
         with trio.fail_after(harness.deadline_s):
-            await harness.driver.stop(launch.incarnation, harness.deadline_s)
+            await harness.driver.stop(launch.incarnation, GRACE_S)
             found = await harness.await_phase(launch.incarnation, Phase.EXITED)
-            await harness.driver.stop(launch.incarnation, harness.deadline_s)
+            await harness.driver.stop(launch.incarnation, GRACE_S)
             await harness.driver.stop(launch.incarnation + 1_000_000, 1.0)
 
         assert found.finished_at >= found.started_at
@@ -251,7 +254,7 @@ class DriverContract:
         launch = harness.launch()
         await harness.run(launch)
         with trio.fail_after(harness.deadline_s):
-            await harness.driver.stop(launch.incarnation, harness.deadline_s)
+            await harness.driver.stop(launch.incarnation, GRACE_S)
             await harness.driver.remove(launch.incarnation)
             await harness.driver.remove(launch.incarnation)
             await harness.driver.remove(launch.incarnation + 1_000_000)
@@ -312,7 +315,7 @@ class DriverContract:
         second = harness.driver_for(harness.owner)
         with trio.fail_after(harness.deadline_s):
             (found,) = await second.list()
-            await second.stop(launch.incarnation, harness.deadline_s)
+            await second.stop(launch.incarnation, GRACE_S)
             await second.remove(launch.incarnation)
 
         assert found.runtime_id == started.runtime_id

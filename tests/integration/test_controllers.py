@@ -21,6 +21,7 @@ from swarmctl.credentials import parse_context
 from swarmctl.proto.errors import NoController, SwarmError
 from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
+from swarmctl.transport.errors import HandshakeFailed
 from tests.e2e.cluster import Cluster, Daemon, Ended, free_port, run_swarmctl, until
 from tests.integration.etcd_fixture import etcd_of
 
@@ -144,8 +145,8 @@ class Controllers:
         def connection() -> list[Client]:
             try:
                 return [self.client_at(number)]
-            except NoController:
-                return []
+            except (NoController, HandshakeFailed):
+                return []  # It went away, or was about to.
 
         with until(connection, FAILOVER_S, f"controller {number} listens")[0] as client:
             return client.call(method, params or {}, timeout_s=20.0)
