@@ -390,6 +390,8 @@ def _is_stopped(cluster: Cluster, target: Target) -> bool:
 
 def _is_gone(cluster: Cluster, target: Target) -> bool:
     key: ServiceKey = target.key
+    if not cluster.reconciler.settled and not cluster.state.braked:
+        return False  # A node that has not reported since the takeover may still have it.
     service = cluster.state.services.get(key)
     if target.slot is not None and service is not None:
         return target.slot not in service.holders and not _is_leaving(cluster, key)

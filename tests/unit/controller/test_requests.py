@@ -668,3 +668,14 @@ def test_completions_are_kept_packed():
     some = evolve(full, completed=(1, 2, 3, 7, 9, 10, 4_000_000))
     for one in (full, some, evolve(full, completed=())):
         assert records.decode(records.encode(one), records.ServiceRecord, "k") == one
+
+
+async def test_gone_is_not_said_before_every_node_has_reported(autojump_clock, tmp_path):
+    """After a takeover a node that is on its way back may still have what was removed."""
+    async with a_rig(tmp_path, None, "n1") as rig:
+        rig.cluster.reconciler.settled = False
+        with pytest.raises(WaitExpired):
+            await rig.ask("service.wait", names=["web"], **{"for": "gone", "timeout_s": 1.0})
+        rig.cluster.reconciler.settle()
+
+        await rig.ask("service.wait", names=["web"], **{"for": "gone", "timeout_s": 1.0})
