@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from queue import SimpleQueue
 
 from tests.sim.world.report import Summary
@@ -56,24 +57,36 @@ def _work(options):
         for seed in _seeds(options, options.worker, time.monotonic()):
             began = time.process_time()
             try:
-                world = run_seed(seed)
-            except BaseException:
-                print(f"seed {seed} has ended its worker", file=sys.stderr)
-                raise
-            books = world.books
-            line = {
-                "seed": seed,
-                "digest": world.trace.digest,
-                "events": world.trace.events,
-                "nodes": len(world.machines),
-                "cpu_s": time.process_time() - began,
-                "calm_after_s": world.calm_after_s,
-                "fired": dict(books.fired),
-                "checked": dict(books.checked),
-                "violations": books.violations,
-            }
+                line = _result(run_seed(seed))
+            except Exception as error:  # noqa: BLE001 - a defect ended the run: that is a result, too
+                traceback.print_exc()
+                line = _crash(error)
+            line |= {"seed": seed, "cpu_s": time.process_time() - began}
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
+
+
+def _result(world):
+    """What a run has shown."""
+    books = world.books
+    return {
+        "digest": world.trace.digest,
+        "events": world.trace.events,
+        "nodes": len(world.machines),
+        "calm_after_s": world.calm_after_s,
+        "fired": dict(books.fired),
+        "checked": dict(books.checked),
+        "violations": books.violations,
+    }
+
+
+def _crash(error):
+    """The result of a run that an exception has ended: the seed has failed, the others go on."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    said = f"a defect: {type(error).__name__}: {error}"
+    nothing = {"digest": "", "events": 0, "nodes": 0, "calm_after_s": 0.0}
+    return nothing | {"fired": {}, "checked": {}, "violations": [said]}
 
 
 def _show(options):

@@ -8,6 +8,7 @@ from swarmctl.agent.transitions import Goal
 from swarmctl.controller import sessions
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store import memory
 from swarmctl.controller.store.commits import validate
 from tests.sim.world.disks import Journal
@@ -76,6 +77,15 @@ def _no_lease_check():
     return mock.patch.object(FenceBook, "admit", admit)
 
 
+def _defect():
+    """An exception that nobody expects ends a controller."""
+
+    def lose(*_):
+        raise KeyError("planted")
+
+    return mock.patch.object(ClusterState, "lose", lose)
+
+
 PLANTS = {
     "no-lease-check": _no_lease_check,
     "no-fence": _no_fence,
@@ -83,6 +93,7 @@ PLANTS = {
     "ignore-generation": _ignore_generation,
     "keep-what-returns": _keep_what_returns,
     "create-unwritten": _create_unwritten,
+    "defect": _defect,
 }
 
 
