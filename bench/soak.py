@@ -34,9 +34,9 @@ PICTURE: Final = Path(__file__).parents[1] / "docs" / "soak.svg"
 SAMPLE_EVERY_S: Final = 5.0
 # A step's service is waited for this long; a later one is a failure of its own.
 STEP_S: Final = 120.0
-# From the second quarter to the last, some 620 replaced instances apart: a leak of 7 KiB a launch, or of
-# a descriptor in two hundred, shows as more than this; a cache that fills, or an allocator that keeps
-# its pages, as less, and so would a leak that is smaller.
+# From the second quarter to the last, some 620 replaced instances apart: a leak of 7 KiB a launch,
+# or of a descriptor in two hundred, shows as more than this; a cache that fills, or an allocator
+# that keeps its pages, as less, and so would a leak that is smaller.
 ALLOWED: Final = {"memory_mib": 4.0, "descriptors": 3.0, "threads": 3.0, "tasks": 3.0}
 
 
