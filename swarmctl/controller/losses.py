@@ -134,8 +134,9 @@ class Losses:
             service = self._state.services.get(key)
             if service is not None and (service.unplaced or service.rolling):
                 self._state.dirty_services.add(key)
-        if any(one.removing for one in found):
-            # Replaced meanwhile: it has to know before it gets a lease.
+        if node.leaving:
+            # What was replaced it has to know before it gets a lease; also what it was told to take
+            # away just before it fell silent, and may not have heard.
             self._state.resend(node)
         elif node.dirty:
             self._state.dirty_nodes.add(node.name)

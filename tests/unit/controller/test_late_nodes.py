@@ -72,3 +72,19 @@ def test_a_late_node_gets_no_lease_before_it_knows_what_was_replaced():
     harness.sessions.on_message(node.peer, f"node:{holder}", node.heartbeat())
 
     assert harness.state.nodes[holder].needs_full
+
+
+def test_a_late_node_gets_no_lease_before_it_knows_what_was_taken_away_before():
+    """It fell silent without having heard that; what is fenced may run elsewhere by now."""
+    harness = cluster("a", "b")
+    harness.apply(spec(replicas=1))
+    harness.run()
+    [holder] = harness.running()[1]
+    harness.state.remove(harness.state.services[KEY].holders[1])
+    harness.step(deliver=False)
+
+    fall_silent(harness, holder)
+    node = harness.nodes[holder]
+    harness.sessions.on_message(node.peer, f"node:{holder}", node.heartbeat())
+
+    assert harness.state.nodes[holder].needs_full
