@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
-from lab import docker, libvirt
+from lab import docker, libvirt, procs
 from lab.config import Paths
 from lab.demo import counting
 from lab.demo.cluster import STACK_FILE, Demo
@@ -13,6 +14,8 @@ from lab.state import State
 
 FACT = "demos"
 LAUNCH_TIMEOUT = "120s"  # 4 s on two idle cores under emulation; a busy machine gets its time
+
+GRACE_S = 20.0  # twice what an instance gets to end by itself
 
 
 def up(demo: Demo, paths: Paths) -> int:
@@ -82,7 +85,6 @@ def _prove(demo: Demo, paths: Paths, cluster_id: str, drivers: list[str]) -> str
     Raises:
         LabFault: they disagree.
     """
-    told = demo.swarmctl("ps")
     lines = []
     for driver, kind, words in (
         ("docker", "container", "containers, counted by Docker"),
@@ -90,20 +92,31 @@ def _prove(demo: Demo, paths: Paths, cluster_id: str, drivers: list[str]) -> str
     ):
         if driver not in drivers:
             continue
-        expected = {
-            each["runtime_id"]
-            for each in told
-            if each["kind"] == kind and each["state"] == "running"
-        }
-        seen = (
-            counting.containers(paths, cluster_id, running=True)
-            if driver == "docker"
-            else counting.domains(cluster_id, running=True)
-        )
-        if expected != seen:
+        # What was scaled away a moment ago has its grace, and is not in `ps` any more.
+        procs.wait_until(partial(_agree, demo, paths, cluster_id, kind), GRACE_S)
+        count, differing = _differing(demo, paths, cluster_id, kind)
+        if differing:
             raise LabFault(
-                f"swarmctl says {len(expected)} {kind}s run, {driver} says {len(seen)}",
-                f"differing: {', '.join(sorted(expected ^ seen))}",
+                f"swarmctl says {count} {kind}s run, {driver} does not agree",
+                f"differing: {', '.join(sorted(differing))}",
             )
-        lines.append(f"{len(seen)} {words}")
+        lines.append(f"{count} {words}")
     return f"running: {'; '.join(lines)}"
+
+
+def _agree(demo: Demo, paths: Paths, cluster_id: str, kind: str) -> bool:
+    return not _differing(demo, paths, cluster_id, kind)[1]
+
+
+def _differing(demo: Demo, paths: Paths, cluster_id: str, kind: str) -> tuple[int, set[str]]:
+    """How many of ``kind`` swarmctl says run, and the ids that only one side says run."""
+    expected = {
+        each["runtime_id"]
+        for each in demo.swarmctl("ps")
+        if each["kind"] == kind and each["state"] == "running"
+    }
+    if kind == "container":
+        seen = counting.containers(paths, cluster_id, running=True)
+    else:
+        seen = counting.domains(cluster_id, running=True)
+    return len(expected), expected ^ seen
