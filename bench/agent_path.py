@@ -37,6 +37,7 @@ from bench.launch.fleet import SharedLook, open_memory_journal, simulated_driver
 from bench.launch.scenario import service
 from swarmctl import garbage
 from swarmctl.agent import assignment
+from swarmctl.agent.alarms import Alarms
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Agent, Edges
 from swarmctl.agent.drivers.api import Owner
@@ -128,6 +129,7 @@ class Script:
         self.reports = 0
         self.links: list[ScriptedLink] = []
         self.look = SharedLook()
+        self.alarms = Alarms()
         self._due: Callable[[], bool] = lambda: False
         self._reached = trio.Event()
         self._welcome = codec.encode(
@@ -237,7 +239,14 @@ def agent(folder: Path, number: int, script: Script) -> tuple[Agent, ScriptedLin
     identity = NodeIdentity(name, CLUSTER, "", (ScriptedLink.endpoint,))
     drivers = simulated_drivers(Owner(CLUSTER, name), number)
     chance = random.Random(number)  # noqa: S311 - jitter, repeatable
-    edges = Edges(_no_link, lambda *_: drivers, open_memory_journal, chance, look=script.look)
+    edges = Edges(
+        _no_link,
+        lambda *_: drivers,
+        open_memory_journal,
+        chance,
+        look=script.look,
+        alarms=script.alarms,
+    )
     member = Membership(identity, keys.generate())
     return Agent(config, member, drivers, MemoryJournal(), edges), ScriptedLink(script)
 
@@ -255,6 +264,7 @@ async def measure_whole(
     told = [load.messages(number) for number in range(nodes)]
     with tempfile.TemporaryDirectory() as folder, trio.fail_after(_PATIENCE_S):
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(script.alarms.run)
             began = process_time()
             for number in range(nodes):
                 one, link = agent(Path(folder), number, script)

@@ -28,6 +28,7 @@ from attrs import asdict, frozen
 from bench.launch.scenario import Machine, Scenario, node_labels, node_name
 from swarmctl import garbage
 from swarmctl.agent import facts
+from swarmctl.agent.alarms import Alarms
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Agent, Edges
 from swarmctl.agent.drivers.api import Driver, Owner
@@ -80,6 +81,7 @@ class Fleet:
         self.scopes: dict[str, trio.CancelScope] = {}
         self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
         self._look = SharedLook()
+        self.alarms = Alarms()
 
     async def run_node(
         self, number: int, task_status: "trio.TaskStatus[Agent]" = trio.TASK_STATUS_IGNORED
@@ -113,7 +115,14 @@ class Fleet:
         task_status: "trio.TaskStatus[Agent]",
     ) -> None:
         chance = random.Random(config.name)  # noqa: S311 - jitter, repeatable
-        edges = Edges(_link, lambda *_: drivers, open_memory_journal, chance, look=self._look)
+        edges = Edges(
+            _link,
+            lambda *_: drivers,
+            open_memory_journal,
+            chance,
+            look=self._look,
+            alarms=self.alarms,
+        )
         identity = member.identity
         async with _link(identity.addresses, identity.server_key, member.keypair) as link:
             agent = Agent(config, member, drivers, MemoryJournal(), edges)
@@ -283,6 +292,7 @@ async def run_fleet(settings: FleetSettings) -> None:
             tell, commands = trio.open_memory_channel[str](1)
             nursery.start_soon(_read_commands, tell, scope)
             nursery.start_soon(_carry_out, fleet, commands, scope)
+            nursery.start_soon(fleet.alarms.run)
             async with trio.open_nursery() as starting:
                 for number in range(settings.first, settings.first + settings.count):
                     starting.start_soon(nursery.start, fleet.run_node, number)

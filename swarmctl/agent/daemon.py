@@ -24,6 +24,7 @@ from attrs import frozen
 from swarmctl import descriptors
 from swarmctl.agent import adoption, enrol, facts, guard
 from swarmctl.agent.actions import Actions
+from swarmctl.agent.alarms import Alarms
 from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, make_drivers, make_plugs
@@ -68,6 +69,8 @@ class Edges:
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
     boottime_ns: Callable[[], int] = guard.boottime_ns
     make_plugs: Callable[[AgentConfig, Owner], Plugs | None] = lambda *_: None
+    # Where many agents share a process they share a clock, which somebody runs.
+    alarms: Alarms | None = None
 
 
 def real_edges() -> Edges:
@@ -214,6 +217,7 @@ class Agent:
                 random_=self._edges.random,
                 leases=Leases(self._fence, self._edges.boottime_ns),
                 wall=self._edges.wall,
+                alarms=self._edges.alarms,
             )
             with trio.move_on_after(FIRST_LIST_S):
                 await self._listed.wait()
@@ -347,12 +351,13 @@ class Agent:
         while True:
             away = [name for name in self._seen_available if not self._health[name].available]
             sick = away or self._pressure
+            looked_at = trio.current_time()
             with trio.move_on_after(facts.PROBE_SICK_S if sick else facts.PROBE_EVERY_S):
                 await self._doubtful.wait()
+                # A driver that comes and goes must not make this a loop.
+                await trio.sleep_until(looked_at + facts.PROBE_PAUSE_S)
             self._doubtful = trio.Event()
             await self._look()
-            # A driver that comes and goes must not make this a loop.
-            await trio.sleep(facts.PROBE_PAUSE_S)
 
     async def _look(self) -> None:
         """Look at the machine and the drivers, and tell the controller what has changed."""

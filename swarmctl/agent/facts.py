@@ -136,22 +136,23 @@ def node_facts(
 
 async def probe_all(drivers: Mapping[str, Driver]) -> dict[str, Health]:
     """Ask every driver how it is, at the same time."""
+    late = {
+        name: Health(available=False, reason=f"{name} did not answer within {PROBE_DEADLINE_S:g} s")
+        for name in drivers
+    }
     found: dict[str, Health] = {}
 
     async def probe(name: str, driver: Driver) -> None:
-        found[name] = Health(
-            available=False, reason=f"{name} did not answer within {PROBE_DEADLINE_S:g} s"
-        )
-        with trio.move_on_after(PROBE_DEADLINE_S):
-            try:
-                found[name] = await driver.probe()
-            except DriverUnavailable as error:
-                found[name] = Health(available=False, reason=str(error))
+        try:
+            found[name] = await driver.probe()
+        except DriverUnavailable as error:
+            found[name] = Health(available=False, reason=str(error))
 
-    async with trio.open_nursery() as nursery:
-        for name, driver in drivers.items():
-            nursery.start_soon(probe, name, driver)
-    return {name: found[name] for name in drivers}
+    with trio.move_on_after(PROBE_DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            for name, driver in drivers.items():
+                nursery.start_soon(probe, name, driver)
+    return late | found
 
 
 def pressure(machine: Machine, data: Path, before: Collection[str] = ()) -> list[str]:

@@ -17,6 +17,7 @@ from attrs import evolve
 
 import swarmctl
 from swarmctl.agent import assignment
+from swarmctl.agent.alarms import Alarm, Alarms
 from swarmctl.agent.fencing import Leases
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.supervisor import Supervisor
@@ -85,6 +86,7 @@ class Session:
         random_: for jitter.
         leases: those of fenced instances.
         wall: this machine's clock, epoch seconds; 0 where it is not to be told.
+        alarms: the clock that heartbeats keep to, run by the caller; its own otherwise.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Session:
         random_: random.Random,
         leases: Leases | None = None,
         wall: Callable[[], float] = lambda: 0.0,
+        alarms: Alarms | None = None,
     ) -> None:
         self.boot = f"{random_.getrandbits(64):016x}"
         self.machine = SessionMachine()
@@ -119,6 +122,8 @@ class Session:
         self._random = random_
         self._leases = leases or Leases(None)
         self._wall = wall
+        self._own_alarms = Alarms() if alarms is None else None
+        self._alarms = alarms or self._own_alarms or Alarms()
         self._final: SwarmError | None = None
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
@@ -128,6 +133,10 @@ class Session:
         self._told_at = -math.inf
         self._takes_groups = False
         self._heartbeat_s = limits.HEARTBEAT_S
+        self._alarm = Alarm(math.inf, self._keep_alive)
+        self._interval_s = self._heartbeat_s
+        # Heartbeats left out since the last one.
+        self._skipped = 0
         self._sequence = 0
         self._hellos = 0
         self._pauses = 0
@@ -148,6 +157,8 @@ class Session:
         """Keep a session until it is refused for good; the error that says why."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_key, nursery.cancel_scope)
+            if self._own_alarms is not None:
+                nursery.start_soon(self._own_alarms.run)
             while self._final is None:
                 await self._link.wait_connected()
                 await self._converse()
@@ -166,9 +177,12 @@ class Session:
             async with trio.open_nursery() as nursery:
                 self._rpc = RpcServer(self._handlers, nursery)
                 self._feed(SessionEvent.CONNECTED)
-                nursery.start_soon(self._keep_alive)
+                self._set_alarm()
                 nursery.start_soon(self._report)
-                await self._listen()
+                try:
+                    await self._listen()
+                finally:
+                    self._alarm.cancel()
         if self._feed(SessionEvent.DISCONNECTED) is not None:
             _log.info("connection lost", endpoint=self._link.endpoint)
 
@@ -288,23 +302,26 @@ class Session:
             if news:
                 self._wake_agent()
 
-    async def _keep_alive(self) -> None:
+    def _set_alarm(self) -> None:
+        """For the next heartbeat."""
+        self._interval_s = self._heartbeat_s * self._jitter()
+        self._skipped = 0
+        self._alarm = self._alarms.at(trio.current_time() + self._interval_s, self._keep_alive)
+
+    def _keep_alive(self, due: float) -> None:
         """Say in time that we live; notice in time that the controller does not.
 
         Reports and assignments say so as well: while both come and go, heartbeats are needed for
         their digests only.
         """
-        while True:
-            interval_s = self._heartbeat_s * self._jitter()
-            due = trio.current_time() + interval_s
-            for _ in range(1 + HEARTBEATS_SKIPPED_MAX):
-                await trio.sleep_until(due)
-                self._check_controller(due)
-                later = min(self._told_at, self._heard_at) + interval_s
-                if later <= due:
-                    break
-                due = later
-            self._beat()
+        self._check_controller(due)
+        later = min(self._told_at, self._heard_at) + self._interval_s
+        if later > due and self._skipped < HEARTBEATS_SKIPPED_MAX:
+            self._skipped += 1
+            self._alarm = self._alarms.at(later, self._keep_alive)
+            return
+        self._beat()
+        self._set_alarm()
 
     def _check_controller(self, due: float) -> None:
         """Whether it is silent, and whether it has to send us all again; woken for ``due``."""

@@ -12,11 +12,16 @@ signal the descriptor again.
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 import zmq
 
 from swarmctl.transport.context import ZmqSocket
+
+# Computed once: pyzmq's enumerations cost as much as the call. It comes with every message.
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
 
 
 class Readable:
@@ -33,7 +38,7 @@ class Readable:
 
     def is_readable(self) -> bool:
         """Whether a message waits."""
-        return bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(int(self._socket.get(_EVENTS)) & _POLLIN)
 
     def kick(self) -> None:
         """Wake the waiter if a message waits: call this after any other use of the socket."""
