@@ -21,7 +21,15 @@ import trio
 from attrs import evolve, frozen
 
 from swarmctl import descriptors
-from swarmctl.controller import completions, holding, rebuilding, records, serviceaddresses, tenancy
+from swarmctl.controller import (
+    completions,
+    holding,
+    moving,
+    rebuilding,
+    records,
+    serviceaddresses,
+    tenancy,
+)
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
@@ -176,6 +184,7 @@ async def _open_store(
                 str(path),
                 "restore both from the same backup",
             )
+        await moving.check(store, f"sqlite:{path}")
         yield store
     finally:
         await store.aclose()

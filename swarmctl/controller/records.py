@@ -13,6 +13,7 @@ the nodes.  Each record is one value, written whole.
 ``network/TENANT/NAME``      :class:`~swarmctl.controller.networks.NetworkRecord`
 ``security/TENANT/NAME``     :class:`~swarmctl.controller.networks.GroupRecord`
 ``preempted/TENANT/NAME``    :class:`~swarmctl.controller.victims.PreemptedRecord`
+``moved``                    :class:`~swarmctl.controller.moving.Moved`, of what is used no more
 ``ovn``                      where OVN's northbound database is, once it was given
 ===========================  ======================================================
 """
