@@ -6,10 +6,10 @@ than the nodes see next. A target that is restored begins on hold; a source that
 (:mod:`swarmctl.controller.moving`).
 """
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
+from time import time as wall_clock
 from typing import Final
 
 import trio
@@ -76,7 +76,7 @@ async def migrate(source: StoreAddress, target: StoreAddress) -> Copied:
     async with _both(source, target, unused=(source, target)) as (origin, copied):
         await moving.check(origin, named(source))
         await origin.take_term()
-        moved = Moved(named(target), time.time(), moving.whoever())
+        moved = Moved(named(target), wall_clock(), moving.whoever())
         await origin.commit([Put(MOVED, records.encode(moved))])
         try:
             return await _copy(origin, source, copied, "")
