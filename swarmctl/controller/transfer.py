@@ -13,7 +13,7 @@ from time import time as wall_clock
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from swarmctl.controller import identity as identities
 from swarmctl.controller import moving, records
@@ -24,13 +24,25 @@ from swarmctl.controller.moving import MOVED, Moved
 from swarmctl.controller.store.api import Delete, Op, Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
 from swarmctl.controller.store.etcd import EtcdStore
-from swarmctl.controller.store.sqlite import SqliteStore
+from swarmctl.controller.store.sqlite import SCHEMA, SqliteStore
+from swarmctl.database import Schema
 from swarmctl.folder import DataFolder
 from swarmctl.proto.errors import Conflict, NotFound
 
 # Entries in one commit, half of what one may have: each may come with pieces.
 _AT_ONCE: Final = 50
 _ASK_S: Final = 6.0
+
+# What is said of a file that is to be restored from.
+BACKUP: Final = evolve(
+    SCHEMA,
+    title="backup",
+    recovery=(
+        "restore from another backup; without one 'swarmctl controller --rebuild' takes in what "
+        "the nodes run; nothing that runs is stopped meanwhile"
+    ),
+    foreign="give a file that 'swarmctl store backup' has made",
+)
 
 StoreAddress = Path | EtcdAddress
 
@@ -48,7 +60,7 @@ async def copy(source: StoreAddress, target: StoreAddress, hold: str = "") -> Co
     """Copy all entries.
 
     Args:
-        source: is not changed; it may be in use.
+        source: is not changed; it may be in use. With ``hold`` it is a backup.
         target: made where there is none; nobody may be using it.
         hold: if not empty, the target begins on hold for this reason.
 
@@ -57,7 +69,8 @@ async def copy(source: StoreAddress, target: StoreAddress, hold: str = "") -> Co
         Conflict: the target is not empty, is another cluster's, or in use.
         StorageFault: one of them does not work; the target may then be incomplete.
     """
-    async with _both(source, target, unused=(target,)) as (origin, copied):
+    schema = BACKUP if hold else SCHEMA
+    async with _both(source, target, unused=(target,), schema=schema) as (origin, copied):
         return await _copy(origin, source, copied, hold)
 
 
@@ -113,13 +126,17 @@ def named(address: StoreAddress) -> str:
 
 @asynccontextmanager
 async def _both(
-    source: StoreAddress, target: StoreAddress, *, unused: Sequence[StoreAddress]
+    source: StoreAddress,
+    target: StoreAddress,
+    *,
+    unused: Sequence[StoreAddress],
+    schema: Schema = SCHEMA,
 ) -> AsyncGenerator[tuple[Store, Store], None]:
     """Both stores open, the target empty and of the same cluster, and those in ``unused`` so."""
     if isinstance(source, Path) and not source.exists():
         raise NotFound("there is no such file", str(source))
     async with AsyncExitStack() as stack:
-        origin = await stack.enter_async_context(_opened(source, ""))
+        origin = await stack.enter_async_context(_opened(source, "", schema))
         if not origin.cluster_id:
             raise NotFound("there is no store", str(source))
         # Two files of one folder have one lock.
@@ -158,9 +175,13 @@ async def _commit(store: Store, puts: Sequence[Op]) -> None:
 
 
 @asynccontextmanager
-async def _opened(address: StoreAddress, cluster_id: str) -> AsyncGenerator[Store, None]:
+async def _opened(
+    address: StoreAddress, cluster_id: str, schema: Schema = SCHEMA
+) -> AsyncGenerator[Store, None]:
     if isinstance(address, Path):
-        inner: Store = await SqliteStore.open(address, new_cluster_id=lambda: cluster_id)
+        inner: Store = await SqliteStore.open(
+            address, new_cluster_id=lambda: cluster_id, schema=schema
+        )
     else:
         inner = await EtcdStore.open(address, new_cluster_id=lambda: cluster_id)
     async with aclosing(ChunkedStore(inner)) as store:

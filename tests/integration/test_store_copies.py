@@ -1,6 +1,7 @@
 """Copies of a store: between SQLite and etcd, into a file and back, and what they refuse."""
 
-from contextlib import aclosing
+import sqlite3
+from contextlib import aclosing, closing
 
 import pytest
 import trio
@@ -233,12 +234,33 @@ async def test_a_truncated_backup_is_refused(etcd, tmp_path):
         pass
     whole = source.read_bytes()
     source.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StorageFault, match="damaged") as caught:
-        await transfer.copy(source, target)
-    assert caught.value.hint
+    with pytest.raises(StorageFault, match="the backup is damaged") as caught:
+        await transfer.copy(source, target, "restored")
+    assert "another backup" in caught.value.hint
+    assert "--rebuild" in caught.value.hint
+    # What is to be done with a store that is in use would ruin what there is of the backup.
+    assert "move this file" not in caught.value.hint
     assert source.read_bytes() == whole[: len(whole) // 2]
     async with aclosing(await opened(target)) as store:
         assert await store.read() == {}
+    with pytest.raises(StorageFault, match="the controller's store is damaged") as caught:
+        await transfer.copy(source, target)
+    assert "move this file" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, but a text" * 1000])
+async def test_what_is_no_backup_is_named_so(etcd, tmp_path, content):
+    """An empty file, or another program's."""
+    source = tmp_path / "backup.db"
+    source.write_bytes(content)
+    with pytest.raises(StorageFault, match="the backup is damaged") as caught:
+        await transfer.copy(source, own_address(etcd), "restored")
+    assert "another backup" in caught.value.hint
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE t (x)")
+    with pytest.raises(StorageFault, match="this is not a backup") as caught:
+        await transfer.copy(tmp_path / "other.db", own_address(etcd), "restored")
+    assert "store backup" in caught.value.hint
 
 
 async def test_the_old_store_cannot_come_back_over_the_new(etcd, tmp_path):
