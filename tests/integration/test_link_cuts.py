@@ -7,15 +7,15 @@ With real containers, and the time of each step, a cut both ways is in ``test_re
 """
 
 import contextlib
-import json
 import os
 import subprocess
 
 import pytest
 from attrs import frozen
 
-from tests.e2e.cluster import Cluster, run_swarmctl, until
-from tests.integration.test_real_faults import PATIENCE_S, inside, ip, own
+from tests.e2e.cluster import Cluster, until
+from tests.integration.namespaces import View, inside, ip
+from tests.integration.test_real_faults import PATIENCE_S, own
 
 __all__ = ["own"]
 
@@ -114,26 +114,15 @@ def test_wires_that_are_cut_either_way_or_both_and_mended(own: Cluster):
         own.controller.arguments += ["--listen", at]
         own.agent(wire.name, "--controller", at, drivers="sim").prefix = inside(wire.namespace)
 
-    def ask(*arguments: str) -> list[dict]:
-        done = run_swarmctl(own.environment, *arguments, "-o", "json", prefix=inside(HUB))
-        assert done.code == 0, done
-        found: list[dict] = json.loads(done.out)
-        return found
-
-    def states() -> dict[str, str]:
-        return {one["node"]: one["state"] for one in ask("node", "ls")}
-
-    def homes() -> list[str]:
-        return sorted(one["node"] for one in ask("ps") if one["state"] == "running")
-
+    view = View(own, HUB)
+    states, homes = view.states, view.homes
     everybody = {"near", *(wire.name for wire in WIRES)}
     own.controller.start()
     for agent in own.agents.values():
         agent.spawn()
     until(lambda: states() == dict.fromkeys(everybody, "ready"), PATIENCE_S, "all nodes")
     run = ["run", "-d", "--name", "web", "--replicas", str(COPIES), "--driver", "sim", "box"]
-    done = run_swarmctl(own.environment, *run, prefix=inside(HUB))
-    assert done.code == 0, done
+    view.run(*run)
     until(lambda: homes() == sorted([*everybody] * 2), PATIENCE_S, "two on each")
 
     cut()
@@ -147,12 +136,12 @@ def test_wires_that_are_cut_either_way_or_both_and_mended(own: Cluster):
     until(lambda: states() == dict.fromkeys(everybody, "ready"), PATIENCE_S, "all nodes back")
 
     def once_each() -> bool:
-        shown = ask("ps", "-a")
+        shown = view.listed("ps", "-a")
         return sorted((one["instance"], one["node"], one["state"]) for one in shown) == sorted(
             (f"web.{slot}", "near", "running") for slot in range(1, COPIES + 1)
         )
 
     until(once_each, PATIENCE_S, "each copy once")
-    assert {one["node"]: one["instances"] for one in ask("node", "ls")} == (
+    assert {one["node"]: one["instances"] for one in view.listed("node", "ls")} == (
         dict.fromkeys(everybody, 0) | {"near": COPIES}
     )
