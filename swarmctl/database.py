@@ -52,12 +52,14 @@ class Schema:
         application_id: the mark in the file's header.
         migrations: in order; the version of a file is how many of them it has had.
         recovery: what to do when the file is damaged.
+        foreign: what to do when it is another program's.
     """
 
     title: str
     application_id: int
     migrations: tuple[Migration, ...]
     recovery: str
+    foreign: str = "it was made by another program: choose another data folder"
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def _check(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
         raise StorageFault(
             f"this is not a {schema.title}",
             where=str(path),
-            hint="it was made by another program: choose another data folder",
+            hint=schema.foreign,
         )
     # Kept in the file, and only now: it writes. A backup made with VACUUM INTO comes without it.
     connection.execute("PRAGMA journal_mode = WAL").fetchone()

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -24,7 +25,7 @@ import structlog
 import trio
 from attrs import evolve
 
-from swarmctl.agent import guard
+from swarmctl.agent import guard, guard_folders
 from swarmctl.agent.actions import Actions
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.drivers.api import DriverEvent, EventKind
@@ -47,6 +48,8 @@ GUARD_START_S: Final = 5.0
 GUARD_END_S: Final = 1.0
 # A start has to be over well before the lease: starts take a second, and a few on a busy machine.
 LEASE_LEFT_MIN_S: Final = 5.0
+# Times that the folder is made when others remove it: each has to hit the same short moment.
+OPENED_MAX: Final = 10
 # Heartbeats whose answer may still come; more are under way only where nobody answers.
 HEARTBEATS_REMEMBERED: Final = 32
 
@@ -141,11 +144,18 @@ class GuardFence:
     def __init__(self, data: Path, run: Path = RUN) -> None:
         self.folder = _folder(data, run)
         self._list = self.folder / guard.LIST
-        self._list.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._page = guard.Page(str(self.folder))
+        self._page = self._open()
         self._page[guard.AGENT_PID] = os.getpid()
         self._page[guard.AGENT_BEGAN] = guard.began(os.getpid())
         self._process: subprocess.Popen[bytes] | None = None
+
+    def _open(self) -> guard.Page:
+        for _ in range(OPENED_MAX):
+            # Another agent may remove it as one of the dead, in the moment before we hold it.
+            with suppress(FileNotFoundError, FileExistsError):
+                self._list.mkdir(parents=True, exist_ok=True, mode=0o700)
+                return guard.Page(str(self.folder))
+        raise NotFenced(f"{self.folder} is removed again and again")
 
     @property
     def is_alive(self) -> bool:
@@ -184,10 +194,14 @@ class GuardFence:
 
     async def run(self) -> None:
         """Keep a guard alive until cancelled; one that has something to guard stays."""
+        swept = False
         try:
             while True:
                 if not self.is_alive:
                     await self._start()
+                if not swept:
+                    swept = True
+                    await trio.to_thread.run_sync(guard_folders.sweep, self.folder.parent)
                 await trio.sleep(LOOK_S)
         finally:
             if not any(self._list.iterdir()):
@@ -278,6 +292,8 @@ def _folder(data: Path, run: Path) -> Path:
         folder = place / f"guard-{name}"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except FileExistsError:
+            pass  # It was there, and is not any more: it is made again when it is opened.
         except OSError:
             continue
         return folder

@@ -16,6 +16,7 @@ agent.
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
 import re
@@ -69,18 +70,28 @@ def began(pid: int) -> int:
 
 
 class Page:
-    """The shared page; each word is written and read as a whole."""
+    """The shared page; each word is written and read as a whole.
+
+    It is locked, together with others, for as long as it is open: so nobody takes the folder for
+    one of the dead.  Raises FileNotFoundError when the folder is not there.
+    """
 
     def __init__(self, folder: str) -> None:
-        path = os.path.join(folder, PAGE)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(descriptor, PAGE_BYTES)
-            self._map = mmap.mmap(descriptor, PAGE_BYTES)
-            self._file = os.fstat(descriptor).st_ino
-        finally:
-            os.close(descriptor)
-        self._path = path
+        self._path = os.path.join(folder, PAGE)
+        while True:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+                os.ftruncate(self._descriptor, PAGE_BYTES)
+                self._map = mmap.mmap(self._descriptor, PAGE_BYTES)
+                self._file = os.fstat(self._descriptor).st_ino
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            if self.is_there:
+                break
+            # The folder was removed as one of the dead while we waited for the lock.
+            os.close(self._descriptor)
         self._words = memoryview(self._map).cast("Q")
 
     def __getitem__(self, word: int) -> int:
@@ -101,6 +112,7 @@ class Page:
         """Let go of it."""
         self._words.release()
         self._map.close()
+        os.close(self._descriptor)
 
 
 class FencedList:

@@ -28,9 +28,11 @@ from swarmctl.proto.errors import (
     ProtocolError,
     SwarmError,
     UserError,
+    VersionMismatch,
     from_wire,
 )
 from swarmctl.proto.messages import (
+    PROTOCOL_OLDEST,
     PROTOCOL_VERSION,
     Assign,
     Controllers,
@@ -427,6 +429,15 @@ class Session:
 
     def _on_welcome(self, welcome: Welcome) -> None:
         supervisor = self._supervisor
+        if not PROTOCOL_OLDEST <= welcome.protocol <= PROTOCOL_VERSION + 1:
+            self._final = VersionMismatch(
+                f"the controller speaks protocol {welcome.protocol}, "
+                f"this agent {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}",
+                self._link.endpoint,
+                "upgrade the older of the two",
+            )
+            self._feed(SessionEvent.REFUSED_FINALLY)
+            return
         if supervisor.cluster_id and welcome.cluster_id != supervisor.cluster_id:
             self._final = Conflict(
                 f"this node belongs to cluster {supervisor.cluster_id[:8]}, and the controller "

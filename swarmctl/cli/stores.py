@@ -1,8 +1,9 @@
 """``store``: copies of what the controllers keep, made and brought back."""
 
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -13,8 +14,9 @@ from swarmctl.cli.waiting import COMMIT_TIMEOUT_S
 from swarmctl.proto.errors import InvalidSpec, sole_error
 
 if TYPE_CHECKING:
-    from swarmctl.controller.transfer import StoreAddress
+    from swarmctl.controller.transfer import Copied, StoreAddress
 
+_T = TypeVar("_T")
 _RESTORED: Final = "restored from a backup"
 
 
@@ -49,11 +51,29 @@ def restore(file: Path, target: str) -> None:
 @click.argument("source", metavar="STORE")
 @click.argument("target", metavar="STORE")
 def migrate(source: str, target: str) -> None:
-    """Copy one STORE into another, as from a file to etcd.
+    """Move one STORE into another, as from a file to etcd.
 
     Stop the controller first; then start it with --store and the new one, and the same --data.
+    The old store is kept, and marked: no controller starts on it again, see 'store reopen'.
     """
-    _copy(source, target, "")
+    from swarmctl.controller import transfer
+
+    copied = _run(lambda: transfer.migrate(_address(source), _address(target)))
+    print(f"{_told(copied)}; start the controllers with --store {transfer.named(_address(target))}")
+
+
+@store.command()
+@click.argument("address", metavar="STORE")
+def reopen(address: str) -> None:
+    """Use a STORE again that was moved, as it was then; the cluster begins on hold.
+
+    Stop the controllers of the new one first. What was changed there since the move is not here.
+    """
+    from swarmctl.controller import transfer
+
+    moved = _run(lambda: transfer.reopen(_address(address)))
+    print(f"it is used again; it was {moved}")
+    _say_hold()
 
 
 @store.command()
@@ -91,23 +111,34 @@ def _address(text: str) -> "StoreAddress":
 
 
 def _copy(source: str, target: str, hold: str) -> None:
-    import trio
-
     from swarmctl.controller import transfer
 
-    async def run() -> Any:
-        return await transfer.copy(_address(source), _address(target), hold)
+    print(_told(_run(lambda: transfer.copy(_address(source), _address(target), hold))))
+    if hold:
+        _say_hold()
+
+
+def _run(action: Callable[[], Awaitable[_T]]) -> _T:
+    import trio
+
+    async def run() -> _T:
+        return await action()
 
     try:
-        copied = trio.run(run)
+        return trio.run(run)
     except BaseExceptionGroup as group:
         raise sole_error(group) from None
-    print(
+
+
+def _told(copied: "Copied") -> str:
+    return (
         f"{copied.entries} entries of cluster {copied.cluster_id[:8]} copied; "
         f"the term is {copied.term} now"
     )
-    if hold:
-        print("it begins on hold: look with ps, then: swarmctl store release", file=sys.stderr)
+
+
+def _say_hold() -> None:
+    print("it begins on hold: look with ps, then: swarmctl store release", file=sys.stderr)
 
 
 COMMANDS: Final[dict[str, click.Command]] = {"store": store}

@@ -20,7 +20,7 @@ import trio
 from attrs import evolve, frozen
 
 from swarmctl.controller import identity as identities
-from swarmctl.controller import records, shared
+from swarmctl.controller import moving, records, shared
 from swarmctl.controller.access import ADMIN, TOKEN, Access, user_id
 from swarmctl.controller.daemon import Controller, ControllerConfig, let_in
 from swarmctl.controller.election import Election, Place
@@ -93,6 +93,7 @@ class Candidate:
     async def run(self, *, task_status: "trio.TaskStatus[Serving]") -> None:
         """Follow and lead until cancelled."""
         async with aclosing(await self._open_store(None)) as store:
+            await moving.check(store, str(self._address))
             await self._let_in(self._access, store)
         self._election.start()
         first = True
@@ -223,6 +224,7 @@ class Candidate:
         # Anew: what was let in before may have been revoked.
         access = Access()
         async with aclosing(await self._open_store(guard)) as store:
+            await moving.check(store, str(self._address))
             await let_in(access, store)
             await shared.withdraw_revoked_token(self._config.data, store)
             async with self._listening(access) as listener:

@@ -18,7 +18,7 @@ import structlog
 import trio
 from attrs import Factory, define, field
 
-from swarmctl.controller import records
+from swarmctl.controller import records, victims
 from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
 from swarmctl.controller.identity import ClusterIdentity
@@ -38,6 +38,7 @@ from swarmctl.controller.records import (
     ServiceRecord,
     TokenRecord,
     Tombstone,
+    preempted_key,
     service_key,
     tombstone_key,
 )
@@ -156,14 +157,13 @@ class Cluster:
             self._know_node(records.decode(value, NodeRecord, key))
         for key, value in (await self.store.read(records.REVOKED)).items():
             self.revoked.add(records.decode(value, RevokedKey, key).public_key)
-        buried = [
-            records.decode(value, Tombstone, key)
-            for key, value in (await self.store.read(records.TOMBSTONE)).items()
-        ]
+        stored = (await self.store.read(records.TOMBSTONE)).items()
+        buried = [records.decode(value, Tombstone, key) for key, value in stored]
         for tombstone in sorted(buried, key=lambda one: one.deleted_at):
             self.state.tombstones[(tombstone.tenant, tombstone.service)] = tombstone
         for key, value in (await self.store.read(records.SERVICE)).items():
             self._know_service(records.decode(value, ServiceRecord, key))
+        await victims.load(self)
         if not self.state.nodes:
             self.reconciler.settle()  # Nobody has to be waited for.
 
@@ -333,8 +333,8 @@ class Cluster:
 
         The caller holds their locks; as with :meth:`save_services` many take several commits.
         """
-        # Three operations each: the service, its tombstone, and an old tombstone that makes room.
-        at_once = limits.TRANSACTION_OPS_MAX // 3
+        # The service, its preemptions, its tombstone, an old tombstone that makes room.
+        at_once = limits.TRANSACTION_OPS_MAX // 4
         # What were placed while the disk takes its time would be newer than the tombstone.
         self.state.ending.update(keys)
         newest = incarnations.make(self.state.term, self.state.sequence)
@@ -360,6 +360,7 @@ class Cluster:
         buried = {(one.tenant, one.service): one for one in tombstones}
         expired = self._expired_tombstones(buried)
         ops: list[Op] = [Delete(service_key(*key)) for key in buried]
+        ops += [Delete(preempted_key(*key)) for key in buried if self.state.victims.of(key)]
         ops += [Put(tombstone_key(*key), records.encode(one)) for key, one in buried.items()]
         ops += [Delete(tombstone_key(*key)) for key in expired]
 

@@ -7,7 +7,7 @@ its record with the slots that have completed (:mod:`swarmctl.controller.slots`)
 A copy runs at least once, and again when its node is lost before the commit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
@@ -19,6 +19,24 @@ from swarmctl.controller.records import ServiceRecord, service_key
 from swarmctl.controller.state import Service
 from swarmctl.controller.store.api import Put
 from swarmctl.proto import limits
+from swarmctl.proto.errors import Busy, StorageFault
+from swarmctl.proto.messages import Message, ReportAck
+
+
+async def commit_gathered(cluster: Cluster, send: Callable[[bytes, Message], None]) -> None:
+    """Make all that have gathered durable, then acknowledge (by ``send``) what told of them.
+
+    Raises:
+        StorageFault, Busy: the disk refuses; they wait for another time.
+    """
+    done, cluster.sessions.completions = cluster.sessions.completions, []
+    try:
+        await commit(cluster, done)
+    except (StorageFault, Busy):
+        cluster.sessions.completions[:0] = done
+        raise
+    for peer, sequence in {(one.peer, one.sequence) for one in done if one.peer}:
+        send(peer, ReportAck(sequence))
 
 
 async def commit(cluster: Cluster, done: Sequence[Completion]) -> None:

@@ -21,7 +21,15 @@ import trio
 from attrs import evolve, frozen
 
 from swarmctl import descriptors
-from swarmctl.controller import completions, holding, rebuilding, records, serviceaddresses, tenancy
+from swarmctl.controller import (
+    completions,
+    holding,
+    moving,
+    rebuilding,
+    records,
+    serviceaddresses,
+    tenancy,
+)
 from swarmctl.controller import identity as identities
 from swarmctl.controller.access import ADMIN, NODE, Access, admins_only, user_id
 from swarmctl.controller.cluster import Cluster
@@ -58,7 +66,7 @@ from swarmctl.proto.errors import (
     SwarmError,
     sole_error,
 )
-from swarmctl.proto.messages import Enrol, Heartbeat, Message, Refuse, Report, ReportAck
+from swarmctl.proto.messages import Enrol, Heartbeat, Message, Refuse, Report
 from swarmctl.transport.answers import Answers
 from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
 from swarmctl.transport.bounds import BATCH_MAX, BATCH_MAX_BYTES
@@ -176,6 +184,7 @@ async def _open_store(
                 str(path),
                 "restore both from the same backup",
             )
+        await moving.check(store, f"sqlite:{path}")
         yield store
     finally:
         await store.aclose()
@@ -397,6 +406,8 @@ class Controller:
             if cluster.relocating:
                 cluster.relocate(trio.current_time())
             await converge(cluster)
+            if cluster.state.victims.unwritten:
+                self._to_commit.set()
             cluster.announce()
 
     @property
@@ -411,8 +422,8 @@ class Controller:
             try:
                 if self._term_is_low:
                     await self._raise_term(self.cluster.sessions.term_seen)
-                if self.cluster.sessions.completions:
-                    await self._commit_completions()
+                await completions.commit_gathered(self.cluster, self._try_send)
+                await self.cluster.state.victims.write(self.cluster)
             except (StorageFault, Busy) as error:
                 _log.error("store refuses, trying again", error=str(error))
                 await trio.sleep(_STORE_RETRY_S)
@@ -443,22 +454,6 @@ class Controller:
             sessions.losses.check_lost(self.config.lost_after_s)
             if not self.cluster.reconciler.settled or self.cluster.relocating:
                 self.cluster.wake()
-
-    async def _commit_completions(self) -> None:
-        """Make completed slots of jobs durable, then acknowledge the reports that told of them.
-
-        Raises:
-            StorageFault, Busy: the disk refuses; they wait for another time.
-        """
-        cluster = self.cluster
-        done, cluster.sessions.completions = cluster.sessions.completions, []
-        try:
-            await completions.commit(cluster, done)
-        except (StorageFault, Busy):
-            cluster.sessions.completions[:0] = done
-            raise
-        for peer, sequence in {(one.peer, one.sequence) for one in done if one.peer}:
-            self._try_send(peer, ReportAck(sequence))
 
 
 def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:

@@ -116,22 +116,30 @@ class Drains:
         self._stepped_at = now
         self._staying.clear()
         self._no_room.clear()
-        going = self._going()
-        if not going:
-            return 0
-        placed = self._with_room(going)
+        going, waiting = self._going()
+        no_room = self._no_room_for(going) if going else {}
         moved = 0
         for key, instances in going.items():
-            slots = placed.get(scheduler_key(key), {})
+            slots = no_room.get(scheduler_key(key), {})
             for instance in instances:
                 why_not = slots.get(instance.slot)
                 if why_not:
-                    self._staying[instance.incarnation] = why_not
-                    self._no_room.add(instance.incarnation)
+                    self._has_no_room(instance, why_not)
                     continue
                 self._move(instance)
                 moved += 1
+        for service, instance in waiting:
+            # Its turn would change nothing where another copy of the same found no room.
+            slots = no_room.get(scheduler_key(service.key), {})
+            if slots:
+                self._has_no_room(instance, next(iter(slots.values())))
+            else:
+                self._staying[instance.incarnation] = _too_many_away(service)
         return moved
+
+    def _has_no_room(self, instance: Instance, why: str) -> None:
+        self._staying[instance.incarnation] = why
+        self._no_room.add(instance.incarnation)
 
     def _candidates(self) -> Iterator[tuple[Service, Instance]]:
         services = self._state.services
@@ -143,10 +151,11 @@ class Drains:
                 if service.holders.get(instance.slot) is instance:
                     yield service, instance
 
-    def _going(self) -> dict[ServiceKey, list[Instance]]:
-        """What its service lets go now, if there is room."""
+    def _going(self) -> tuple[dict[ServiceKey, list[Instance]], list[tuple[Service, Instance]]]:
+        """What its service lets go now, if there is room; and what has to wait for other copies."""
         budgets: dict[ServiceKey, int] = {}
         going: dict[ServiceKey, list[Instance]] = {}
+        waiting: list[tuple[Service, Instance]] = []
         total = 0
         for service, instance in self._candidates():
             if total >= _MOVES_A_STEP:
@@ -155,15 +164,15 @@ class Drains:
                 if service.key not in budgets:
                     budgets[service.key] = may_leave(service)
                 if budgets[service.key] <= 0:
-                    self._staying[instance.incarnation] = _too_many_away(service)
+                    waiting.append((service, instance))
                     continue
                 budgets[service.key] -= 1
             # One that does not serve anybody goes whatever else is away.
             going.setdefault(service.key, []).append(instance)
             total += 1
-        return going
+        return going, waiting
 
-    def _with_room(self, going: dict[ServiceKey, list[Instance]]) -> dict[str, dict[int, str]]:
+    def _no_room_for(self, going: dict[ServiceKey, list[Instance]]) -> dict[str, dict[int, str]]:
         """For what fits nowhere: the service's name for the scheduler, slot and why."""
         requests: list[Request] = [
             request_for(self._state.services[key], sorted(one.slot for one in instances))

@@ -3,11 +3,12 @@
 Whom it hits is :func:`swarmctl.scheduler.preemption.choose_victims`'s answer.  Here is what
 follows: the victims are told to go, and until they have gone the room is *kept*: the copy that it
 is for is counted there already, so that nobody who comes in between takes it, and asks for no node
-meanwhile.  Then it is placed before anything else.  What was decided here is only in memory: after
-a takeover the victims are gone or gone soon, and it is decided anew.
+meanwhile.  Then it is placed before anything else.  Which room is
+kept is only in memory: after a takeover the victims are gone or gone soon, and it is decided anew.
 
 A victim says by whom it was sent away and from where, as long as it has no other place; its
-service's history says so for good.  It is placed elsewhere if it fits there.
+service's history says so for good, in this controller and the next ones
+(:mod:`swarmctl.controller.victims`).  It is placed elsewhere if it fits there.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from swarmctl.controller.availability import uses_its_node
 from swarmctl.controller.instance import Instance, ServiceKey, scheduler_key
 from swarmctl.controller.placing import Fleet, amounts_of, request_for
 from swarmctl.controller.state import ClusterState, Node, Service
+from swarmctl.controller.victims import Preempted
 from swarmctl.proto.states import NodeState
 from swarmctl.scheduler import Unplaced
 from swarmctl.scheduler.preemption import NODES_MAX, Occupant, choose_victims
@@ -56,8 +58,6 @@ class Preempting:
         self._state = state
         self._fleet = fleet
         self._kept: dict[_Slot, _Kept] = {}
-        # Why victims that have no other place yet are nowhere.
-        self._told: dict[_Slot, str] = {}
         # Services that have not looked at all nodes yet, and which part of them is next.
         self._unfinished: set[ServiceKey] = set()
         self._turns: dict[ServiceKey, int] = {}
@@ -65,7 +65,7 @@ class Preempting:
     @property
     def active(self) -> bool:
         """Whether room is kept, a victim has no place, or there is more to look at."""
-        return bool(self._kept or self._told or self._unfinished)
+        return bool(self._kept or self._state.victims.any_nowhere or self._unfinished)
 
     @property
     def unfinished(self) -> bool:
@@ -83,8 +83,9 @@ class Preempting:
                 continue
             self._give_back(slot, kept)
             due.append(slot[0])
-        for victim in [one for one in self._told if not self._is_nowhere(one)]:
-            del self._told[victim]
+        victims = self._state.victims
+        for victim in [one for one in victims.nowhere if not self._is_nowhere(one)]:
+            victims.found_place(*victim)
         return due
 
     def asking(self, service: Service, slots: list[int]) -> list[int]:
@@ -107,13 +108,14 @@ class Preempting:
 
         ``now`` is the wall clock, for people.
         """
-        if self._told:
+        victims = self._state.victims
+        if victims.any_nowhere:
             for one in unplaced:
                 service = wanting[one.service]
                 for slot in one.slots:
-                    why = self._told.get((service.key, slot))
-                    if why is not None:
-                        service.unplaced[slot] = f"{why}; {one.rejection}"
+                    victim = victims.get(service.key, slot)
+                    if victim is not None and victim.nowhere:
+                        service.unplaced[slot] = f"{victim.why}; {one.rejection}"
         lowest = min(
             (service.record.spec.priority for service in self._state.services.values()), default=0
         )
@@ -188,7 +190,7 @@ class Preempting:
         why = f"preempted by {spec.name}.{slot} (priority {spec.priority}) on {victim.node}"
         _log.info("preempted", instance=victim.name, why=why)
         victim.departure = why
-        self._told[victim.key, victim.slot] = why
+        self._state.victims.add(victim.key, Preempted(victim.slot, now, why))
         its = self._state.services[victim.key]
         its.history.append((now, f"{victim.name} {why}"))
         self._state.remove(victim)
@@ -210,7 +212,9 @@ class Preempting:
 
     def _is_nowhere(self, victim: _Slot) -> bool:
         service = self._state.services.get(victim[0])
-        return service is not None and victim[1] not in service.holders
+        if service is None or victim[1] > service.record.spec.replicas:
+            return False
+        return victim[1] not in service.holders
 
 
 def _number(occupant: Occupant) -> int:

@@ -12,6 +12,8 @@ the nodes.  Each record is one value, written whole.
 ``revoked/DIGEST``           :class:`RevokedKey`, of a node that was removed
 ``network/TENANT/NAME``      :class:`~swarmctl.controller.networks.NetworkRecord`
 ``security/TENANT/NAME``     :class:`~swarmctl.controller.networks.GroupRecord`
+``preempted/TENANT/NAME``    :class:`~swarmctl.controller.victims.PreemptedRecord`
+``moved``                    :class:`~swarmctl.controller.moving.Moved`, of what is used no more
 ``ovn``                      where OVN's northbound database is, once it was given
 ===========================  ======================================================
 """
@@ -39,6 +41,7 @@ ADMIN: Final = "admin/"
 REVOKED: Final = "revoked/"
 NETWORK: Final = "network/"
 SECURITY: Final = "security/"
+PREEMPTED: Final = "preempted/"
 OVN: Final = "ovn"
 
 _T = TypeVar("_T")
@@ -195,6 +198,11 @@ def network_key(tenant: str, name: str) -> str:
 def security_key(tenant: str, name: str) -> str:
     """Where a security group is kept."""
     return f"{SECURITY}{tenant}/{name}"
+
+
+def preempted_key(tenant: str, name: str) -> str:
+    """Where it is kept which slots of a service were preempted."""
+    return f"{PREEMPTED}{tenant}/{name}"
 
 
 def encode(record: Any) -> bytes:

@@ -15,6 +15,7 @@ from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.networks import NetworkTable
 from swarmctl.controller.ports import Ports
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
+from swarmctl.controller.victims import Victims
 from swarmctl.proto import digest, limits
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.messages import InstanceReport, NodeFacts, ReportedGroup
@@ -139,7 +140,7 @@ class ClusterState:
     ``quarantine`` holds those of services that nobody here knows, by incarnation;
     ``capacity_changed``: what found no node may find one now; ``braked``: what lost nodes had is
     not placed elsewhere for now; ``tally`` counts the holders of slots by state; ``ports`` are
-    what instances have on tenant networks.
+    what instances have on tenant networks; ``victims`` what was preempted.
     """
 
     cluster_id: str
@@ -158,6 +159,7 @@ class ClusterState:
     braked: bool = False
     fences: FenceBook = field(factory=FenceBook)
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
+    victims: Victims = field(factory=Victims)
     ports: Ports = Factory(lambda it: Ports(it.cluster_id, NetworkTable()), takes_self=True)
 
     def resend(self, node: Node) -> None:
@@ -399,6 +401,7 @@ class ClusterState:
             self.remove(instance)
         del self.services[key]
         self.dirty_services.discard(key)
+        self.victims.forget(key)
 
     def forget_templates(self) -> None:
         """Let go of the templates that no service and no instance has."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final
 from attrs import field, frozen
 
 # The protocol's version; readers accept their own and the one before and after.
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 PROTOCOL_OLDEST: Final = 1
 
 

@@ -4,7 +4,6 @@ And of libvirtd; dockerd's are in ``tests/e2e/test_bad_input.py`` and ``test_rea
 """
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -16,7 +15,8 @@ import pytest
 
 from swarmctl.client import Client
 from swarmctl.proto.errors import SwarmError
-from tests.e2e.cluster import IMAGE, Cluster, machine, run_swarmctl, until
+from tests.e2e.cluster import IMAGE, Cluster, machine, until
+from tests.integration.namespaces import View, inside, ip
 from tests.integration.private_libvirtd import PrivateLibvirtd
 from tests.integration.test_controllers import service
 
@@ -40,11 +40,6 @@ def own(tmp_path: Path):
 # --- the network is cut ----------------------------------------------------------------------
 
 
-def ip(*arguments: str) -> None:
-    """The ip command, which has to succeed."""
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
-
-
 @pytest.fixture
 def two_namespaces():
     """Two network namespaces and a wire between them: (name, name)."""
@@ -66,11 +61,6 @@ def two_namespaces():
                 ip("netns", "del", name)
 
 
-def inside(name: str) -> list[str]:
-    """What to put before a command to run it in a namespace."""
-    return ["nsenter", f"--net=/run/netns/{name}"]
-
-
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_network_that_is_cut_and_mended(own: Cluster, two_namespaces: tuple[str, str]):
@@ -82,24 +72,13 @@ def test_a_network_that_is_cut_and_mended(own: Cluster, two_namespaces: tuple[st
     far = own.agent("far", "--controller", "tcp://10.213.7.1:7077")
     near.prefix, far.prefix = inside(left), inside(right)
 
-    def ask(*arguments: str) -> list[dict]:
-        done = run_swarmctl(own.environment, *arguments, "-o", "json", prefix=inside(left))
-        assert done.code == 0, done
-        found: list[dict] = json.loads(done.out)
-        return found
-
-    def states() -> dict[str, str]:
-        return {one["node"]: one["state"] for one in ask("node", "ls")}
-
-    def homes() -> list[str]:
-        return sorted(one["node"] for one in ask("ps") if one["state"] == "running")
-
+    view = View(own, left)
+    states, homes = view.states, view.homes
     for daemon in (own.controller, near, far):
         daemon.start()
     until(lambda: states() == {"near": "ready", "far": "ready"}, PATIENCE_S, "both nodes")
     run = ["run", "-d", "--name", "web", "--replicas", "4", "--network", "none"]
-    done = run_swarmctl(own.environment, *run, IMAGE, "sleep", "3600", prefix=inside(left))
-    assert done.code == 0, done
+    view.run(*run, IMAGE, "sleep", "3600")
     until(lambda: homes() == ["far", "far", "near", "near"], PATIENCE_S, "two on each")
 
     began = time.monotonic()
@@ -114,7 +93,9 @@ def test_a_network_that_is_cut_and_mended(own: Cluster, two_namespaces: tuple[st
     until(lambda: states() == {"near": "ready", "far": "ready"}, PATIENCE_S, "the node back")
     back_s = time.monotonic() - healed
     until(
-        lambda: {one["desired"] for one in ask("ps", "-a")} == {"running"}, PATIENCE_S, "one each"
+        lambda: {one["desired"] for one in view.listed("ps", "-a")} == {"running"},
+        PATIENCE_S,
+        "one each",
     )
     print(f"lost {lost_s:.1f} s, elsewhere {moved_s:.1f} s, back {back_s:.1f} s")  # noqa: T201
     assert homes() == ["near"] * 4

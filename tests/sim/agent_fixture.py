@@ -20,6 +20,7 @@ from swarmctl.credentials import JoinToken
 from swarmctl.proto import codec, digest, incarnation
 from swarmctl.proto.errors import PeerUnreachable, SwarmError
 from swarmctl.proto.messages import (
+    PROTOCOL_VERSION,
     Assign,
     AssignedGroup,
     Enrol,
@@ -66,6 +67,7 @@ class FakeController:
         self.token_keypair = keys.generate()
         self.pinned: dict[str, str] = {self.token_keypair.public: "token"}
         self.term = term
+        self.protocol = PROTOCOL_VERSION
         self.version = 0
         self.peer = None
         self.hellos: list[Hello] = []
@@ -133,7 +135,7 @@ class FakeController:
                 self.now.clear()
                 for report in message.inventory:
                     self.take(report)
-                self.send(Welcome(1, CLUSTER, self.term, 2.0, 5.0), peer)
+                self.send(Welcome(self.protocol, CLUSTER, self.term, 2.0, 5.0), peer)
                 self.assign_all()
             case _ if peer != self.peer:
                 self.send(SayHello(), peer)

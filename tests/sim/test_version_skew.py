@@ -1,119 +1,25 @@
-"""One minor release apart: today's code with the messages of the releases before and after it."""
+"""The release after this one: today's code with a peer that says more, and unheard-of things.
 
-import json
+Those before it are in ``test_recorded_releases``.
+"""
+
 from contextlib import asynccontextmanager
 
 import attrs
 import msgpack
 import pytest
 
+from swarmctl.controller.handlers import nodes
 from swarmctl.proto import codec
-from swarmctl.proto.messages import PROTOCOL_VERSION, Enrol, Hello, Refuse, Request
-from swarmctl.proto.states import InstanceState
+from swarmctl.proto.errors import VersionMismatch
+from swarmctl.proto.messages import PROTOCOL_OLDEST, PROTOCOL_VERSION, Enrol, Refuse, Request
+from swarmctl.transport import keys
 from swarmctl.transport.memory import MemoryNetwork
+from tests.sim import agent_fixture
 from tests.sim.cluster_fixture import a_cluster, service
-from tests.sim.wire_recording import DATA, kinds
-from tests.unit.controller import harness, requests_fixture
+from tests.sim.wire_replay import UNKNOWN_TAG, as_newer
+from tests.unit.controller import requests_fixture
 from tests.unit.controller.harness import FakeNode
-
-# A tag that no release has.
-UNKNOWN_TAG = 120
-RECORDINGS = sorted(DATA.glob("wire-*.json"))
-
-
-@pytest.fixture(params=RECORDINGS, ids=lambda path: path.stem)
-def recording(request):
-    """What a release said."""
-    return json.loads(request.param.read_text())
-
-
-def extends(new, old):
-    """Whether ``new`` says all that ``old`` does: fields are only ever added, at the end."""
-    if isinstance(old, list) and isinstance(new, list):
-        return len(new) >= len(old) and all(map(extends, new, old))
-    if isinstance(old, dict) and isinstance(new, dict):
-        return new.keys() == old.keys() and all(extends(new[key], old[key]) for key in old)
-    return type(new) is type(old) and new == old
-
-
-def unpacked(payload):
-    return msgpack.unpackb(payload, strict_map_key=False)
-
-
-# --- the release before ----------------------------------------------------------------------
-
-
-def test_there_are_recordings():
-    """The tests below have something to read."""
-    assert RECORDINGS
-
-
-def test_every_message_is_still_read(recording):
-    """Each as it was: no field has moved, gone, or changed its type."""
-    said = [*recording["examples"].values(), *(one[2] for one in recording["said"])]
-    assert len(said) > 80
-    for payload in map(bytes.fromhex, said):
-        again = codec.encode(codec.decode(payload))
-        assert extends(unpacked(again), unpacked(payload)), payload.hex()
-
-
-def test_fields_are_only_added(recording):
-    """At the end; and each that was added has a default."""
-    today = kinds()
-    for name, fields in recording["fields"].items():
-        now = attrs.fields(today[name])
-        assert [one.name for one in now[: len(fields)]] == fields
-        assert all(one.default is not attrs.NOTHING for one in now[len(fields) :]), name
-
-
-async def test_todays_controller_takes_yesterdays_nodes(
-    recording, autojump_clock, tmp_path, monkeypatch
-):
-    """It hears what they have, from their hellos to their last reports, and can take it over."""
-    for module in (harness, requests_fixture):
-        monkeypatch.setattr(module, "CLUSTER", recording["cluster_id"])
-    async with requests_fixture.a_rig(tmp_path, None, "n1", "n2") as rig:
-        rig.cluster.state.term = await rig.store.take_term(above=100)
-        for name, to, payload in recording["said"]:
-            if to == "controller":
-                message = codec.decode(bytes.fromhex(payload))
-                peer = b"peer-" + name.encode()
-                if isinstance(message, Hello):
-                    rig.cluster.sessions.peer_departed(peer)
-                    rig.cluster.state.nodes[name].peer = None
-                rig.cluster.sessions.on_message(peer, f"node:{name}", message)
-        found = rig.cluster.quarantined(("default", "web"))
-        states = {one.slot: one.state for one in found}
-        assert states == {
-            1: InstanceState.STOPPED,
-            2: InstanceState.RUNNING,
-            3: InstanceState.RUNNING,
-        }
-        adopted = await rig.ask("service.adopt")
-        assert {one["service"]: one["found"] for one in adopted["services"]} == {"bad": 1, "web": 3}
-        assert all(one["adopted"] for one in adopted["services"])
-
-
-# --- the release after -----------------------------------------------------------------------
-
-
-def widened(value):
-    """A value of a message, as a release writes it that has more fields everywhere."""
-    if attrs.has(type(value)):
-        return [*(widened(getattr(value, one.name)) for one in attrs.fields(type(value))), "new", 9]
-    if isinstance(value, list | tuple):
-        return [widened(one) for one in value]
-    if isinstance(value, dict):
-        return {key: widened(one) for key, one in value.items()}
-    return value
-
-
-def as_newer(payload):
-    """``payload`` as the next release says it: one protocol version up."""
-    message = codec.decode(payload)
-    if isinstance(message, Hello | Enrol):
-        message = attrs.evolve(message, protocol=PROTOCOL_VERSION + 1)
-    return msgpack.packb([message.TAG, *widened(message)])
 
 
 class NewerEnd:
@@ -200,4 +106,29 @@ async def test_two_releases_apart_is_refused_by_name(autojump_clock, tmp_path):
         assert isinstance(refusal, Refuse)
         assert refusal.final
         assert f"protocol {PROTOCOL_VERSION + 2} (release 9.9.9)" in refusal.what
-        assert f"this controller 1 to {PROTOCOL_VERSION}" in refusal.what
+        assert f"this controller {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}" in refusal.what
+
+
+async def test_two_releases_apart_does_not_enrol(autojump_clock, tmp_path):
+    """A new node is told so before its key is pinned."""
+    async with requests_fixture.a_rig(tmp_path) as rig:
+        await rig.ask("token.create", reusable=True)
+        token = f"token:{next(iter(rig.cluster.tokens))}"
+        key = keys.generate().public
+        with pytest.raises(VersionMismatch) as refusal:
+            await nodes.enrol(rig.cluster, token, Enrol(PROTOCOL_VERSION + 2, "9.9.9", "n1", key))
+        assert f"protocol {PROTOCOL_VERSION + 2} (release 9.9.9)" in refusal.value.what
+        assert f"this controller {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}" in refusal.value.what
+        assert not rig.cluster.state.nodes
+
+
+async def test_an_agent_names_both_versions_too(autojump_clock, tmp_path):
+    """A controller two releases ahead that welcomes it all the same: it ends, and says why."""
+    async with agent_fixture.a_world(tmp_path) as world:
+        world.controller.protocol = PROTOCOL_VERSION + 2
+        await world.start_agent()
+        await world.controller.until(lambda: world.errors)
+        [error] = world.errors
+        assert isinstance(error, VersionMismatch)
+        assert f"protocol {PROTOCOL_VERSION + 2}" in error.what
+        assert f"this agent {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}" in error.what

@@ -181,6 +181,9 @@ def _explain_slot(cluster: Cluster, service: Service, slot: int) -> str:
 
 def _why_there(cluster: Cluster, holder: Instance) -> str:
     parts: list[str] = []
+    victim = cluster.state.victims.get(holder.key, holder.slot)
+    if victim is not None and holder.reason != victim.why:
+        parts.append(f"it was {victim.why} before")
     if holder.reason:
         parts.append(holder.reason)
     waits = cluster.state.services[holder.key].unplaced.get(holder.slot)

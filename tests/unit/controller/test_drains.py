@@ -173,6 +173,54 @@ async def test_without_room_elsewhere_it_stays_and_the_drain_says_so(autojump_cl
         assert (await rig.ask("node.drained", names=["a"]))["a"]["left"] == 0
 
 
+async def test_all_copies_say_that_nothing_fits_where_the_first_found_no_room(
+    autojump_clock, tmp_path
+):
+    """On the only node none is away, so that is not why the others stay; and the wait ends."""
+    async with a_rig(tmp_path, None, "a") as rig:
+        await rig.apply(spec("web", 3))
+        rig.run()
+        await rig.ask("node.change", names=["a"], draining=True)
+        await trio.sleep(0.2)
+        turn(rig)
+        status = rig.cluster.drains.status(rig.cluster.state.nodes["a"])
+        assert status.stuck
+        assert set(status.staying) == set(status.no_room) == {"web.1", "web.2", "web.3"}
+        [why] = set(status.staying.values())
+        assert why.startswith("no other node takes it: 0 of 1 node fit")
+        assert "draining" in why
+        assert rig.running("web") == [1, 2, 3]
+
+
+async def test_copies_that_wait_for_another_say_so_until_there_is_no_more_room(
+    autojump_clock, tmp_path
+):
+    """There is room for one of three: it goes, and the others are told apart from before."""
+    async with a_rig(tmp_path, None, "a") as rig:
+        await rig.apply(spec("web", 3, cpu_millis=1000))
+        rig.run()
+        await rig.join("b", cpu_millis=1000)
+        rig.step()
+        await rig.ask("node.change", names=["a"], draining=True)
+        await trio.sleep(0.2)
+        turn(rig, deliver=False)
+        drains, node = rig.cluster.drains, rig.cluster.state.nodes["a"]
+        assert set(drains.status(node).staying.values()) == {
+            "1 other copy is away, and web allows 1 at a time"
+        }
+        for one in rig.cluster.state.nodes.values():
+            rig.cluster.state.resend(one)
+        for _ in range(20):
+            await trio.sleep(0.2)
+            turn(rig)
+        status = drains.status(node)
+        assert len(on(rig, "a")) == 2
+        assert status.stuck
+        assert all(
+            one.startswith("no other node takes it: 0 of 2") for one in status.staying.values()
+        )
+
+
 async def test_a_deadline_ends_the_wait_and_not_the_drain(autojump_clock, tmp_path):
     """It says what is still there, and why."""
     async with a_rig(tmp_path, None, "a", "b") as rig:
