@@ -75,7 +75,11 @@ def swarm() -> Iterator[Swarm]:
     podhost.ensure(paths)
     with Swarm(f"t{os.getpid()}", drivers=("oci", "libvirt")) as made:
         apply(made, stack(podhost.stack_vm(paths)), "shop")
-        made.until(lambda: len(nested(made)) == 2, JOIN_S, "two nested nodes")
+
+        def have_joined() -> bool:
+            return [one["labels"].get("vm") for one in nested(made).values()] == ["pods", "pods"]
+
+        made.until(have_joined, JOIN_S, "two nodes in VMs")
         yield made
 
 
