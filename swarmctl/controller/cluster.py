@@ -18,9 +18,10 @@ import structlog
 import trio
 from attrs import Factory, define, field
 
-from swarmctl.controller import records, victims
-from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
+from swarmctl.controller import records
+from swarmctl.controller.access import NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
+from swarmctl.controller.guests import Guests
 from swarmctl.controller.identity import ClusterIdentity
 from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.judge import Verdict, judge
@@ -32,7 +33,6 @@ from swarmctl.controller.plane import Plane
 from swarmctl.controller.rebalancing import Rebalancing
 from swarmctl.controller.reconciler import Reconciler
 from swarmctl.controller.records import (
-    AdminRecord,
     NodeRecord,
     RevokedKey,
     ServiceRecord,
@@ -60,7 +60,8 @@ class Cluster:
     """See the module's docstring.
 
     ``send`` hands a message to a peer and raises at once when it is not there;
-    ``forget_user`` ends the connections of a user; ``wall`` gives epoch seconds, for people.
+    ``forget_user`` ends the connections of a user; ``wall`` gives epoch seconds, for people;
+    ``revoked`` are keys of nodes that were removed, with the id of the token that each came with.
     """
 
     store: Store
@@ -76,7 +77,7 @@ class Cluster:
     fleet: Fleet = field(factory=Fleet)
     caller: RpcCaller = field(factory=RpcCaller)
     tokens: dict[str, TokenRecord] = field(factory=dict)
-    revoked: set[str] = field(factory=set)
+    revoked: dict[str, str] = field(factory=dict)
     meters: Meters = field(factory=Meters)
     listening: Listening = field(factory=lambda: Listening(trio.current_time))
     reconciler: Reconciler = field(init=False)
@@ -94,6 +95,7 @@ class Cluster:
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
+        self.state.guests = Guests(self.identity, self.access, self.forget_user)
         self.reconciler = Reconciler(self.state, self.fleet, self.meters, self.wall)
         self.drains = Drains(self.state, self.fleet)
         self.rebalancing = Rebalancing(self.state, self.fleet)
@@ -139,55 +141,6 @@ class Cluster:
     def next_change(self) -> trio.Event:
         """Set at the next :meth:`announce`; taken before looking, no change is missed."""
         return self._changed
-
-    # --- starting ----------------------------------------------------------------------------
-
-    async def load(self) -> None:
-        """Read the durable records into memory.
-
-        Raises:
-            StorageFault: one of them is damaged.
-        """
-        for key, value in (await self.store.read(records.ADMIN)).items():
-            admin = records.decode(value, AdminRecord, key)
-            self.access.allow(admin.public_key, user_id(ADMIN, admin.id))
-        for key, value in (await self.store.read(records.TOKEN)).items():
-            self._know_token(records.decode(value, TokenRecord, key))
-        for key, value in (await self.store.read(records.NODE)).items():
-            self._know_node(records.decode(value, NodeRecord, key))
-        for key, value in (await self.store.read(records.REVOKED)).items():
-            self.revoked.add(records.decode(value, RevokedKey, key).public_key)
-        stored = (await self.store.read(records.TOMBSTONE)).items()
-        buried = [records.decode(value, Tombstone, key) for key, value in stored]
-        for tombstone in sorted(buried, key=lambda one: one.deleted_at):
-            self.state.tombstones[(tombstone.tenant, tombstone.service)] = tombstone
-        for key, value in (await self.store.read(records.SERVICE)).items():
-            self._know_service(records.decode(value, ServiceRecord, key))
-        await victims.load(self)
-        if not self.state.nodes:
-            self.reconciler.settle()  # Nobody has to be waited for.
-
-    def _know_token(self, token: TokenRecord) -> None:
-        self.tokens[token.id] = token
-        if not (token.one_time and token.used_by):
-            self.access.allow(token.public_key, user_id(TOKEN, token.id))
-
-    def _know_node(self, record: NodeRecord) -> None:
-        node = Node(record, heard_at=self.listening.time())
-        self.state.nodes[record.name] = node
-        self.access.allow(record.public_key, user_id(NODE, record.name))
-        self.drains.follow(node)
-        self.fleet.node_changed(node)
-
-    def _know_service(self, record: ServiceRecord) -> None:
-        service = Service(record, old=True)
-        self.state.services[service.key] = service
-        self.state.fences.learn(service)
-        self.state.templates[service.template] = service.encoded_template
-        if record.previous is not None:
-            earlier = Service(ServiceRecord(record.previous, 0, 0))
-            self.state.fences.learn(earlier)
-            self.state.templates[earlier.template] = earlier.encoded_template
 
     # --- services ----------------------------------------------------------------------------
 
@@ -420,6 +373,20 @@ class Cluster:
 
     # --- nodes and tokens --------------------------------------------------------------------
 
+    def know_token(self, token: TokenRecord) -> None:
+        """Take a token in that is in the store."""
+        self.tokens[token.id] = token
+        if not (token.one_time and token.used_by):
+            self.access.allow(token.public_key, user_id(TOKEN, token.id))
+
+    def know_node(self, record: NodeRecord) -> None:
+        """Take a node in that is in the store, and was not known."""
+        node = Node(record, heard_at=self.listening.time())
+        self.state.nodes[record.name] = node
+        self.access.allow(record.public_key, user_id(NODE, record.name))
+        self.drains.follow(node)
+        self.fleet.node_changed(node)
+
     def node(self, name: str) -> Node:
         """The node ``name``.
 
@@ -448,7 +415,7 @@ class Cluster:
     def _follow_node(self, record: NodeRecord) -> None:
         node = self.state.nodes.get(record.name)
         if node is None:
-            self._know_node(record)
+            self.know_node(record)
             self.rebalancing.node_joined(trio.current_time())
             return
         assert node.record.public_key == record.public_key, "a node's key is pinned"
@@ -456,20 +423,18 @@ class Cluster:
         self.drains.follow(node)
         self.sessions.refresh(node)
 
-    async def delete_node(self, node: Node) -> None:
+    async def delete_node(self, node: Node, *, revoke: bool = True) -> None:
         """Revoke a node's key and forget it; its instances are placed elsewhere.
 
-        The caller holds its lock.
+        The caller holds its lock. Without ``revoke`` the key, useless by now, is not remembered.
         """
-        key = node.record.public_key
-        revoked = RevokedKey(node.name, key, self.wall())
-        ops: list[Op] = [
-            Delete(records.NODE + node.name),
-            Put(records.revoked_key(key), records.encode(revoked)),
-        ]
+        key, token = node.record.public_key, node.record.token_id
+        gone = records.encode(RevokedKey(node.name, key, self.wall(), token))
+        ops: list[Op] = [Delete(records.NODE + node.name)]
+        ops += [Put(records.revoked_key(key), gone)] if revoke else []
 
         def follow() -> None:
-            self.revoked.add(key)
+            self.revoked |= {key: token} if revoke else {}
             self.access.revoke(key)
             self.forget_user(user_id(NODE, node.name))
             self.state.fences.removed(node.name)
@@ -486,7 +451,7 @@ class Cluster:
     async def save_token(self, token: TokenRecord) -> None:
         """Commit a new token, then let its key in."""
         op = Put(records.TOKEN + token.id, records.encode(token))
-        await self.commit([op], lambda: self._know_token(token))
+        await self.commit([op], lambda: self.know_token(token))
 
     async def delete_token(self, token: TokenRecord) -> None:
         """Revoke a token; the caller holds its lock."""

@@ -1,9 +1,8 @@
 """The controller as a running process: sockets, clocks and tasks around a :class:`Cluster`.
 
-Four tasks: *receive* decodes what arrives and hands it to the sessions or the request server;
-*reconcile* runs cycles whenever something woke it, and sends each node one assignment a cycle;
-*tick* notices silence; *commit* makes completions of jobs durable before they are acknowledged,
-and raises the term when it has to.  A disk that refuses holds up the last one alone.
+Its tasks: *receive* decodes what arrives, for the sessions or the request server; *reconcile* runs
+cycles when woken, and sends each node one assignment a cycle; *tick* notices silence; *commit*
+raises the term, and makes completions durable, which a disk that refuses holds up, and that alone.
 
 It serves only after its term is committed (DESIGN 8.1).
 """
@@ -24,6 +23,7 @@ from swarmctl import descriptors
 from swarmctl.controller import (
     completions,
     holding,
+    loading,
     moving,
     rebuilding,
     records,
@@ -247,7 +247,7 @@ class Controller:
             wall=wall,
         )
         await tenancy.load(cluster, config.ovn, config.underlay_mtu)
-        await cluster.load()
+        await loading.load(cluster)
         serviceaddresses.hold(cluster)
         cluster.hold = await holding.read(store)
         await _write_ways_in(config, cluster)
@@ -272,6 +272,7 @@ class Controller:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._commit)
                 nursery.start_soon(self.cluster.plane.run)
+                nursery.start_soon(self.cluster.state.guests.run, self.cluster)
                 nursery.start_soon(self._stop_at_the_end)
                 task_status.started(self.cluster)
                 _log.info("serving", addresses=self.cluster.addresses)

@@ -29,8 +29,8 @@ from tests.e2e.cluster import (
 )
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-# Room enough not to be sick from the start (an agent wants 128 MiB free), and to be well again after
-# it was full (it wants half as much more then).
+# Room enough not to be sick from the start (an agent wants 128 MiB free), and to be well again
+# after it was full (it wants half as much more then).
 AGENT_DISK_BYTES = 256 * MIB
 
 

@@ -14,6 +14,7 @@ from swarmctl.agent.instance import Instance
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.net.plugging.api import InNamespace
 from swarmctl.net.plugging.ovs import OvsPlugs
+from swarmctl.proto.errors import LaunchFailed
 from swarmctl.proto.messages import Attachment
 from swarmctl.spec.models import CloudInit
 from tests.integration.ovs_sandbox import (
@@ -31,7 +32,7 @@ ip addr add 10.20.0.9/24 dev eth0
 ip link set eth0 up
 ip link show eth0
 until nc 10.20.0.8 9 </dev/null >/tmp/got; do usleep 200000; done
-echo "got $(wc -c </tmp/got) bytes"
+echo "got $(wc -c </tmp/got) bytes, seed $(grep -c swarmctl-join-secret /seed/swarmctl.json)"
 """
 SERVER = """
 import socket
@@ -79,6 +80,9 @@ async def test_a_guest_speaks_over_its_tap(harness: LibvirtHarness, switch: OvsS
     # A network of libvirt's that is not there: with a port of its own nobody asks for it.
     spec = guest(network="not-there", trunk=True, cloud_init=CloudInit(user_data=SCRIPT))
     launch = attached(harness.vm(spec), "02:00:00:00:00:09", "10.20.0.9")
+    with pytest.raises(LaunchFailed, match="the token for the agent in this VM has not come yet"):
+        await harness.driver.prepare(launch, lambda _: None)
+    launch = evolve(launch, token="swarmctl-join-secret")
     peer = attached(launch, "02:00:00:00:00:08", "10.20.0.8").attachments[0]
     name = f"swt-{secrets.token_hex(3)}"
     with namespace(name) as path:
@@ -94,7 +98,7 @@ async def test_a_guest_speaks_over_its_tap(harness: LibvirtHarness, switch: OvsS
                 await trio.to_thread.run_sync(switch.install, device)
                 await attaching.wait_installed(launch)
                 found = await driver.start(launch)
-                printed = await harness.console_has(launch, b"got 100000 bytes")
+                printed = await harness.console_has(launch, b"got 100000 bytes, seed 1")
                 nursery.cancel_scope.cancel()
             assert found.phase is Phase.RUNNING
             assert b"02:00:00:00:00:09" in printed

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import yaml
+from attrs import evolve
 
 from swarmctl.agent.drivers.libvirt import seed
 from swarmctl.proto.errors import InvalidSpec
@@ -89,10 +90,11 @@ def test_what_agrees_is_accepted(config):
     assert KEY in made.meta_data
 
 
-def test_image_has_the_label_and_both_files():
+def test_image_has_the_label_and_all_files():
     """The image reads back with the label and byte-identical files."""
     pycdlib = pytest.importorskip("pycdlib", reason="the libvirt extra is not installed")
     made = contents(user_data="#!/bin/sh\necho grüße\n", ssh_authorized_keys=(KEY,))
+    made = evolve(made, guest='{"node": "pods.1"}')
     iso = pycdlib.PyCdlib()
     iso.open_fp(io.BytesIO(seed.image(made)))
 
@@ -104,6 +106,7 @@ def test_image_has_the_label_and_both_files():
     assert iso.pvd.volume_identifier.decode().strip() == "cidata"
     assert read(rr_path="/user-data") == made.user_data
     assert read(joliet_path="/meta-data") == made.meta_data
+    assert read(joliet_path="/swarmctl.json") == read(rr_path="/swarmctl.json") == made.guest
 
 
 def test_file_appears_whole_and_private(tmp_path):

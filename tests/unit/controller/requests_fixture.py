@@ -6,6 +6,7 @@ import attrs
 import trio
 
 from swarmctl.controller import identity as identities
+from swarmctl.controller import loading
 from swarmctl.controller.access import Access, admins_only
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers import (
@@ -179,7 +180,7 @@ async def a_rig(folder, disk=None, *names):
             folder=folder,
             addresses=("tcp://127.0.0.1:1",),
         )
-        await rig.cluster.load()
+        await loading.load(rig.cluster)
         rig.cluster.reconciler.settle()
         if names:
             await rig.ask("token.create", reusable=True)
