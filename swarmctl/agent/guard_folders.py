@@ -60,45 +60,47 @@ def sweep(run: Path, quiet_s: float = QUIET_S) -> int:
 def _remove(place: Path, quiet_s: float) -> bool:
     """Remove it if it is dead; whether it was."""
     aside = place.with_name(f"{_DEAD}{place.name}-{os.getpid()}")
-    with suppress(OSError), _nobody_holds(place / guard.PAGE) as words:
-        if words is None or _is_alive(place, words, quiet_s):
+    with suppress(OSError):
+        changed = place.stat().st_ctime  # Before a page is made there.
+        if wall_clock() - changed < quiet_s:
             return False
-        place.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        return True
+        with _held_alone(place / guard.PAGE) as words:
+            if words is None or _is_alive(place, words, quiet_s):
+                return False
+            place.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            return True
     return False
 
 
 @contextmanager
-def _nobody_holds(page: Path) -> Iterator[memoryview | None]:
-    """The page's words while nobody else can hold it; None when somebody does.
+def _held_alone(page: Path) -> Iterator[memoryview | None]:
+    """The page's words while nobody else can hold it, and it is there; else None.
 
-    All of them are 0 in a folder that has no page yet.
+    Where there is none it is made, so that an agent that makes it now waits for us, or we for it.
     """
+    descriptor = os.open(page, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        descriptor = os.open(page, os.O_RDONLY)
-    except FileNotFoundError:
-        yield memoryview(bytes(guard.PAGE_BYTES)).cast("Q")
-        return
+        yield _locked(descriptor, page)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, page: Path) -> memoryview | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        yield None
-        return
-    try:
-        content = os.pread(descriptor, guard.PAGE_BYTES, 0)
-        yield memoryview(content.ljust(guard.PAGE_BYTES, b"\0")).cast("Q")
-    finally:
-        os.close(descriptor)
+        return None
+    if page.stat().st_ino != os.fstat(descriptor).st_ino:
+        return None  # Somebody else has just moved it aside, and another is in its place.
+    content = os.pread(descriptor, guard.PAGE_BYTES, 0)
+    return memoryview(content.ljust(guard.PAGE_BYTES, b"\0")).cast("Q")
 
 
 def _is_alive(place: Path, words: memoryview, quiet_s: float) -> bool:
     quiet_ns = guard.boottime_ns() - words[guard.BEAT_NS]
     # A beat of an earlier boot may lie ahead of the clock.
-    if 0 <= quiet_ns < quiet_s * guard.NS and words[guard.BEAT_NS]:
-        return True
-    if wall_clock() - place.stat().st_ctime < quiet_s:
+    if words[guard.BEAT_NS] and 0 <= quiet_ns < quiet_s * guard.NS:
         return True
     if guard.began(words[guard.AGENT_PID]) == words[guard.AGENT_BEGAN] != 0:
         return True
