@@ -14,6 +14,8 @@ SIMULATE_S ?= 110
 # What make soak simulates: how many seeds, from which on.
 SEEDS ?= 1000
 SEED_BASE ?= 0
+# A bug to plant for make soak, to see it found; tests/sim/world/plants.py has them.
+PLANT ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
@@ -39,7 +41,7 @@ test: ready ## every test, real daemons included, as CI runs it
 	$(PY) -m tests.sim.world --for $(SIMULATE_S) --at-least 200
 
 soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
-	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE)
+	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT))
 
 test-slow: ready ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests

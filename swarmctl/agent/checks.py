@@ -7,6 +7,7 @@ driver, TCP and HTTP are asked at the instance's address, a VM's guest agent thr
 A daemon that does not answer says nothing about the instance: such a check counts neither way.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -203,14 +204,13 @@ def _late(check: HealthCheck) -> Answer:
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+    """The system's own words; trio's repeat the address."""
     # trio tries an address more than once, and hides what they said in the cause.
-    cause = error.__cause__
+    cause = error.__cause__ or error
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror.lower()
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno).lower()
     return "no connection"
 
 

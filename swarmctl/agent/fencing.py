@@ -137,12 +137,16 @@ class GuardFence:
     Args:
         data: the agent's data folder, for which the guard's folder is.
         run: where guards' folders are.
+        now_ns: the clock of leases.
 
     Raises:
         OSError: the folder cannot be made.
     """
 
-    def __init__(self, data: Path, run: Path = RUN) -> None:
+    def __init__(
+        self, data: Path, run: Path = RUN, now_ns: Callable[[], int] = guard.boottime_ns
+    ) -> None:
+        self._now_ns = now_ns
         self.folder = _folder(data, run)
         self._list = self.folder / guard.LIST
         self._page = self._open()
@@ -161,12 +165,12 @@ class GuardFence:
     @property
     def is_alive(self) -> bool:
         """Whether the guard has shown itself lately."""
-        return guard.boottime_ns() - self._page[guard.BEAT_NS] < GUARD_SILENT_S * guard.NS
+        return self._now_ns() - self._page[guard.BEAT_NS] < GUARD_SILENT_S * guard.NS
 
     @property
     def left_s(self) -> float:
         """How long the lease holds yet; negative past it."""
-        return (self._page[guard.LEASE_NS] - guard.boottime_ns()) / guard.NS
+        return (self._page[guard.LEASE_NS] - self._now_ns()) / guard.NS
 
     def renew(self, until_ns: int) -> None:
         """See Fence."""
@@ -205,7 +209,8 @@ class GuardFence:
                     await trio.to_thread.run_sync(guard_folders.sweep, self.folder.parent)
                 await trio.sleep(LOOK_S)
         finally:
-            if not any(self._list.iterdir()):
+            # Nor when the folder was removed with all that the agent had.
+            if not any(self._list.glob("*")):
                 await self._dissolve()
 
     async def _dissolve(self) -> None:

@@ -227,48 +227,55 @@ def write(path: str, text: str) -> bool:
 
 
 class Guard:
-    """One guard of a folder."""
+    """One guard of a folder; ``me`` is how it is known from an earlier or later one."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, me: int = 0) -> None:
         self.page = Page(folder)
         self.list = FencedList(folder)
+        self._me = me or os.getpid()
         self._log_path = os.path.join(folder, LOG)
         self._places = mounts()
-        self._last_kill_ns = boottime_ns()
+        self._last_kill_ns = self.now_ns()
         self._agent_seen_ns = 0
         self._agent_lives = True
+        self.page[GUARD_PID] = self._me
 
     def run(self) -> None:
         """Guard until there is nothing to guard, or another guard has taken over."""
-        me = os.getpid()
-        self.page[GUARD_PID] = me
-        while self.page.is_there and self.page[GUARD_PID] == me:
-            self.page[BEAT_NS] = now = boottime_ns()
-            names = self.list.read()
-            left_ns = self.page[LEASE_NS] - now
-            if left_ns > 0 or not names:
-                if not names and not self._has_agent(now):
-                    return
-                wait_s = min(BEAT_S, left_ns / NS) if names else BEAT_S
-                time.sleep(wait_s)
-                continue
-            if self._end_all(names):
-                time.sleep(KILL_PAUSE_S)
-            elif now - self._last_kill_ns > LINGER_S * NS and not self._has_agent(now):
-                return
-            else:
-                time.sleep(LOOK_S)
+        while (wait_s := self.look()) is not None:
+            time.sleep(wait_s)
+
+    def look(self) -> float | None:
+        """Do what is to be done now; for how long to wait then, or None when this guard is done."""
+        if not self.page.is_there or self.page[GUARD_PID] != self._me:
+            return None
+        self.page[BEAT_NS] = now = self.now_ns()
+        names = self.list.read()
+        left_ns = self.page[LEASE_NS] - now
+        if not names:
+            return BEAT_S if self._has_agent(now) else None
+        if left_ns > 0:
+            return min(BEAT_S, left_ns / NS)
+        if self._end_all(names):
+            return KILL_PAUSE_S
+        if now - self._last_kill_ns > LINGER_S * NS and not self._has_agent(now):
+            return None
+        return LOOK_S
+
+    def now_ns(self) -> int:
+        """The clock of leases."""
+        return boottime_ns()
 
     def _end_all(self, names: frozenset[bytes]) -> bool:
         """Kill what is there of them; whether there was something."""
         found = find(names)
         # An agent that came back to life has renewed the lease meanwhile: then nothing is killed.
-        if not found or self.page[LEASE_NS] > boottime_ns():
+        if not found or self.page[LEASE_NS] > self.now_ns():
             return False
         for pid, cgroups in found.items():
             kill(pid, cgroups, names, self._places)
             self.page[KILLS] += 1
-        self._last_kill_ns = boottime_ns()
+        self._last_kill_ns = self.now_ns()
         late_ms = (self._last_kill_ns - self.page[LEASE_NS]) / 1e6
         self._log(f"killed {sorted(found)} {late_ms:.1f} ms after the lease ended")
         return True
@@ -283,7 +290,7 @@ class Guard:
         try:
             with open(self._log_path, "a", encoding="utf-8") as file:
                 if file.tell() < LOG_MAX_BYTES:
-                    file.write(f"{boottime_ns() / NS:.3f} {text}\n")
+                    file.write(f"{self.now_ns() / NS:.3f} {text}\n")
         except OSError:
             pass  # It is for people; what counts is that they are dead.
 

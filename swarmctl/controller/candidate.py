@@ -9,8 +9,13 @@ and if it leads again it has read everything anew.
 """
 
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
 from functools import partial
 from time import time as wall_clock
 from typing import Final
@@ -22,7 +27,7 @@ from attrs import evolve, frozen
 from swarmctl.controller import identity as identities
 from swarmctl.controller import moving, records, shared
 from swarmctl.controller.access import ADMIN, TOKEN, Access, user_id
-from swarmctl.controller.daemon import Controller, ControllerConfig, let_in
+from swarmctl.controller.daemon import Controller, ControllerConfig, OpenListener, let_in
 from swarmctl.controller.election import Election, Place
 from swarmctl.controller.etcd.address import EtcdAddress
 from swarmctl.controller.etcd.ledger import LeaseGuard
@@ -35,7 +40,7 @@ from swarmctl.controller.store.etcd import EtcdStore
 from swarmctl.folder import DataFolder
 from swarmctl.proto.errors import StaleTerm, StorageFault, SwarmError, sole_error
 from swarmctl.proto.messages import Controllers
-from swarmctl.transport.api import Listener
+from swarmctl.transport.api import Link, Listener
 from swarmctl.transport.errors import AddressInUse
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.link import HANG_S
@@ -66,6 +71,27 @@ class Serving:
     addresses: tuple[str, ...]
 
 
+async def _open_etcd_store(
+    address: EtcdAddress, cluster_id: str, guard: LeaseGuard | None
+) -> Store:
+    return await EtcdStore.open(address, new_cluster_id=lambda: cluster_id, guard=guard)
+
+
+OpenLink = Callable[[Sequence[str], str, KeyPair], AbstractAsyncContextManager[Link]]
+OpenStore = Callable[[EtcdAddress, str, LeaseGuard | None], Awaitable[Store]]
+
+
+@frozen
+class Edges:
+    """Where a candidate touches the world; simulations put their own in place."""
+
+    open_listener: OpenListener = open_listener
+    open_link: OpenLink = open_link
+    open_store: OpenStore = _open_etcd_store
+    make_election: Callable[[EtcdAddress, Place], Election] = Election
+    wall: Callable[[], float] = wall_clock
+
+
 class Candidate:
     """One controller of several; :meth:`run` takes its turns.
 
@@ -74,6 +100,7 @@ class Candidate:
         address: of the etcd.
         identity: of the cluster.
         advertised: where others reach this controller.
+        edges: what it touches.
     """
 
     def __init__(
@@ -82,13 +109,16 @@ class Candidate:
         address: EtcdAddress,
         identity: SharedIdentity,
         advertised: tuple[str, ...],
+        edges: Edges | None = None,
     ) -> None:
+        self._edges = edges or Edges()
         self._config = config
         self._address = address
         self._identity = identity
         self._advertised = advertised
         self._access = Access()
-        self._election = Election(address, Place(uuid.uuid4().hex[:12], advertised))
+        me = Place(uuid.uuid4().hex[:12], advertised)
+        self._election = self._edges.make_election(address, me)
 
     async def run(self, *, task_status: "trio.TaskStatus[Serving]") -> None:
         """Follow and lead until cancelled."""
@@ -112,7 +142,9 @@ class Candidate:
         deadline = trio.current_time() + _LISTEN_AGAIN_S
         async with AsyncExitStack() as stack:
             while True:
-                opening = open_listener(list(self._config.listen), keypair, access.authorise)
+                opening = self._edges.open_listener(
+                    list(self._config.listen), keypair, access.authorise
+                )
                 try:
                     listener = await stack.enter_async_context(opening)
                 except AddressInUse:
@@ -124,9 +156,8 @@ class Candidate:
             yield listener
 
     async def _open_store(self, guard: LeaseGuard | None) -> Store:
-        store = await EtcdStore.open(
-            self._address, new_cluster_id=lambda: self._identity.cluster.cluster_id, guard=guard
-        )
+        cluster_id = self._identity.cluster.cluster_id
+        store = await self._edges.open_store(self._address, cluster_id, guard)
         return ChunkedStore(store)
 
     # --- following ----------------------------------------------------------------------------
@@ -136,7 +167,7 @@ class Candidate:
         async with self._listening(self._access) as listener, trio.open_nursery() as nursery:
             follower = Follower(
                 listener,
-                lambda addresses: open_link(
+                lambda addresses: self._edges.open_link(
                     addresses, self._identity.cluster.public_key, self._identity.relay
                 ),
                 lambda: self._election.view,
@@ -235,7 +266,12 @@ class Candidate:
                     takeover_grace_s=_TAKEOVER_GRACE_S,
                 )
                 controller = await Controller.start(
-                    config, self._identity.cluster, access, listener, store
+                    config,
+                    self._identity.cluster,
+                    access,
+                    listener,
+                    store,
+                    wall=self._edges.wall,
                 )
                 controller.cluster.state.fences.may_grant = lambda: self._election.leads_surely
                 await self._let_relays_in(controller)
@@ -248,7 +284,7 @@ class Candidate:
         cluster, relay = controller.cluster, self._identity.relay
         user = user_id(ADMIN, RELAY)
         if cluster.access.authorise(relay.public) != user:
-            record = AdminRecord(RELAY, relay.public, wall_clock())
+            record = AdminRecord(RELAY, relay.public, cluster.wall())
             await cluster.store.commit([Put(records.ADMIN + RELAY, records.encode(record))])
             cluster.access.allow(relay.public, user)
 

@@ -99,15 +99,21 @@ class Election:
         address: of the etcd.
         me: who we are, and where others reach us.
         now: seconds of a clock that counts while the machine sleeps.
+        client: for the thread alone; simulations bring their own.
     """
 
     def __init__(
-        self, address: EtcdAddress, me: Place, *, now: Callable[[], float] = _boot_clock
+        self,
+        address: EtcdAddress,
+        me: Place,
+        *,
+        now: Callable[[], float] = _boot_clock,
+        client: EtcdClient | None = None,
     ) -> None:
         self.view = View()
         self._me = me
         self._now = now
-        self._client = EtcdClient(address)
+        self._client = client or EtcdClient(address)
         self._leader_key = address.key("leader")
         self._members = address.key("member/")
         self._revision_key = address.key("fact/revision")

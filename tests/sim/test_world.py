@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,9 +58,21 @@ def test_seeds_hold():
 
 @pytest.mark.parametrize("bug", sorted(PLANTS))
 def test_planted_bugs_are_found(bug):
-    """Each within 500 seeds, and the seed that shows it is named."""
+    """Each within 500 seeds, and the line that is printed for it finds it again."""
     code, said = simulate("--plant", bug, "--until-found", "--seeds", "500", "--jobs", "1")
 
     assert code == 1
     assert "FAILED" in said
-    assert f"--plant {bug}" in said
+    [replay] = re.findall(r"replay: make (soak [^,]*),", said)
+    shown = subprocess.run(
+        ["make", "--dry-run", *replay.split()], cwd=ROOT, capture_output=True, text=True, timeout=60
+    ).stdout
+    [arguments] = re.findall(r"-m tests.sim.world (.*)", shown)
+    code, again = simulate(*arguments.split())
+    assert code == 1
+    assert f"seed {found(said)} FAILED" in again
+
+
+def found(said):
+    """The first seed that failed."""
+    return re.search(r"seed (\d+) FAILED", said)[1]

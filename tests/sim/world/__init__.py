@@ -11,7 +11,11 @@ All chance comes from the seed: trio's choice among tasks that can run, too.  So
 run, event for event (:mod:`trace` makes a hash of them), in every process whose ``PYTHONHASHSEED``
 is 0; ``python -m tests.sim.world --help`` begins one.
 
+In one seed of three the controllers elect their leader (:mod:`several`, :mod:`etcd`); in the others
+one of two is in charge, and now and then the other usurps.
+
 Not simulated: ZeroMQ, SQLite, Docker and libvirt themselves (the tests of ``integration/`` run
 those); clocks that run at different speeds between two timeouts (only what machines take for the
-time of day drifts); a process that is stopped for a while and goes on.
+time of day drifts); the transactions of the store in etcd; agents that are stopped and go on
+(guards and leaders are).
 """

@@ -31,11 +31,12 @@ class Disk(MemoryDisk):
         self.sync_s = USUAL_SYNC_S
         self.on_write = None
         self.stores = []
+        self.trying = 0
         self.on_service = None
 
-    async def open(self, _path, cluster_id):
-        """A controller's store on this disk; the edge of ``run_controller``."""
-        store = await SyncedStore.open(self, new_cluster_id=lambda: cluster_id, sync_s=self.sync_s)
+    async def open(self, kind, cluster_id):
+        """A controller's store on this disk, of that class."""
+        store = await kind.open(self, new_cluster_id=lambda: cluster_id, sync_s=self.sync_s)
         if self.held:
             store.hold()
         self.stores.append(store)
@@ -66,6 +67,11 @@ class Disk(MemoryDisk):
             on_write, self.on_write = self.on_write, None
             on_write(self.sync_s)
 
+    def forget(self, store):
+        """It is closed."""
+        if store in self.stores:
+            self.stores.remove(store)
+
     def crash(self, store):
         """The process of ``store`` is killed: what it had not synced is lost."""
         if store in self.stores:
@@ -79,7 +85,8 @@ class Disk(MemoryDisk):
     @property
     def idle(self):
         """Whether nothing waits for it."""
-        return not self.held and all(not store._queue for store in self.stores)
+        waits = self.held or self.trying or any(store._queue for store in self.stores)
+        return not waits
 
     def services(self):
         """The records of all services, by name."""

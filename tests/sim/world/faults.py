@@ -116,6 +116,68 @@ async def _usurp(world):
         world.network.unblock()  # All: a partition that began earlier ends, too.
 
 
+def _fencing_machine(world):
+    """One with something fenced, if there is any."""
+    fencing = [
+        machine
+        for machine in world.machines
+        if any(one.launch.template.fenced for one in machine.alive().values())
+    ]
+    return world.random.choice(fencing or world.machines)
+
+
+async def _crash_guard(world):
+    """Alone, or with the agent that would start another; both come back (docs/fencing.md)."""
+    machine = _fencing_machine(world)
+    process = world.agent_of(machine)
+    for one in machine.guards:
+        one.kill()
+        world.books.fire("crash-guard", machine.name)
+    if world.random.random() < 0.3:
+        process.kill()
+    await trio.lowlevel.checkpoint()
+
+
+async def _freeze_guard(world):
+    machine = _fencing_machine(world)
+    frozen = list(machine.guards)
+    for one in frozen:
+        one.freeze()
+        world.books.fire("freeze-guard", machine.name)
+    await trio.sleep(world.random.uniform(0.5, 12.0))
+    for one in frozen:
+        one.thaw()
+
+
+async def _freeze_leader(world):
+    """It stops for a while, mostly beyond its lease, and goes on as if nothing had happened."""
+    if world.cluster is None:
+        await trio.lowlevel.checkpoint()
+        return
+    process, endpoint = world.controllers[world.serving], world.endpoints[world.serving]
+    process.freeze()
+    world.books.fire("freeze-leader", process.name)
+    end = trio.current_time() + world.random.uniform(1.0, 12.0)
+    while trio.current_time() < end:
+        if not world.network.blocks_endpoint(endpoint):
+            world.network.block(endpoint=endpoint)
+        await trio.sleep(0.25)
+    process.thaw()
+    world.network.unblock()
+
+
+async def _leader_without_store(world):
+    """It is cut off from etcd, and reached by everybody else; some of what it asks is done."""
+    if world.cluster is None:
+        await trio.lowlevel.checkpoint()
+        return
+    process = world.controllers[world.serving]
+    process.line.cut, process.line.deaf = True, world.random.random() < 0.5
+    world.books.fire("leader-without-store", process.name)
+    await trio.sleep(world.random.uniform(1.0, 12.0))
+    process.line.mend()
+
+
 async def _drop(world):
     world.network.drop = world.random.uniform(0.02, 0.4)
     await _for_a_while(world)
@@ -164,6 +226,21 @@ async def _partition_of(world, name, direction):
     world.books.fire(name, count)
     await trio.sleep(world.random.uniform(0.5, 12.0))
     world.network.unblock()  # All: a partition that began later ends early.
+    world.restore_isolation()
+
+
+async def _cut_off(world):
+    """A node with something fenced is away for longer than its lease, and others take over."""
+    machine = _fencing_machine(world)
+    key = world.keys[machine.name].public
+    world.books.fire("cut-off", machine.name)
+    end = trio.current_time() + world.random.uniform(14.0, 20.0)
+    while trio.current_time() < end:
+        # Again and again: where another partition ends, all do.
+        if not world.network.blocks(key):
+            world.network.block(public_key=key)
+        await trio.sleep(0.5)
+    world.network.unblock()
     world.restore_isolation()
 
 
@@ -273,7 +350,11 @@ FAULTS = {
     "crash-machine": _crash_machine,
     "crash-instance": _crash_instance,
     "crash-many": _crash_many,
+    "crash-guard": _crash_guard,
+    "freeze-guard": _freeze_guard,
     "usurp": _usurp,
+    "freeze-leader": _freeze_leader,
+    "leader-without-store": _leader_without_store,
     "drop": _drop,
     "delay": _delay,
     "duplicate": _duplicate,
@@ -281,6 +362,7 @@ FAULTS = {
     "partition": _partition,
     "partition-to-agents": _partition_to_agents,
     "partition-to-controller": _partition_to_controller,
+    "cut-off": _cut_off,
     "sever": _sever,
     "slow-store": _slow_store,
     "stalled-store": _stalled_store,
@@ -294,9 +376,13 @@ FAULTS = {
     "clock-drift": _clock_drifts,
     "clock-step": _clock_steps,
 }
+# Those that only an elected leader meets: enabled wherever there is one.
+OF_LEADERS = ("freeze-leader", "leader-without-store")
 # Effects that no fault is chosen for: crashes bring them.
 EFFECTS = (
     "lease-ran-out",
+    "led",
+    "etcd-out-of-reach",
     "unsynced-commit-lost",
     "unsynced-journal-lost",
     "call-outlives-caller",

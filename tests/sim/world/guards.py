@@ -1,74 +1,179 @@
-"""The guard of a machine: ends what is fenced when the lease has run out, agent or not.
+"""The guards of a machine: what ends fenced instances when the lease has run out, agent or not.
 
-The real one is a process apart, with its list on a memory disk; here it is a task of the world and
-a list of the machine, so it outlives the agent and not a loss of power.  Its clock is that of the
-machine's boot: it drifts, and nobody sets it.
+List and judgement are the product's (:mod:`swarmctl.agent.guard`), and so is the agent's side of
+them; a guard here is a task of the world in place of a process, which can be killed and frozen.
+It outlives the agent; a loss of power takes it, and the memory disk with its list.  Its clock is
+that of the machine's boot: it drifts, and nobody sets it.
 """
+
+import shutil
 
 import trio
 
+from swarmctl.agent import guard
 from swarmctl.agent.drivers.sim import EXIT_KILLED
-from swarmctl.agent.fencing import NotFenced
+from swarmctl.agent.drivers.sim_host import runtime_id
+from swarmctl.agent.fencing import GuardFence
 
-_NS = 1_000_000_000
-# It looks at its page four times a second.
-_REACTS_WITHIN_S = 0.25
+# From its start until a new process shows itself.
+_BEGINS_WITHIN_S = 0.2
 
 
-class Guard:
-    """Keeps the contract of :class:`swarmctl.agent.fencing.Fence`."""
+class Page:
+    """The shared page.  A guard that lives has just shown itself, whenever somebody looks.
+
+    So the task of a guard need not wake up for that, four times a second on each machine.
+    """
+
+    is_there = True
 
     def __init__(self, machine):
-        self.machine = machine
-        self.until_ns = 0
-        self.listed = set()
-        self.is_alive = True
+        self._machine = machine
+        self._words = [0] * 6
 
-    def now_ns(self):
-        """The time since the boot, by the machine's own quartz."""
-        return int(self.machine.quartz.at(trio.current_time()) * _NS)
+    def __getitem__(self, word):
+        if word == guard.BEAT_NS:
+            self._words[word] = max(self._words[word], self._machine.beat_ns(self))
+        return self._words[word]
 
-    @property
-    def left_s(self):
-        return (self.until_ns - self.now_ns()) / _NS
+    def __setitem__(self, word, value):
+        self._words[word] = value
 
-    def renew(self, until_ns):
-        self.until_ns = max(self.until_ns, until_ns)
 
-    def check(self):
-        if self.left_s <= 0:
-            raise NotFenced("the lease has run out")
+class Fence(GuardFence):
+    """The agent's side: the product's, but for the page and for how a process is started."""
+
+    def __init__(self, machine):
+        self._machine = machine
+        self._now_ns = machine.boottime_ns
+        self._page = machine.page
+        self.folder = machine.folder / "run"
+        self._list = self.folder / guard.LIST
+        self._list.mkdir(parents=True, exist_ok=True)
 
     def enlist(self, incarnation, runtime_id):
-        del runtime_id
-        self.listed.add(incarnation)
+        super().enlist(incarnation, runtime_id)
+        self._machine.wake_guards()
 
-    def dismiss(self, incarnation):
-        self.listed.discard(incarnation)
+    async def _start(self):
+        self._machine.begin_guard()
+        await self.wait_alive()
+
+    async def _dissolve(self):
+        """Agents here end as by ``kill -9`` only, without a word to anybody."""
+
+
+class GuardProcess(guard.Guard):
+    """One guard of a machine, as a task.  ``beat_ns`` is set when it shows itself no more."""
+
+    def __init__(self, machine, number):
+        self.machine = machine
+        self.number = self._me = number
+        self.page = machine.page
+        self.list = guard.FencedList(str(machine.folder / "run"))
+        self._last_kill_ns = self.now_ns()
+        self.page[guard.GUARD_PID] = number
+        self.beat_ns = None
+        self.woken = trio.Event()
+        self.scope = trio.CancelScope()
 
     async def run(self):
-        """The agent looks after it: nothing to do, its task is the world's."""
-        await trio.sleep_forever()
-
-    async def wait_alive(self):
-        await trio.lowlevel.checkpoint()
-
-    async def watch(self):
-        """End what is fenced whenever the lease has run out."""
+        """Guard until done, or killed."""
         machine = self.machine
-        while True:
-            # By its own clock the lease ends a little earlier or later than by the true one.
-            await trio.sleep(max(self.left_s, 0.0) + machine.random.uniform(0, _REACTS_WITHIN_S))
-            if self.left_s > 0:
-                continue
-            owner = machine.world.owner(machine.name)
-            for incarnation in sorted(self.listed & machine.alive().keys()):
-                machine.world.books.fire("lease-ran-out", machine.name)
-                machine.host._end(
-                    owner, machine.book[incarnation], EXIT_KILLED, trio.current_time()
-                )
+        with self.scope:
+            while (wait_s := self.look()) is not None:
+                self.woken = trio.Event()
+                if not self.list.names or self.is_frozen:
+                    await self.woken.wait()
+                    continue
+                left_s = (self.page[guard.LEASE_NS] - self.now_ns()) / guard.NS
+                await trio.sleep(max(wait_s, left_s) + machine.random.uniform(0, guard.BEAT_S))
+        machine.guards.remove(self)
 
-    def lose_power(self):
-        """Neither guard nor list is left; the next boot begins without a lease."""
-        self.until_ns = 0
-        self.listed.clear()
+    @property
+    def is_frozen(self):
+        """Whether it was stopped, or killed."""
+        return self.beat_ns is not None
+
+    def look(self):
+        """The product's; one that is frozen sees nothing."""
+        return guard.BEAT_S if self.is_frozen else super().look()
+
+    def freeze(self):
+        """SIGSTOP."""
+        if not self.is_frozen:
+            self.beat_ns = self.now_ns()
+
+    def thaw(self):
+        """SIGCONT."""
+        self.beat_ns = None
+        self.woken.set()
+
+    def kill(self):
+        """``kill -9``."""
+        self.freeze()
+        self.scope.cancel()
+
+    def now_ns(self):
+        """The machine's."""
+        return self.machine.boottime_ns()
+
+    def _end_all(self, names):
+        machine = self.machine
+        owner = machine.world.owner(machine.name)
+        found = [
+            one for number, one in machine.alive().items() if runtime_id(number).encode() in names
+        ]
+        for one in found:
+            machine.world.books.fire("lease-ran-out", machine.name)
+            machine.host._end(owner, one, EXIT_KILLED, trio.current_time())
+        return bool(found)
+
+    def _has_agent(self, _now):
+        """As far as one without anything to guard is concerned: it costs nothing to keep it."""
+        return True
+
+
+class Guards:
+    """What a machine has of them: its part of :class:`tests.sim.world.machines.Machine`."""
+
+    def __init__(self):
+        self.guards = []
+        self.page = Page(self)
+        self._guards_begun = 0
+
+    def boottime_ns(self):
+        """The time since the boot, by the machine's own quartz."""
+        return int(self.quartz.at(trio.current_time()) * guard.NS)
+
+    def beat_ns(self, page):
+        """When the guard of ``page`` has shown itself last."""
+        for one in self.guards:
+            if one.number == page[guard.GUARD_PID]:
+                return one.beat_ns if one.is_frozen else one.now_ns()
+        return 0
+
+    def begin_guard(self):
+        """A new process, a moment later."""
+        page = self.page
+
+        def begin():
+            if self.page is page:  # Else the power has gone meanwhile.
+                self._guards_begun += 1
+                made = GuardProcess(self, self._guards_begun)
+                self.guards.append(made)
+                self.world.nursery.start_soon(made.run)
+
+        self.world.later(self.random.uniform(0, _BEGINS_WITHIN_S), begin)
+
+    def wake_guards(self):
+        """Something is in the list."""
+        for one in self.guards:
+            one.woken.set()
+
+    def lose_guards(self):
+        """A loss of power: neither guard nor list is left."""
+        for one in self.guards:
+            one.kill()
+        self.page = Page(self)
+        shutil.rmtree(self.folder / "run", ignore_errors=True)

@@ -6,7 +6,7 @@ from swarmctl.controller.records import SlotWish
 from swarmctl.proto.errors import Conflict, Refused, StaleTerm, StorageFault
 from swarmctl.proto.states import NodeState
 from swarmctl.spec import wire
-from tests.sim.world.machines import CPU_MILLIS
+from tests.sim.world.machines import CAPACITY
 
 # By these a daemon may end by itself: its disk, a successor, a session that still counts, or a
 # key that its controller, which has only begun, does not know yet.
@@ -43,12 +43,7 @@ class Invariants:
         """An instance begins to run."""
         world = self.world
         world.trace.note("started", machine.name, instance.launch.instance)
-        used = sum(
-            one.launch.template.resources.cpu_millis or 0 for one in machine.alive().values()
-        )
-        world.books.check(
-            "within-capacity", used <= CPU_MILLIS, lambda: f"{machine.name} runs {used} millis"
-        )
+        self._within_capacity(machine)
         if instance.launch.template.fenced:
             twins = [
                 other.name
@@ -58,6 +53,37 @@ class Invariants:
                 == (instance.launch.service, instance.launch.slot)
             ]
             world.books.check("fenced-runs-once", len(twins) == 1, lambda: f"on {twins}")
+
+    def _within_capacity(self, machine):
+        used = _total(one.launch.template.resources for one in machine.alive().values())
+        self.world.books.check(
+            "within-capacity", _fits(used), lambda: f"{machine.name} runs {dict(used)}"
+        )
+
+    def look_at_capacity(self):
+        """Machines run no more than they have, and the controller's books say so, too."""
+        cluster = self.world.cluster
+        for machine in self.world.machines:
+            self._within_capacity(machine)
+            node = cluster and cluster.state.nodes.get(machine.name)
+            if node is not None:
+                self._booked_within_capacity(node, cluster.fleet.snapshot)
+
+    def _booked_within_capacity(self, node, snapshot):
+        """Room may be kept for what takes the place of others: those are on their way out."""
+        users = {one.name: one for one in self.world.users}
+        leaving = _total(
+            users[one.key[1]].resources
+            for one in node.instances.values()
+            if one.removing and one.counted
+        )
+        booked = Counter(snapshot.allocated(node.record.name))
+        booked.subtract(leaving)
+        self.world.books.check(
+            "booked-within-capacity",
+            _fits(booked),
+            lambda: f"{node.record.name} is given {dict(booked)}",
+        )
 
     def process_ended(self, process, error):
         """A daemon ended by itself."""
@@ -154,17 +180,13 @@ class Invariants:
             )
         if not set(machine.book) <= set(known):
             found.append(f"{machine.name}: {sorted(set(machine.book) - set(known))} not supervised")
-        jobs = {one.name for one in self.world.users if one.job}
-        taken = sum(
-            self._cpu_millis(one.service) for one in known.values() if one.service not in jobs
-        )
-        counted = self.world.cluster.fleet.snapshot.allocated(machine.name).get("cpu_millis", 0)
-        if taken != counted:
-            found.append(f"{machine.name}: {counted} millis allocated, {taken} taken")
+        users = {one.name: one for one in self.world.users}
+        holders = [users[one.service] for one in known.values()]
+        taken = _total(one.resources for one in holders if not one.job)
+        counted = self.world.cluster.fleet.snapshot.allocated(machine.name)
+        if {name: amount for name, amount in counted.items() if amount} != taken:
+            found.append(f"{machine.name}: {counted} allocated, {dict(taken)} taken")
         return found
-
-    def _cpu_millis(self, service):
-        return next(one for one in self.world.users if one.name == service).cpu_millis
 
     # --- nothing is left over -----------------------------------------------------------------
 
@@ -203,3 +225,15 @@ class Invariants:
         if len(counts) != 1:
             found.append(f"agents have different numbers of tasks at rest: {dict(counts)}")
         return found
+
+
+def _total(resources):
+    """What all of them take, by name."""
+    total = Counter()
+    for one in resources:
+        total.update(one.amounts())
+    return total
+
+
+def _fits(amounts):
+    return all(amount <= CAPACITY[name] for name, amount in amounts.items())

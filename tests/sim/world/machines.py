@@ -10,10 +10,11 @@ from swarmctl.agent.drivers.sim import EXIT_KILLED, Delay, SimDriver, SimHost, S
 from swarmctl.agent.facts import Machine as MachineFacts
 from swarmctl.proto.errors import DriverUnavailable
 from tests.sim.world.disks import Journal
-from tests.sim.world.guards import Guard
+from tests.sim.world.guards import Guards
 
-# Two to five instances: together they take up to two thirds of all machines.
-CPU_MILLIS = 500
+# Two to five instances: together they take up to two thirds of all machines. Of none of these does
+# an instance take more than two fifths, so that a machine with one of them always has room.
+CAPACITY = {"cpu_millis": 500, "memory_bytes": 5 << 20, "disk_bytes": 50 << 20, "gpu": 5}
 # Virtual time begins at 0; a clock of the day does not.
 _EPOCH_S = 1_700_000_000.0
 _DELAYS = {
@@ -130,7 +131,7 @@ class Driver(SimDriver):
 
 
 @attrs.define(eq=False)
-class Machine:
+class Machine(Guards):
     """A node; ``silent`` is set while its daemon takes calls and answers none."""
 
     world: object
@@ -139,7 +140,6 @@ class Machine:
     random: random.Random
     clock: Clock = attrs.field(factory=Clock)
     quartz: Clock = attrs.field(factory=Clock)
-    guard: Guard = attrs.field(init=False)
     silent: trio.Event | None = None
     on_call: object = None
     host: Host = attrs.field(init=False)
@@ -148,7 +148,7 @@ class Machine:
     def __attrs_post_init__(self):
         settings = SimSettings(**_DELAYS, seed=self.random.getrandbits(32))
         self.host = Host(self, settings)
-        self.guard = Guard(self)
+        Guards.__init__(self)
         self.journal = Journal(self.world.books, self.name, self.random)
 
     @property
@@ -175,7 +175,7 @@ class Machine:
         owner = self.world.owner(self.name)
         for one in self.alive().values():
             self.host._end(owner, one, EXIT_KILLED, trio.current_time())
-        self.guard.lose_power()
+        self.lose_guards()
 
     def abandoned(self, what, owner, launch):
         """A call's caller is gone; the daemon may carry it out all the same, a little later."""

@@ -1,16 +1,22 @@
 """Bugs to plant, each a mistake that somebody could make: the simulator has to find them."""
 
+import sys
 from contextlib import contextmanager
 from unittest import mock
 
+import trio
+
+from swarmctl.agent.guard import FencedList
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
 from swarmctl.controller import sessions
+from swarmctl.controller.candidate import Candidate
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store import memory
 from swarmctl.controller.store.commits import validate
+from swarmctl.spec.models import Resources
 from tests.sim.world.disks import Journal
 
 
@@ -86,6 +92,32 @@ def _defect():
     return mock.patch.object(ClusterState, "lose", lose)
 
 
+def _count_no_memory():
+    """The controller places as if instances took no memory."""
+    amounts = Resources.amounts
+
+    def without(self):
+        found = amounts(self)
+        counting = sys._getframe(1).f_globals["__name__"].startswith("swarmctl.controller")
+        return {k: v for k, v in found.items() if k != "memory_bytes" or not counting}
+
+    return mock.patch.object(Resources, "amounts", without)
+
+
+def _guard_nothing():
+    """A guard that lives, and takes its list for empty."""
+    return mock.patch.object(FencedList, "read", return_value=frozenset())
+
+
+def _lead_on():
+    """A leader does not look whether its lease is lost; it hears of it when a write is refused."""
+
+    async def never(_self, _guard):
+        await trio.sleep_forever()
+
+    return mock.patch.multiple(Candidate, _until_lost=never)
+
+
 PLANTS = {
     "no-lease-check": _no_lease_check,
     "no-fence": _no_fence,
@@ -94,6 +126,9 @@ PLANTS = {
     "keep-what-returns": _keep_what_returns,
     "create-unwritten": _create_unwritten,
     "defect": _defect,
+    "count-no-memory": _count_no_memory,
+    "guard-nothing": _guard_nothing,
+    "lead-on": _lead_on,
 }
 
 

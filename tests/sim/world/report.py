@@ -41,7 +41,8 @@ class Summary:
             self.failed[run["seed"]] = run["violations"]
             print(f"seed {run['seed']} FAILED: {run['violations'][0][:400]}", flush=True)
             plant = f" --plant {self.plant}" if self.plant else ""
-            print(f"  replay: make soak SEEDS=1 SEED_BASE={run['seed']}", end="")
+            variable = f" PLANT={self.plant}" if self.plant else ""
+            print(f"  replay: make soak SEEDS=1 SEED_BASE={run['seed']}{variable}", end="")
             print(f", or python -m tests.sim.world --show --seed-base {run['seed']}{plant}")
         else:
             self.held += 1

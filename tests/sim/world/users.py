@@ -81,10 +81,18 @@ class User:
         self.wish = Wish()
         self.next = None
         self.landed = False
-        self.cpu_millis = random.choice((100, 150, 200))
+        self.resources = Resources(
+            cpu_millis=random.choice((100, 150, 200)),
+            memory_bytes=self._choice("memory", (0, 1, 2)) << 20,
+            disk_bytes=self._choice("disk", (0, 0, 20)) << 20,
+            named={"gpu": gpus} if (gpus := self._choice("gpu", (0, 0, 1, 2))) else {},
+        )
         self.grace_s = random.choice((1.0, 3.0))
         self.restarted_at = {}
-        self.priority = world.chance(f"{name}'s priority").choice((0, 0, 50))
+        self.priority = self._choice("priority", (0, 0, 50))
+
+    def _choice(self, what, among):
+        return self.world.chance(f"{self.name}'s {what}").choice(among)
 
     # --- what may be durable ----------------------------------------------------------------
 
@@ -168,7 +176,7 @@ class User:
         command = ("run_for=2",) if self.job else ()
         template = Template(
             container=ContainerSpec(self.random.choice("xyz"), command),
-            resources=Resources(cpu_millis=self.cpu_millis),
+            resources=self.resources,
             stop_grace_period_s=self.grace_s,
             job=self.job,
             fenced=self.name == "fenced",

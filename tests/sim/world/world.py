@@ -26,13 +26,16 @@ from swarmctl.proto.limits import FENCING_LEASE_MIN_S
 from swarmctl.transport import keys
 from swarmctl.transport.keys import KeyPair
 from tests.sim.world.books import Books
-from tests.sim.world.disks import USUAL_SYNC_S, Disk
-from tests.sim.world.faults import FAULTS
+from tests.sim.world.disks import USUAL_SYNC_S, Disk, SyncedStore
+from tests.sim.world.etcd import Etcd, EtcdLine
+from tests.sim.world.faults import FAULTS, OF_LEADERS
+from tests.sim.world.guards import Fence
 from tests.sim.world.invariants import Invariants
-from tests.sim.world.machines import CPU_MILLIS, FACTS, Clock, Driver, Machine
+from tests.sim.world.machines import CAPACITY, FACTS, Clock, Driver, Machine
 from tests.sim.world.network import Network
 from tests.sim.world.operators import Operator
 from tests.sim.world.processes import Process
+from tests.sim.world.several import CandidateProcess, shared_identity
 from tests.sim.world.trace import EVENTS_MIN, Trace
 from tests.sim.world.users import User
 
@@ -45,7 +48,11 @@ _LOOK_S = 0.5
 # What is at rest stays so: a few heartbeats, and the look at the drivers.
 _REST_S = 6.0
 _LEAK_LOOKS = 20
+# Two of them take turns on one store; three elect one of them by a lease in etcd.
 ENDPOINTS = ("tcp://10.0.0.1:7077", "tcp://10.0.0.2:7077")
+SEVERAL = (*ENDPOINTS, "tcp://10.0.0.3:7077")
+# One seed in so many is of the latter kind.
+_SEVERAL_EVERY = 3
 USERS = ("web", "db", "fenced")
 
 
@@ -55,7 +62,8 @@ class World:
     def __init__(self, seed, folder, *, keep_trace=False):
         self.seed = seed
         self.folder = folder
-        self.endpoints = ENDPOINTS
+        self.several = seed % _SEVERAL_EVERY == 0
+        self.endpoints = SEVERAL if self.several else ENDPOINTS
         self.random = self.chance("faults")
         self.restart_random = self.chance("restarts")
         self.trace = Trace(keep=keep_trace)
@@ -67,11 +75,12 @@ class World:
         self.machines = []
         self.agents = []
         self.controllers = []
-        self.serving = 0
+        self._serving = 0
+        self.etcd = Etcd(self) if self.several else None
         self.usurping = False
         self.isolated = None
         self.user_starts = 0
-        self.clocks = [Clock(), Clock()]
+        self.clocks = [Clock() for _ in self.endpoints]
         self.calm_after_s = None
         self.keys = {}
         self._make_identities(self.chance("keys"))
@@ -89,6 +98,23 @@ class World:
     def agent_of(self, machine):
         """The agent's process."""
         return self.agents[self.machines.index(machine)]
+
+    @property
+    def serving(self):
+        """The number of the controller that serves, or did last."""
+        if self.several:
+            led = {
+                one.value.state.term: number
+                for number, one in enumerate(self.controllers)
+                if one.value is not None
+            }
+            if led:
+                self._serving = led[max(led)]
+        return self._serving
+
+    @serving.setter
+    def serving(self, number):
+        self._serving = number
 
     @property
     def cluster(self):
@@ -116,11 +142,16 @@ class World:
         server, self.admin, token = pair(), pair(), pair()
         cluster_id = chance.randbytes(16).hex()
         self.identity = identities.ClusterIdentity(cluster_id, server.public, server.secret)
-        self.token = JoinToken("first", ENDPOINTS, server.public, token.public, token.secret)
+        self.token = JoinToken("first", self.endpoints, server.public, token.public, token.secret)
         context = Context(
-            "default", ENDPOINTS, server.public, self.admin.public, self.admin.secret, cluster_id
+            "default",
+            self.endpoints,
+            server.public,
+            self.admin.public,
+            self.admin.secret,
+            cluster_id,
         )
-        for number in range(2):
+        for number in range(len(self.endpoints)):
             data = self.folder / f"c{number}"
             data.mkdir(mode=0o700)
             (data / identities.CLUSTER_KEY).write_text(json.dumps(attrs.asdict(self.identity)))
@@ -128,6 +159,11 @@ class World:
             (data / identities.JOIN_TOKEN).write_text(self.token.to_text())
         self.network.names = {self.admin.public: "user", token.public: "join"}
         self.network.tcp_only.add(self.admin.public)
+        if self.several:
+            relay = pair()
+            self.shared = shared_identity(self, self.admin, relay)
+            self.network.names[relay.public] = "relay"
+            self.network.tcp_only.add(relay.public)
         for number in range(1, NODES + 1):
             name = f"n{number}"
             self.keys[name] = pair()
@@ -142,6 +178,18 @@ class World:
             self.machines.append(machine)
             self.clocks.append(machine.clock)
             self.agents.append(Process(self, name, self._agent, self._cut_agent, value=None))
+        if self.several:
+            self.controllers = [
+                CandidateProcess(
+                    self,
+                    f"c{number}",
+                    CandidateProcess.lead_in_turns,
+                    self._cut_candidate,
+                    line=EtcdLine(self.etcd),
+                )
+                for number in range(len(self.endpoints))
+            ]
+            return
         for number in range(2):
             self.controllers.append(
                 Process(self, f"c{number}", self._control, self._cut_controller, number == 0)
@@ -159,24 +207,30 @@ class World:
     async def _control(self, process):
         number = self.controllers.index(process)
 
-        async def open_store(path, cluster_id):
-            process.store = await self.disk.open(path, cluster_id)
+        async def open_store(_path, cluster_id):
+            process.store = await self.disk.open(SyncedStore, cluster_id)
             return process.store
 
         edges = ControllerEdges(self.network.open_listener, open_store, self.clocks[number].now)
         config = ControllerConfig(
             self.folder / f"c{number}",
-            (ENDPOINTS[number],),
-            advertise=ENDPOINTS,
+            (self.endpoints[number],),
+            advertise=self.endpoints,
             fencing_lease_s=FENCING_LEASE_MIN_S,
         )
         await run_controller(config, edges=edges, task_status=_Started(process))
 
     def _cut_controller(self, process):
-        self.network.sever(endpoint=ENDPOINTS[self.controllers.index(process)])
+        self.network.sever(endpoint=self.endpoints[self.controllers.index(process)])
         if process.store is not None:
             self.disk.crash(process.store)
             process.store = None
+
+    def _cut_candidate(self, process):
+        process.thaw()
+        self.network.sever(endpoint=self.endpoints[self.controllers.index(process)])
+        for store in [one for one in self.disk.stores if one.process is process]:
+            self.disk.crash(store)
 
     async def _agent(self, process):
         machine = self.machines[self.agents.index(process)]
@@ -193,15 +247,15 @@ class World:
             machine.clock.now,
             lambda _path: FACTS,
             lambda: f"the agent of {machine.name}",
-            lambda _config: machine.guard,
-            machine.guard.now_ns,
+            lambda _config: Fence(machine),
+            machine.boottime_ns,
         )
         config = AgentConfig(
             data=machine.folder,
             name=machine.name,
             join=str(self.folder / "c0" / identities.JOIN_TOKEN),
             drivers=("sim",),
-            capacity={"cpu_millis": CPU_MILLIS},
+            capacity=CAPACITY,
         )
         await run_agent(config, edges=edges, task_status=_Started(process))
 
@@ -215,9 +269,9 @@ class World:
         self.isolated = number
         for pair in [*self.keys.values(), self.token]:
             public = pair.public if isinstance(pair, KeyPair) else pair.public_key
-            self.network.block(endpoint=ENDPOINTS[number], public_key=public)
+            self.network.block(endpoint=self.endpoints[number], public_key=public)
             for wire in list(self.network.wires.values()):
-                if (wire.endpoint, wire.public_key) == (ENDPOINTS[number], public):
+                if (wire.endpoint, wire.public_key) == (self.endpoints[number], public):
                     wire.lose_under_way()
                     wire.end()
 
@@ -232,16 +286,22 @@ class World:
         """Begin, trouble, calm down, look."""
         async with trio.open_nursery() as self.nursery:
             self.nursery.start_soon(self._end_when_violated)
-            for process in [self.controllers[0], *self.agents]:
+            first = self.controllers if self.several else self.controllers[:1]
+            for process in [*first, *self.agents]:
                 self.nursery.start_soon(process.keep)
-            for machine in self.machines:
-                self.nursery.start_soon(machine.guard.watch)
-            self.nursery.start_soon(self._keep_second)
+            if not self.several:
+                self.nursery.start_soon(self._keep_second)
+            self.nursery.start_soon(self._look_at_capacity)
             await self._trouble()
             self._heal()
             await self.operator.put_back()
             await self._settle()
             self.nursery.cancel_scope.cancel()
+
+    async def _look_at_capacity(self):
+        while True:
+            await trio.sleep(_LOOK_S)
+            self.invariants.look_at_capacity()
 
     async def _keep_second(self):
         while not self.controllers[1].wanted:  # noqa: ASYNC110 - set by whoever usurps
@@ -255,6 +315,9 @@ class World:
     async def _trouble(self):
         """Users ask and faults happen, at the same time."""
         enabled = [name for name in FAULTS if self.random.random() < 0.5] or list(FAULTS)
+        unfit = ("usurp",) if self.several else OF_LEADERS
+        fit = {*enabled, *OF_LEADERS}.difference(unfit)
+        enabled = [name for name in FAULTS if name in fit]
         self.trace.note("enabled", *enabled)
         async with trio.open_nursery() as asking:
             for user in self.users:
@@ -276,6 +339,10 @@ class World:
         """All faults end."""
         self.isolated = None
         self.network.calm()
+        if self.several:
+            for process in self.controllers:
+                process.line.mend()
+                process.thaw()
         self.disk.full = False
         self.disk.on_write = None
         self.disk.slow(USUAL_SYNC_S)
@@ -286,6 +353,8 @@ class World:
             machine.journal.on_write = machine.on_call = None
             machine.host.reachable = True
             machine.host._faults.clear()
+            for one in machine.guards:
+                one.thaw()
             machine.speak()
         for clock in self.clocks:
             # As a time service does: a node whose clock stays off is sick, and stays so.

@@ -1,6 +1,7 @@
 """The guard: who it kills, when, and when it ends itself. With real processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import uuid
 
 import pytest
+import trio
 
 from swarmctl.agent import guard
 from swarmctl.agent.fencing import GuardFence, Leases, NotFenced, guard_command
@@ -250,3 +252,15 @@ def test_the_executable_is_a_guard_too(fence, victim, monkeypatch):
     until(lambda: ended(victim[0]), "the end")
     fence._page[guard.GUARD_PID] = 0
     assert process.wait(PATIENCE_S) == 0
+
+
+def test_an_agent_ends_although_its_folder_is_gone(guarded):
+    """Whoever removes all that an agent had is not told of a defect by it."""
+    shutil.rmtree(guarded.folder)
+
+    async def until_stopped():
+        with trio.move_on_after(0.1):
+            await guarded.run()
+
+    trio.run(until_stopped)
+    assert not guarded.folder.exists()
