@@ -9,6 +9,8 @@ DEMO ?=
 BENCH ?=
 # What make bench-compare compares with: a report, or a folder with some.
 BASE ?=
+# Where make bench-net writes what it found.
+JSON ?= bench/results/net.json
 # Seconds that make test simulates for: as many seeds as fit, and at least 200.
 SIMULATE_S ?= 110
 # What make soak simulates: how many seeds, from which on.
@@ -17,7 +19,7 @@ SEED_BASE ?= 0
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down purge test soak test-slow check quick bench bench-compare docs binary image lock venv ready
+.PHONY: help demo down purge test soak test-slow check quick bench bench-net bench-compare docs binary image lock venv ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +70,9 @@ bench: ready ## launches at scale in ten minutes, into bench/results; then the o
 	$(PY) -m bench.placement --small
 	$(PY) -m bench.commits
 	$(PY) -m bench.startup
+
+bench-net: ready ## networks: headers, throughput, latency, what is blocked: make bench-net JSON=FILE
+	@$(PY) -m bench.net --json $(JSON)
 
 bench-compare: venv ## ratios of bench/results to an earlier result: make bench-compare BASE=FILE
 	@$(PY) -m bench.launch.compare $(BASE)
