@@ -79,19 +79,19 @@ def measure(seconds: int, pings: int) -> dict[str, Any]:
         made = world.look(swarm)
         ends = made.ends
         ways = [
-            Way(ONE_HOST, ends["a"], ends["b"], across=False),
-            Way(ACROSS, ends["a"], ends["c"], across=True),
+            Way(ONE_HOST, ends["a.1"], ends["b.1"], across=False),
+            Way(ACROSS, ends["a.1"], ends["c.1"], across=True),
         ]
         found: dict[str, dict[str, Any]] = {}
         with said.step("passing") as step:
-            reached = [checks.reach(ends["a"], ends[name]) for name in ("b", "c")]
-            cut_off = [checks.cut_off(ends["a"], ends["other"], ends["friend"])]
+            reached = [checks.reach(ends["a.1"], ends[name]) for name in ("b.1", "c.1")]
+            cut_off = [checks.cut_off(ends["a.1"], ends["other.1"], ends["friend.1"])]
             step.done("the same network and another one")
         with said.step("spoofing") as step:
             forgeries = []
-            for attempt in checks.attempts(made, "a", "b"):
+            for attempt in checks.attempts(made, "a.1", "b.1"):
                 step.progress(attempt.what)
-                forgeries.append(checks.forge(attempt, ends["a"], ends["c"], made.macs["c"]))
+                forgeries.append(checks.forge(attempt, ends["a.1"], ends["c.1"], made.macs["c.1"]))
             step.done(", ".join(f"{one.what}: {one.arrived} of {one.sent}" for one in forgeries))
         for way in ways:
             with said.step(way.name) as step:

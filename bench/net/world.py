@@ -5,6 +5,7 @@ their own interfaces (``NET_ADMIN``), as a hostile tenant would: that is what sp
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,8 +37,8 @@ class World:
 
     Attributes:
         swarm: what they run on.
-        ends: service to its one instance.
-        macs: service to its instance's MAC.
+        ends: by the instance's name, ``web.1``; one on several networks is on the last here.
+        macs: likewise.
     """
 
     swarm: Swarm = field(repr=False)
@@ -84,7 +85,7 @@ def _service(one: Member, image: str) -> dict[str, Any]:
     }
 
 
-def look(swarm: Swarm) -> World:
+def look(swarm: Swarm, networks: Iterable[str] = NETWORKS) -> World:
     """What runs on the networks, and where its packets come out.
 
     Raises:
@@ -93,20 +94,20 @@ def look(swarm: Swarm) -> World:
     places = {host.name: host for host in swarm.hosts.hosts}
     ends: dict[str, Endpoint] = {}
     macs: dict[str, str] = {}
-    for network in NETWORKS:
+    for network in networks:
         shown = json.loads(swarm.run("network", "inspect", network))
         by_instance = {port["instance"]: port["port"] for port in shown["attached"]}
         for port in shown["attached"]:
-            service, host = port["instance"].rpartition(".")[0], places[port["host"]]
+            host, instance = places[port["host"]], port["instance"]
             plugged = by_instance.get(port["vm"], port["port"])
-            ends[service] = Endpoint(
+            ends[instance] = Endpoint(
                 swarm,
-                instance=port["instance"],
+                instance=instance,
                 address=port["addresses"][0],
                 place=host.place,
                 interface=device_of(host, plugged),
             )
-            macs[service] = port["mac"]
+            macs[instance] = port["mac"]
     return World(swarm, ends, macs)
 
 
