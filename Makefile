@@ -19,10 +19,11 @@ SEED_BASE ?= 0
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down purge test soak test-slow check quick bench bench-net bench-compare docs binary image lock venv ready
+.PHONY: help demo demo-net demo-net-down down purge test soak test-slow check quick bench bench-net
+.PHONY: bench-compare docs binary image lock venv ready
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ready ## a one-machine cluster with real containers and VMs, left up
 	@$(PY) -m lab.demo up $(DEMO)
@@ -30,7 +31,13 @@ demo: ready ## a one-machine cluster with real containers and VMs, left up
 down: ## take the demo away, whole, and stop the daemons that the lab started
 	@python3 -m lab.demo down $(DEMO)
 
-purge: down ## down, and remove the caches and the built files too
+demo-net: ready ## two hosts on this machine, tenant networks over both, and packets to look at
+	@$(PY) -m lab.demo net
+
+demo-net-down: ## take that one away
+	@python3 -m lab.demo net-down
+
+purge: down demo-net-down ## down, and remove the caches and the built files too
 	@python3 -m lab purge
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis swarmctl.egg-info
 
