@@ -176,7 +176,12 @@ def load_order(wanted: Iterable[str], depends: Mapping[str, list[str]]) -> list[
     return order
 
 
-def build_initrd(busybox: bytes, applets: list[str], modules: list[tuple[str, bytes]]) -> bytes:
+def build_initrd(
+    busybox: bytes,
+    applets: list[str],
+    modules: list[tuple[str, bytes]],
+    files: Mapping[str, tuple[str, int]] = FILES,
+) -> bytes:
     """The initramfs; the same bytes for the same input."""
     archive = Archive()
     for folder in ("dev", "proc", "sys", "tmp", "run", "root", "mnt", "seed"):
@@ -187,7 +192,7 @@ def build_initrd(busybox: bytes, applets: list[str], modules: list[tuple[str, by
     for name, content in modules:
         archive.file(f"lib/modules/{name}.ko", content)
     archive.file("lib/modules/order", "\n".join(name for name, _ in modules).encode() + b"\n")
-    for name, (text, mode) in FILES.items():
+    for name, (text, mode) in files.items():
         archive.file(name, text.encode(), mode)
     # Level 1: the guest unpacks it under emulation, and time counts there, not bytes.
     return gzip.compress(archive.finish(), compresslevel=1, mtime=0)
@@ -235,27 +240,38 @@ def up(paths: Paths, step: Step, installed: threading.Event) -> None:
         step.kept(f"kernel, initrd and disk are in {paths.guest_dir}")
         return
     kernel_root = fetch.unpacked(paths, fetch.current_kernel_package(), step)
-    busybox = fetch.busybox(paths, step)
     step.progress("building the initramfs")
-    files = {module_name(file.name): file for file in kernel_root.rglob("*.ko")}
-    depends = {name: module_depends(file.read_bytes()) for name, file in files.items()}
-    try:
-        order = load_order(MODULES, depends)
-    except KeyError as error:
-        raise LabFault(f"the guest's kernel has no module {error}", "report this") from error
-    initrd = build_initrd(
-        busybox.read_bytes(),
-        fetch.applets(busybox),
-        [(name, files[name].read_bytes()) for name in order],
-    )
+    made = initrd(paths, FILES, step)
     paths.guest_dir.mkdir(parents=True, exist_ok=True)
     stamp = paths.guest_dir / "recipe"
     stamp.unlink(missing_ok=True)
     write_whole(paths.kernel, next((kernel_root / "boot").glob("vmlinuz-*")).read_bytes())
-    write_whole(paths.initrd, initrd)
+    write_whole(paths.initrd, made)
     testdisk.build(paths, step, installed)
     write_whole(stamp, recipe().encode())
-    step.done(f"built in {paths.guest_dir} (initramfs {len(initrd) / 1e6:.1f} MB)")
+    step.done(f"built in {paths.guest_dir} (initramfs {len(made) / 1e6:.1f} MB)")
+
+
+def initrd(paths: Paths, files: Mapping[str, tuple[str, int]], step: Step) -> bytes:
+    """An initramfs with busybox, the modules, and these files, ``init`` among them.
+
+    Raises:
+        LabFault: a package cannot be had, or the kernel lacks a module.
+    """
+    kernel_root = fetch.unpacked(paths, fetch.current_kernel_package(), step)
+    busybox = fetch.busybox(paths, step)
+    modules = {module_name(file.name): file for file in kernel_root.rglob("*.ko")}
+    depends = {name: module_depends(file.read_bytes()) for name, file in modules.items()}
+    try:
+        order = load_order(MODULES, depends)
+    except KeyError as error:
+        raise LabFault(f"the guest's kernel has no module {error}", "report this") from error
+    return build_initrd(
+        busybox.read_bytes(),
+        fetch.applets(busybox),
+        [(name, modules[name].read_bytes()) for name in order],
+        files,
+    )
 
 
 def write_whole(file: Path, content: bytes) -> None:

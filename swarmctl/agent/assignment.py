@@ -14,7 +14,7 @@ from swarmctl.agent.instance import GENERATION_UNKNOWN, Instance
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.transitions import Phase
 from swarmctl.proto.errors import Conflict, PeerError, ProtocolError
-from swarmctl.proto.messages import Assign, AssignedGroup, Attachment
+from swarmctl.proto.messages import Assign, AssignedGroup
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.spec import wire
 
@@ -47,7 +47,7 @@ def apply(supervisor: Supervisor, message: Assign, now: float) -> None:
         _learn(supervisor, message.templates)
     for group, entries in fast_path.admit(supervisor, message.groups):
         if group.template in supervisor.templates:
-            _apply_entries(supervisor, group, entries)
+            _apply_entries(supervisor, group, entries, message.tokens)
         else:
             supervisor.missing_templates.add(group.template)
     for incarnation in message.removed:
@@ -102,7 +102,10 @@ def _learn(supervisor: Supervisor, encoded_by_digest: Mapping[bytes, bytes]) -> 
 
 
 def _apply_entries(
-    supervisor: Supervisor, group: AssignedGroup, entries: Iterable[fast_path.Entry]
+    supervisor: Supervisor,
+    group: AssignedGroup,
+    entries: Iterable[fast_path.Entry],
+    tokens: Mapping[int, str],
 ) -> None:
     instances = supervisor.instances
     # None of them, or all, see _check.
@@ -110,45 +113,38 @@ def _apply_entries(
     for slot, incarnation, desired, generation, restarts in entries:
         instance = instances.get(incarnation)
         if instance is None:
-            plugged = ports.get(incarnation, ())
-            _admit(supervisor, group, slot, incarnation, desired, generation, restarts, plugged)
+            instance = Instance(
+                incarnation,
+                group.service,
+                slot,
+                group.tenant,
+                group.template,
+                group.driver,
+                _DESIRED[desired],
+                generation,
+                restarts=restarts,
+                attachments=ports.get(incarnation, ()),
+                token=tokens.get(incarnation, ""),
+            )
+            _admit(supervisor, instance)
         elif not instance.removing:
+            instance.token = tokens.get(incarnation, "") or instance.token
             if not instance.known and ports:
                 instance.attachments = ports.get(incarnation, ())
             _change(supervisor, instance, group, desired, generation)
 
 
-def _admit(
-    supervisor: Supervisor,
-    group: AssignedGroup,
-    slot: int,
-    incarnation: int,
-    desired: int,
-    generation: int,
-    restarts: int,
-    attachments: tuple[Attachment, ...],
-) -> None:
-    instance = Instance(
-        incarnation,
-        group.service,
-        slot,
-        group.tenant,
-        group.template,
-        group.driver,
-        _DESIRED[desired],
-        generation,
-    )
-    instance.restarts = restarts
-    instance.attachments = attachments
+def _admit(supervisor: Supervisor, instance: Instance) -> None:
     instance.since = supervisor.now + supervisor.wall_offset_s
-    supervisor.instances[incarnation] = instance
+    supervisor.instances[instance.incarnation] = instance
     supervisor.reassign(instance)
+    driver = instance.driver
     # A driver that this node lacks has nothing to list; the launch will say that it lacks.
-    if group.driver in supervisor.listed or group.driver not in supervisor.drivers:
+    if driver in supervisor.listed or driver not in supervisor.drivers:
         instance.phase = Phase.NEW
         supervisor.step(instance)
     else:
-        reason = supervisor.down.get(group.driver, "")
+        reason = supervisor.down.get(driver, "")
         supervisor.show(instance, InstanceState.ASSIGNED, reason)
         supervisor.put(instance)
 

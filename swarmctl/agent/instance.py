@@ -62,6 +62,7 @@ class Instance:
     ``failing_since`` is when the first of the ``failures`` was (epoch seconds).
     ``health`` is the watch on its present attempt, or the last one; None without a health check.
     ``attachments`` are its ports on tenant networks: assigned with it, and never others.
+    ``token`` is for the agent in a VM, and is not in the journal: each session tells it again.
     """
 
     incarnation: int
@@ -104,6 +105,7 @@ class Instance:
     health: Watch | None = None
     failing_since: float = 0.0
     attachments: tuple[Attachment, ...] = ()
+    token: str = attrs.field(default="", repr=False)
 
     @property
     def name(self) -> str:
@@ -146,7 +148,13 @@ class Instance:
     def launch(self, template: Template) -> Launch:
         """What its driver is told to make."""
         return Launch(
-            self.service, self.slot, self.incarnation, template, self.tenant, self.attachments
+            self.service,
+            self.slot,
+            self.incarnation,
+            template,
+            self.tenant,
+            self.attachments,
+            self.token,
         )
 
     @property

@@ -4,32 +4,25 @@ Each turns options into a configuration and then runs the daemon's own coroutine
 to stop.  What a daemon needs (trio, the store, drivers) is imported when it runs.
 """
 
-import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from swarmctl.cli import daemon_options as options
 from swarmctl.cli.process import default_data, run_daemon
 from swarmctl.net.locations import check_northbound
-from swarmctl.proto.errors import EnvironmentFault, InvalidSpec, sole_error
+from swarmctl.proto.errors import EnvironmentFault, sole_error
 
 if TYPE_CHECKING:
     import trio
 
-    from swarmctl.controller.etcd.address import EtcdAddress
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-DEFAULT_LISTEN: Final = "tcp://127.0.0.1:7077"
 LEVELS: Final = ("debug", "info", "warning", "error")
-_WILDCARDS: Final = ("0.0.0.0", "*", "[::]", "::")  # noqa: S104 - recognised, not listened on
-# Any address beyond this machine: asking for the way there sends nothing.
-_ELSEWHERE: Final = ("192.0.2.1", 9)
-_PORT_MAX: Final = 65535
 
 
 def _supervised(command: _F) -> _F:
@@ -53,7 +46,7 @@ def _supervised(command: _F) -> _F:
 @click.option(
     "--listen",
     multiple=True,
-    default=(DEFAULT_LISTEN,),
+    default=(options.DEFAULT_LISTEN,),
     show_default=True,
     metavar="tcp://HOST:PORT",
     help="Where to listen; may be repeated. Only this machine, unless told otherwise.",
@@ -125,12 +118,12 @@ def controller(
     On first start it makes its keys in the data folder, and writes there admin.context (add it
     with 'swarmctl context add') and join.token (for 'swarmctl agent --join').
     """
-    addresses = tuple(listen_address(one) for one in listen)
-    lease_s = _lease(fencing_lease)
+    addresses = tuple(options.listen_address(one) for one in listen)
+    lease_s = options.lease_seconds(fencing_lease)
     folder = data or default_data("controller")
-    etcd = _etcd_address(store)
-    store_file = _store_file(store) if etcd is None else None
-    _check_store_options(join, rebuild, on_etcd=etcd is not None)
+    etcd = options.etcd_address(store)
+    store_file = options.store_file(store) if etcd is None else None
+    options.check_store_options(join, rebuild, on_etcd=etcd is not None)
     check_northbound(ovn)
 
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
@@ -142,7 +135,7 @@ def controller(
         config = ControllerConfig(
             data=folder,
             listen=addresses,
-            advertise=tuple(map(listen_address, advertise)) or _reachable(addresses),
+            advertise=tuple(map(options.listen_address, advertise)) or options.reachable(addresses),
             context_name=context_name,
             store_file=store_file,
             fencing_lease_s=lease_s,
@@ -240,6 +233,13 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
 )
 @click.option("--trunk", default="", metavar="INTERFACE", help="In a VM: its port, for pods.")
 @click.option("--parent", default="", metavar="VM", help="In a VM: which one; its port, or web.1.")
+@click.option(
+    "--seed",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="In a VM with trunk: true: swarmctl.json of its seed disk, in place of --controller, "
+    "--join, --name, --trunk and --parent.",
+)
 @_supervised
 def agent(
     controllers: tuple[str, ...],
@@ -256,23 +256,27 @@ def agent(
     ovs: str,
     trunk: str,
     parent: str,
+    seed: Path | None,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
 ) -> None:
     """Run an agent: this machine becomes a node."""
     addresses = tuple(
-        listen_address(one.strip()) for text in controllers for one in text.split(",") if one
+        options.listen_address(one.strip())
+        for text in controllers
+        for one in text.split(",")
+        if one
     )
     parts: dict[str, Any] = {
         "data": data or default_data("agent"),
         "name": name,
         "controllers": addresses,
         "join": join,
-        "labels": dict(key_value("--label", text) for text in labels),
+        "labels": dict(options.key_value("--label", text) for text in labels),
         "drivers": tuple(one.strip() for one in drivers.split(",") if one.strip()),
-        "capacity": dict(_amount("--capacity", text) for text in capacity),
-        "reserve": dict(_amount("--reserve", text) for text in reserve),
+        "capacity": dict(options.amount("--capacity", text) for text in capacity),
+        "reserve": dict(options.amount("--reserve", text) for text in reserve),
         "docker_host": docker_host,
         "libvirt_uri": libvirt_uri,
         "ovs": ovs,
@@ -289,6 +293,10 @@ def agent(
 
         config = AgentConfig(**parts)
         check_drivers(config)  # Before a join token is spent on it.
+        if seed is not None:
+            from swarmctl.agent.guest import told_by
+
+            config = await told_by(seed, config)
 
         async def run(*, task_status: "trio.TaskStatus[Any]") -> None:
             await run_agent(config, task_status=task_status)
@@ -306,7 +314,7 @@ def agent(
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="The data folder.")
 @click.option(
     "--listen",
-    default=DEFAULT_LISTEN,
+    default=options.DEFAULT_LISTEN,
     show_default=True,
     metavar="tcp://HOST:PORT",
     help="Where the controller listens.",
@@ -352,9 +360,9 @@ def dev(
     if stop:
         commands.stop(folder)
         return
-    options = commands.DevOptions(
+    chosen = commands.DevOptions(
         data=folder,
-        listen=listen_address(listen),
+        listen=options.listen_address(listen),
         drivers=drivers,
         name=name,
         labels=labels,
@@ -363,138 +371,11 @@ def dev(
         log_files=log_files,
     )
     if detach:
-        commands.detach(options)
+        commands.detach(chosen)
     else:
         run_daemon(
-            "dev", options.log_level, commands.serving(options), notify_fd=notify_fd, lifeline_fd=-1
+            "dev", chosen.log_level, commands.serving(chosen), notify_fd=notify_fd, lifeline_fd=-1
         )
-
-
-# --- reading options -------------------------------------------------------------------------
-
-
-def listen_address(text: str) -> str:
-    """``HOST:PORT``, with or without ``tcp://``, as ``tcp://HOST:PORT``.
-
-    Raises:
-        InvalidSpec: it is neither.
-    """
-    scheme, separator, rest = text.rpartition("://")
-    host, colon, port = rest.rpartition(":")
-    good = scheme == ("tcp" if separator else "") and colon and host and port.isdecimal()
-    if not good or int(port) > _PORT_MAX:
-        raise InvalidSpec(
-            f'"{text}" is not an address', hint=f"write tcp://HOST:PORT, such as {DEFAULT_LISTEN}"
-        )
-    return f"tcp://{rest}"
-
-
-def _reachable(listened: Sequence[str]) -> tuple[str, ...]:
-    """What to advertise: an address of this machine where all of them are listened on.
-
-    Empty when what is listened on will do, and is known for sure only then (port 0).
-    """
-    if not any(_host(one) in _WILDCARDS for one in listened):
-        return ()
-    if any(one.endswith(":0") for one in listened):
-        raise InvalidSpec(
-            "port 0 on all addresses cannot be told to others", "--listen", "name a port"
-        )
-    return tuple(
-        one.replace(_host(one), _primary_address(), 1) if _host(one) in _WILDCARDS else one
-        for one in listened
-    )
-
-
-def _host(address: str) -> str:
-    return address.removeprefix("tcp://").rpartition(":")[0]
-
-
-def _primary_address() -> str:
-    """This machine's address as others see it; loopback when it has no other."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(_ELSEWHERE)
-        except OSError:
-            return "127.0.0.1"  # There is no way out: nobody else is there to be told.
-        return str(probe.getsockname()[0])
-
-
-def _check_store_options(join: Path | None, rebuild: bool, *, on_etcd: bool) -> None:
-    if join is not None and not on_etcd:
-        raise InvalidSpec("a single controller joins no others", "--join", "give --store etcd://…")
-    if rebuild and on_etcd:
-        raise InvalidSpec(
-            "only a SQLite store is rebuilt",
-            "--rebuild",
-            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
-        )
-
-
-def _etcd_address(store: str) -> "EtcdAddress | None":
-    if not store.startswith("etcd:"):
-        return None
-    from swarmctl.controller.etcd.address import parse_etcd
-
-    return parse_etcd(store)
-
-
-def _store_file(store: str) -> Path | None:
-    scheme, _, rest = store.partition(":")
-    if not store:
-        return None
-    if scheme != "sqlite" or not rest:
-        raise InvalidSpec(
-            f'"{store}" is not a store', "--store", "write sqlite:FILE or etcd://HOST:PORT,…"
-        )
-    return Path(rest.removeprefix("//")).absolute()
-
-
-def _lease(text: str) -> float:
-    """``--fencing-lease`` in seconds."""
-    from swarmctl.proto.limits import FENCING_LEASE_MIN_S
-    from swarmctl.spec.sizes import parse_duration
-
-    try:
-        seconds = parse_duration(text)
-    except InvalidSpec as error:
-        raise InvalidSpec(error.what, "--fencing-lease", error.hint) from error
-    if seconds < FENCING_LEASE_MIN_S:
-        raise InvalidSpec(
-            f'"{text}" is too short',
-            "--fencing-lease",
-            f"{FENCING_LEASE_MIN_S:g}s is the least: it is renewed with every heartbeat",
-        )
-    return seconds
-
-
-def key_value(option: str, text: str) -> tuple[str, str]:
-    """``K=V`` apart.
-
-    Raises:
-        InvalidSpec: there is no ``=``, or nothing before it.
-    """
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise InvalidSpec(f'"{text}" is not of the form NAME=VALUE', option)
-    return key, value
-
-
-def _amount(option: str, text: str) -> tuple[str, int]:
-    """``cpus=4``, ``memory=8g`` or ``gpu=2`` as the scheduler counts it."""
-    from swarmctl.spec.sizes import parse_cpus, parse_size
-
-    name, value = key_value(option, text)
-    try:
-        if name in ("cpu", "cpus"):
-            return "cpu_millis", parse_cpus(value)
-        if name in ("memory", "disk"):
-            return f"{name}_bytes", parse_size(value)
-    except InvalidSpec as error:
-        raise InvalidSpec(error.what, option, error.hint) from error
-    if not value.isdecimal():
-        raise InvalidSpec(f'"{value}" is not a count', option, "such as gpu=2")
-    return name, int(value)
 
 
 COMMANDS: Final[dict[str, click.Command]] = {"controller": controller, "agent": agent, "dev": dev}

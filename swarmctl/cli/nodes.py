@@ -28,6 +28,11 @@ def _labels(row: Row) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items()))
 
 
+def _parent(row: Row) -> str:
+    """The VM that the node is, and the host of that: ``db.1 on n2``."""
+    return f"{row['parent']} on {row['host']}" if row.get("host") else row["parent"]
+
+
 NODE_COLUMNS: Final = (
     column("NODE", "node"),
     column("STATE", "state", is_state=True),
@@ -36,7 +41,7 @@ NODE_COLUMNS: Final = (
     Column("CPUS", _cpus),
     Column("MEMORY", _memory),
     column("RELEASE", "release", wide=True),
-    column("PARENT", "parent", wide=True),
+    Column("PARENT", _parent, wide=True),
     age_column("JOINED", "joined", wide=True),
     Column("LABELS", _labels, wide=True, may_cut=True),
     Column("REASONS", lambda row: "; ".join(row["reasons"]), may_cut=True),

@@ -25,6 +25,8 @@ _GROUP_BYTES: Final = 256
 _TEMPLATE_BYTES: Final = 32
 # A port with an address of each version, their routes and resolvers, and names of full length.
 _ATTACHMENT_BYTES: Final = 640
+# The token for the agent in a VM, and its incarnation.
+_TOKEN_BYTES: Final = 512
 # All of them, for an instance that shares nothing.
 _ENTRY_MAX_BYTES: Final = _ENTRY_BYTES + _GROUP_BYTES + _TEMPLATE_BYTES
 
@@ -76,7 +78,8 @@ def _templates_bytes(state: ClusterState, instances: Iterable[Instance]) -> int:
 
 
 def _attached_bytes(state: ClusterState, instance: Instance) -> int:
-    return _ATTACHMENT_BYTES * len(state.ports.attachments.get(instance.incarnation, ()))
+    count = len(state.ports.attachments.get(instance.incarnation, ()))
+    return _ATTACHMENT_BYTES * count + (_TOKEN_BYTES if count else 0)
 
 
 def _message(
@@ -93,9 +96,20 @@ def _message(
         templates=_new_templates(state, node, kept),
         groups=_grouped(state, kept),
         removed=removed,
+        tokens=_tokens(state, kept) if state.ports.attachments else {},
     )
     node.known_templates.update(message.templates)
     return message
+
+
+def _tokens(state: ClusterState, instances: Iterable[Instance]) -> dict[int, str]:
+    """For the agents in VMs among them."""
+    plugged = [one for one in instances if one.incarnation in state.ports.attachments]
+    issued = {
+        one.incarnation: state.guests.issue(one, state.templates.get(one.template, b""))
+        for one in plugged
+    }
+    return {incarnation: token for incarnation, token in issued.items() if token}
 
 
 def _parts(

@@ -21,6 +21,7 @@ from attrs import Factory, define, field
 from swarmctl.controller import records
 from swarmctl.controller.access import ADMIN, NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
+from swarmctl.controller.guests import Guests
 from swarmctl.controller.identity import ClusterIdentity
 from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.judge import Verdict, judge
@@ -59,7 +60,8 @@ class Cluster:
     """See the module's docstring.
 
     ``send`` hands a message to a peer and raises at once when it is not there;
-    ``forget_user`` ends the connections of a user; ``wall`` gives epoch seconds, for people.
+    ``forget_user`` ends the connections of a user; ``wall`` gives epoch seconds, for people;
+    ``revoked`` are keys of nodes that were removed, with the id of the token that each came with.
     """
 
     store: Store
@@ -75,7 +77,7 @@ class Cluster:
     fleet: Fleet = field(factory=Fleet)
     caller: RpcCaller = field(factory=RpcCaller)
     tokens: dict[str, TokenRecord] = field(factory=dict)
-    revoked: set[str] = field(factory=set)
+    revoked: dict[str, str] = field(factory=dict)
     meters: Meters = field(factory=Meters)
     listening: Listening = field(factory=lambda: Listening(trio.current_time))
     reconciler: Reconciler = field(init=False)
@@ -93,6 +95,7 @@ class Cluster:
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
+        self.state.guests = Guests(self.identity, self.access, self.forget_user)
         self.reconciler = Reconciler(self.state, self.fleet, self.meters, self.wall)
         self.drains = Drains(self.state, self.fleet)
         self.rebalancing = Rebalancing(self.state, self.fleet)
@@ -155,7 +158,8 @@ class Cluster:
         for key, value in (await self.store.read(records.NODE)).items():
             self._know_node(records.decode(value, NodeRecord, key))
         for key, value in (await self.store.read(records.REVOKED)).items():
-            self.revoked.add(records.decode(value, RevokedKey, key).public_key)
+            gone = records.decode(value, RevokedKey, key)
+            self.revoked[gone.public_key] = gone.token_id
         buried = [
             records.decode(value, Tombstone, key)
             for key, value in (await self.store.read(records.TOMBSTONE)).items()
@@ -455,20 +459,18 @@ class Cluster:
         self.drains.follow(node)
         self.sessions.refresh(node)
 
-    async def delete_node(self, node: Node) -> None:
+    async def delete_node(self, node: Node, *, revoke: bool = True) -> None:
         """Revoke a node's key and forget it; its instances are placed elsewhere.
 
-        The caller holds its lock.
+        The caller holds its lock. Without ``revoke`` the key, useless by now, is not remembered.
         """
-        key = node.record.public_key
-        revoked = RevokedKey(node.name, key, self.wall())
-        ops: list[Op] = [
-            Delete(records.NODE + node.name),
-            Put(records.revoked_key(key), records.encode(revoked)),
-        ]
+        key, token = node.record.public_key, node.record.token_id
+        gone = records.encode(RevokedKey(node.name, key, self.wall(), token))
+        ops: list[Op] = [Delete(records.NODE + node.name)]
+        ops += [Put(records.revoked_key(key), gone)] if revoke else []
 
         def follow() -> None:
-            self.revoked.add(key)
+            self.revoked |= {key: token} if revoke else {}
             self.access.revoke(key)
             self.forget_user(user_id(NODE, node.name))
             self.state.fences.removed(node.name)

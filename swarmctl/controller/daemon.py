@@ -1,9 +1,8 @@
 """The controller as a running process: sockets, clocks and tasks around a :class:`Cluster`.
 
-Four tasks: *receive* decodes what arrives and hands it to the sessions or the request server;
-*reconcile* runs cycles whenever something woke it, and sends each node one assignment a cycle;
-*tick* notices silence; *commit* makes completions of jobs durable before they are acknowledged,
-and raises the term when it has to.  A disk that refuses holds up the last one alone.
+Its tasks: *receive* decodes what arrives, for the sessions or the request server; *reconcile* runs
+cycles when woken, and sends each node one assignment a cycle; *tick* notices silence; *commit*
+raises the term, and makes completions durable, which a disk that refuses holds up, and that alone.
 
 It serves only after its term is committed (DESIGN 8.1).
 """
@@ -263,6 +262,7 @@ class Controller:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._commit)
                 nursery.start_soon(self.cluster.plane.run)
+                nursery.start_soon(self.cluster.state.guests.run, self.cluster)
                 nursery.start_soon(self._stop_at_the_end)
                 task_status.started(self.cluster)
                 _log.info("serving", addresses=self.cluster.addresses)

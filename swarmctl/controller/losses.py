@@ -95,7 +95,8 @@ class Losses:
                 alive += 1
                 suspects += silent_s >= SUSPECT_S
         for node in silent:
-            self._lose_node(node)
+            self.brake.lost(node.name, now)
+            self._lose_node(node, f"has been silent for {now - node.heard_at:.0f} s")
         if silent:
             names = [node.name for node in silent]
             _log.warning("nodes lost", count=len(names), nodes=names[:_NAMED])
@@ -103,13 +104,11 @@ class Losses:
         if self.brake.judge(now, alive=alive, suspects=suspects, missing=missing):
             self._brake_changed(missing)
 
-    def _lose_node(self, node: Node) -> None:
+    def _lose_node(self, node: Node, why: str) -> None:
         node.state = NodeState.LOST
         self._state.fences.silent(node.name)
-        self.brake.lost(node.name, self._now())
         self._fleet.node_changed(node)
-        silent_s = self._now() - node.heard_at
-        reason = f"node {node.name} has been silent for {silent_s:.0f} s"
+        reason = f"node {node.name} {why}"
         gone = [
             one
             for one in node.instances.values()
@@ -142,10 +141,17 @@ class Losses:
             self._state.dirty_nodes.add(node.name)
         self._wake()
 
-    def ended(self, node: Node) -> None:
-        """A node is no more, for sure: it was a VM, and that is gone; so is what it had."""
+    def stopped(self, node: Node, vm: str) -> None:
+        """A node does not run now, for sure: it is a VM. It may come back with what it had."""
         if node.state is not NodeState.LOST:
-            self._lose_node(node)
+            _log.warning("node lost with its VM", node=node.name, vm=vm)
+            self._lose_node(node, f"is in the VM {vm}, which does not run")
+            self._wake()
+
+    def ended(self, node: Node, vm: str) -> None:
+        """A node is no more, for sure: it was a VM, and that is gone; so is what it had."""
+        self.stopped(node, vm)
+        self._state.guests.ended(node)
         for instance in list(node.instances.values()):
             self._fleet.free(self._state, instance)
             self._state.forget(instance)

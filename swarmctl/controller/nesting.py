@@ -1,7 +1,8 @@
 """Nested nodes: a node that is a VM of ours, and the trunk that its pods are plugged into.
 
-A node says in its facts which VM it is: the VM's port, its incarnation (``7-42``), or its name
-(``db.1``), whichever it was told.  The VM's first port carries the pods' VLANs.
+A node that enrolled with a VM's token is in that VM (:mod:`swarmctl.controller.guests`).  Another
+says in its facts which VM it is: the VM's port, its incarnation (``7-42``), or its name (``db.1``),
+whichever it was told.  The VM's first port carries the pods' VLANs.
 
 Which VM that is, is found once a session and remembered (``Ports.vms``): a name may mean another
 incarnation later, and then the node in the one before is still in that.
@@ -9,6 +10,7 @@ incarnation later, and then the node in the one before is still in that.
 
 from typing import Final
 
+from swarmctl.controller.guests import vm_of_token
 from swarmctl.controller.instance import Instance
 from swarmctl.controller.state import ClusterState, Node
 from swarmctl.net.names import parse_port_name
@@ -19,15 +21,21 @@ from swarmctl.proto.errors import NothingFits
 WARM_NETWORKS_MAX: Final = 8
 
 
+def is_nested(node: Node) -> bool:
+    """Whether the node is a VM."""
+    return bool(node.facts.parent or vm_of_token(node.record.token_id))
+
+
 def vm_of(state: ClusterState, node: Node) -> Instance | None:
     """The VM that ``node`` is; None when it is a machine, or the VM is not known."""
-    if not node.facts.parent:
+    own = vm_of_token(node.record.token_id)
+    if not own and not node.facts.parent:
         return None
     known = state.ports.vms.get(node.name)
     if known is not None:
         host = state.nodes.get(known.node)
         return known if host is not None and known.incarnation in host.instances else None
-    found = _find(state, node.facts.parent)
+    found = _by_incarnation(state, own) if own else _find(state, node.facts.parent)
     if found is not None:
         state.ports.vms[node.name] = found
     return found
@@ -62,7 +70,7 @@ def trunk_of(state: ClusterState, node: Node) -> str:
     Raises:
         NothingFits: it is a VM, and no port of it is known.
     """
-    if not node.facts.parent:
+    if not is_nested(node):
         return ""
     vm = vm_of(state, node)
     ports = state.ports.attachments.get(vm.incarnation, ()) if vm is not None else ()
@@ -75,11 +83,10 @@ def trunk_of(state: ClusterState, node: Node) -> str:
 
 
 def nodes_in(state: ClusterState, vm: Instance) -> list[Node]:
-    """The nodes that the VM is; nearly always one, or none.
-
-    Called for what carries VLANs only: it looks at every node.
-    """
-    return [node for node in state.nodes.values() if node.facts.parent and vm_of(state, node) is vm]
+    """The nodes that the VM is; nearly always one, or none."""
+    if not (vm.incarnation in state.guests.vms or state.ports.carries(vm.incarnation)):
+        return []  # Most are no trunks, and to look at every node takes time.
+    return [node for node in state.nodes.values() if is_nested(node) and vm_of(state, node) is vm]
 
 
 def warm(state: ClusterState, node: Node) -> None:

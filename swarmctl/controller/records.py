@@ -165,11 +165,15 @@ class AdminRecord:
 
 @frozen
 class RevokedKey:
-    """The key of a node that was removed: it may not enrol again, whatever token it kept."""
+    """The key of a node that was removed: it may not enrol again, whatever token it kept.
+
+    ``token_id`` is that of the token that it came with: one for a VM is not used twice.
+    """
 
     node: str
     public_key: str
     revoked_at: float
+    token_id: str = ""
 
 
 def revoked_key(public_key: str) -> str:

@@ -20,7 +20,7 @@ from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
-from swarmctl.controller.nesting import nodes_in, trunk_of, warm
+from swarmctl.controller.nesting import is_nested, nodes_in, trunk_of, warm
 from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
@@ -55,6 +55,7 @@ _log = structlog.get_logger(__name__)
 _REMOVALS_REPEATED_EVERY: Final = 5
 # Reports that wait for the next heartbeat's acknowledgement: a quarter of what an agent allows.
 _UNACKNOWLEDGED_MAX: Final = 8
+_UP: Final = (InstanceState.RUNNING, InstanceState.STOPPING)
 _LAUNCHING: Final = (InstanceState.ASSIGNED, InstanceState.PREPARING, InstanceState.STARTING)
 
 
@@ -181,7 +182,7 @@ class Sessions:
         self.refresh(node)
         self._learn(hello.templates)
         self._take_inventory(node, hello.inventory)
-        if node.facts.parent:
+        if is_nested(node):
             warm(self._state, node)
         self._state.resend(node)
         self._answer(
@@ -359,6 +360,9 @@ class Sessions:
             self._state_changed(instance, before)
 
     def _state_changed(self, instance: Instance, before: InstanceState) -> None:
+        if before in _UP and instance.state not in _UP:
+            for node in nodes_in(self._state, instance):
+                self.losses.stopped(node, instance.name)
         service = self._state.services.get(instance.key)
         if service is None:
             return
@@ -409,9 +413,8 @@ class Sessions:
         return instance
 
     def _gone(self, instance: Instance) -> None:
-        if self._state.ports.carries(instance.incarnation):
-            for node in nodes_in(self._state, instance):
-                self.losses.ended(node)  # With the VM all that ran in it.
+        for node in nodes_in(self._state, instance):
+            self.losses.ended(node, instance.name)  # With the VM all that ran in it.
         self._fleet.free(self._state, instance)
         self._state.forget(instance)
         self._state.capacity_changed = True

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attrs import Factory, define, field
 
 from swarmctl.controller.fencing import FenceBook
+from swarmctl.controller.guests import Guests
 from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.networks import NetworkTable
 from swarmctl.controller.ports import Ports
@@ -139,7 +140,7 @@ class ClusterState:
     ``quarantine`` holds those of services that nobody here knows, by incarnation;
     ``capacity_changed``: what found no node may find one now; ``braked``: what lost nodes had is
     not placed elsewhere for now; ``tally`` counts the holders of slots by state; ``ports`` are
-    what instances have on tenant networks.
+    what instances have on tenant networks, ``guests`` the agents in VMs.
     """
 
     cluster_id: str
@@ -159,6 +160,7 @@ class ClusterState:
     fences: FenceBook = field(factory=FenceBook)
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
     ports: Ports = Factory(lambda it: Ports(it.cluster_id, NetworkTable()), takes_self=True)
+    guests: Guests = field(factory=Guests)
 
     def resend(self, node: Node) -> None:
         """Send the node all that it should have, not only what changed."""
@@ -273,6 +275,7 @@ class ClusterState:
         if self.fences.templates and self.fences.leave(instance):
             self.dirty_services.add(instance.key)
         self.ports.leave(instance.incarnation)
+        self.guests.gone(instance.incarnation)
 
     def release_slot(self, instance: Instance) -> None:
         """The slot is free, if this instance held it."""
@@ -289,6 +292,7 @@ class ClusterState:
             return
         before = instance.assignment_digest
         instance.removing = True
+        self.guests.revoke(instance.incarnation)
         self._leave_quarantine(instance)
         self.leaving[instance.key] += 1
         self.nodes[instance.node].leaving[instance.incarnation] = instance

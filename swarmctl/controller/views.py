@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from swarmctl.controller.instance import Instance
-from swarmctl.controller.nesting import vm_of
+from swarmctl.controller.nesting import is_nested, vm_of
 from swarmctl.controller.records import SlotWish
 from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto import incarnation as incarnations
@@ -23,7 +23,7 @@ def instance_view(state: ClusterState, instance: Instance) -> View:
     """One instance, as ``ps`` lists it."""
     quarantined = instance.quarantined
     node = state.nodes[instance.node]
-    vm = vm_of(state, node) if node.facts.parent else None
+    vm = vm_of(state, node) if is_nested(node) else None
     given = state.ports.attachments.get(instance.incarnation, ())
     own = [address.partition("/")[0] for one in given for address in one.addresses]
     return {

@@ -252,7 +252,8 @@ class HeartbeatAck(Message):
 class Assign(Message):
     """What a node should have: all of it when ``full``, else a change to it.
 
-    ``templates`` are those that the node may not know yet, by digest.
+    ``templates`` are those that the node may not know yet, by digest; ``tokens`` are for the agents
+    in VMs that host pods, by the VM's incarnation.
     """
 
     TAG: ClassVar[int] = 7
@@ -263,6 +264,7 @@ class Assign(Message):
     templates: dict[bytes, bytes] = field(factory=dict)
     groups: tuple[AssignedGroup, ...] = ()
     removed: tuple[int, ...] = ()
+    tokens: dict[int, str] = field(factory=dict, repr=False)
 
 
 @frozen

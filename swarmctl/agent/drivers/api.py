@@ -49,7 +49,10 @@ class Owner:
 
 @frozen
 class Launch:
-    """One instance to make; ``attachments`` are its ports on tenant networks."""
+    """One instance to make; ``attachments`` are its ports on tenant networks.
+
+    ``token`` is what the agent in a VM enrols with; empty for what hosts no pods.
+    """
 
     service: str
     slot: int
@@ -57,6 +60,7 @@ class Launch:
     template: Template
     tenant: str = "default"
     attachments: tuple[Attachment, ...] = ()
+    token: str = field(default="", repr=False)
 
     @property
     def instance(self) -> str:

@@ -7,7 +7,10 @@ from attrs import evolve
 from swarmctl.controller import identity, records
 from swarmctl.controller.access import TOKEN, name_of, role_of
 from swarmctl.controller.cluster import Cluster
+from swarmctl.controller.guests import vm_of_token
+from swarmctl.controller.nesting import is_nested, vm_of
 from swarmctl.controller.records import NodeRecord, TokenRecord
+from swarmctl.controller.state import Node
 from swarmctl.controller.store.api import Delete, Op
 from swarmctl.controller.views import instance_view, node_view
 from swarmctl.proto import limits
@@ -24,10 +27,7 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
 
     async def node_list(call: Call) -> Any:
         del call
-        return [
-            node_view(node, _allocated(cluster, name), cluster.sessions.losses.brake_ends_at)
-            for name, node in sorted(cluster.state.nodes.items())
-        ]
+        return [_view(cluster, name, node) for name, node in sorted(cluster.state.nodes.items())]
 
     async def node_inspect(call: Call) -> Any:
         return _inspect(cluster, call.text("name"))
@@ -71,10 +71,19 @@ def _allocated(cluster: Cluster, name: str) -> dict[str, int]:
     return {k: int(v) for k, v in cluster.fleet.snapshot.allocated(name).items() if v}
 
 
+def _view(cluster: Cluster, name: str, node: Node) -> Any:
+    vm = vm_of(cluster.state, node) if is_nested(node) else None
+    parent = vm.name if vm is not None else node.facts.parent
+    ends_at = cluster.sessions.losses.brake_ends_at
+    return node_view(node, _allocated(cluster, name), ends_at) | {
+        "parent": parent,
+        "host": vm.node if vm is not None else "",
+    }
+
+
 def _inspect(cluster: Cluster, name: str) -> Any:
     node = cluster.node(name)
-    view = node_view(node, _allocated(cluster, name), cluster.sessions.losses.brake_ends_at)
-    return view | {
+    return _view(cluster, name, node) | {
         "driver_details": [
             {
                 "driver": driver.name,
@@ -203,22 +212,43 @@ async def enrol(cluster: Cluster, user: str, request: Enrol) -> Enrolled:
     check_node_name(request.node)
     if not is_z85_key(request.public_key):
         raise ProtocolError("what should be the node's public key is none", request.node)
-    token = cluster.tokens.get(name_of(user))
+    token_id = name_of(user)
+    token = cluster.tokens.get(token_id)
     # The name and the key, each for one node alone; and a token that only one may use. Who uses
     # any other does not wait for the others' disk writes: they are committed together.
     locks = [records.NODE + request.node, records.REVOKED + request.public_key]
-    if token is not None and token.one_time:
-        locks.append(records.TOKEN + token.id)
+    if vm_of_token(token_id) or (token is not None and token.one_time):
+        locks.append(records.TOKEN + token_id)
     async with cluster.holding(locks):
-        await _pin(cluster, name_of(user), request)
+        await _pin(cluster, token_id, request)
     return Enrolled(request.node, cluster.state.cluster_id)
+
+
+def _token(cluster: Cluster, token_id: str) -> TokenRecord:
+    """The token that an enrolment came with.
+
+    Raises:
+        Refused: it was revoked, or its VM is gone.
+    """
+    vm = cluster.state.guests.issued(token_id)
+    if vm is not None:
+        # Who used it is in the registry, and in what was taken out of it.
+        nodes = cluster.state.nodes.values()
+        used = [node.name for node in nodes if node.record.token_id == token_id]
+        removed = token_id in cluster.revoked.values()
+        by = used[0] if used else "a node that was removed" if removed else ""
+        return TokenRecord(token_id, vm.public_key, 0.0, one_time=True, used_by=by)
+    if vm_of_token(token_id):
+        raise Refused("this token is for a VM that is gone, or was replaced", token_id)
+    token = cluster.tokens.get(token_id)
+    if token is None:
+        raise Refused("this token was revoked", hint="make another with: swarmctl token create")
+    return token
 
 
 async def _pin(cluster: Cluster, token_id: str, request: Enrol) -> None:
     """Pin the key, unless it is already, or may not be; the locks are held."""
-    token = cluster.tokens.get(token_id)
-    if token is None:
-        raise Refused("this token was revoked", hint="make another with: swarmctl token create")
+    token = _token(cluster, token_id)
     if request.public_key in cluster.revoked:
         raise Refused(
             f"node {request.node} was removed (node rm), and its key revoked",
@@ -243,9 +273,10 @@ async def _pin(cluster: Cluster, token_id: str, request: Enrol) -> None:
             f"the key of {request.node!r} is that of {owner}",
             hint="enrol it again with an empty data folder",
         )
-    extra: list[Op] = [Delete(records.TOKEN + token.id)] if token.one_time else []
+    kept = token.id in cluster.tokens  # A VM's is nowhere but in the registry, once it is used.
+    extra: list[Op] = [Delete(records.TOKEN + token.id)] if kept and token.one_time else []
     record = NodeRecord(request.node, request.public_key, cluster.wall(), token.id)
     await cluster.save_nodes([record], *extra)
-    if token.one_time:
+    if extra:
         # Its key stays in for this run, so that a lost answer can be asked for again.
         cluster.tokens[token.id] = evolve(token, used_by=request.node)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swarmctl.cli import daemons, dev, logs, process
+from swarmctl.cli import daemon_options, dev, logs, process
 from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound, StorageFault
 
 
@@ -21,37 +21,37 @@ from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound, StorageFault
 )
 def test_an_address_is_host_and_port(text: str, address: str):
     """The scheme may be left out."""
-    assert daemons.listen_address(text) == address
+    assert daemon_options.listen_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["7077", "host", "host:", ":1", "host:70777", "udp://host:1", ""])
 def test_a_bad_address_is_refused_with_an_example(text: str):
     """Port alone, host alone, a port that is none, another scheme."""
     with pytest.raises(InvalidSpec, match="not an address") as refused:
-        daemons.listen_address(text)
+        daemon_options.listen_address(text)
 
     assert "tcp://127.0.0.1:7077" in refused.value.hint
 
 
 def test_what_is_listened_on_everywhere_is_advertised_by_an_address():
     """Nobody can connect to 0.0.0.0; an exact address is told as it is."""
-    [address] = daemons._reachable(["tcp://0.0.0.0:7077"])
+    [address] = daemon_options.reachable(["tcp://0.0.0.0:7077"])
 
     assert not address.startswith("tcp://0.0.0.0")
     assert address.endswith(":7077")
-    assert daemons._reachable(["tcp://127.0.0.1:7077"]) == ()
+    assert daemon_options.reachable(["tcp://127.0.0.1:7077"]) == ()
     with pytest.raises(InvalidSpec, match="port 0"):
-        daemons._reachable(["tcp://0.0.0.0:0"])
+        daemon_options.reachable(["tcp://0.0.0.0:0"])
 
 
 def test_amounts_have_units_where_people_have_them():
     """Cpus in thousandths, memory in bytes, anything else counted."""
-    assert daemons._amount("--capacity", "cpus=1.5") == ("cpu_millis", 1500)
-    assert daemons._amount("--capacity", "memory=2g") == ("memory_bytes", 2 << 30)
-    assert daemons._amount("--capacity", "gpu=2") == ("gpu", 2)
+    assert daemon_options.amount("--capacity", "cpus=1.5") == ("cpu_millis", 1500)
+    assert daemon_options.amount("--capacity", "memory=2g") == ("memory_bytes", 2 << 30)
+    assert daemon_options.amount("--capacity", "gpu=2") == ("gpu", 2)
     for bad in ("gpu", "gpu=x", "=3", "memory=lots"):
         with pytest.raises(InvalidSpec):
-            daemons._amount("--capacity", bad)
+            daemon_options.amount("--capacity", bad)
 
 
 @pytest.mark.parametrize(

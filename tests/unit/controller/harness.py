@@ -54,6 +54,7 @@ class FakeNode:
     sequence: int = 0
     parent: str = ""
     facts: dict[str, str] = field(factory=dict)
+    tokens: dict[int, str] = field(factory=dict)
 
     def hello(self):
         """The message that begins its session."""
@@ -83,6 +84,7 @@ class FakeNode:
             return ()
         self.term = assign.term
         self.templates.update(assign.templates)
+        self.tokens.update(assign.tokens)
         if assign.full:
             self.assigned.clear()
         changed = {}

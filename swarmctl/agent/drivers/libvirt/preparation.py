@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from swarmctl.agent.drivers.api import Launch, Owner, resource_name
 from swarmctl.agent.drivers.libvirt import access, disks, seed
@@ -21,13 +21,17 @@ from swarmctl.agent.drivers.libvirt.domain_xml import (
 )
 from swarmctl.agent.drivers.libvirt.host import Facts, Host
 from swarmctl.agent.drivers.libvirt.identity import Places
-from swarmctl.proto.errors import InternalError, InvalidSpec, StorageFault
-from swarmctl.spec.models import VmSpec
+from swarmctl.agent.guest import GuestSeed
+from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.errors import InternalError, InvalidSpec, LaunchFailed, StorageFault
+from swarmctl.spec.models import CloudInit, VmSpec
 
 FIRMWARES: Final = ("bios", "uefi")
 # Others may pass through, so that QEMU's own user gets to its files, and see nothing.
 _FOLDER_MODE: Final = 0o711
 _FILE_MODE: Final = 0o600
+# What a node in a VM is labelled with, so that pods can be sent there: the VM's service.
+VM_LABEL: Final = "vm"
 
 
 @frozen
@@ -122,7 +126,7 @@ class Workshop:
             initrd=self._images.file(vm.initrd, "initrd") if vm.initrd else None,
             image=self._images.image(vm.disk.image) if vm.disk is not None else None,
             overlay=self._overlay(launch) if vm.disk is not None else None,
-            seed_image=self._places.seed(launch.incarnation) if vm.cloud_init else None,
+            seed_image=self._places.seed(launch.incarnation) if vm.cloud_init or vm.trunk else None,
         )
 
     def discard(self, incarnation: int) -> None:
@@ -177,13 +181,22 @@ class Workshop:
         return vm
 
     def _seed_contents(self, launch: Launch, vm: VmSpec) -> seed.Seed | None:
-        if vm.cloud_init is None:
+        if vm.cloud_init is None and not vm.trunk:
             return None
-        return seed.contents(
-            vm.cloud_init,
+        if vm.trunk and not launch.token:
+            if self._places.seed(launch.incarnation).exists():
+                return None  # It is as it was when the VM was first started.
+            raise LaunchFailed(
+                "the token for the agent in this VM has not come yet",
+                launch.instance,
+                "it comes with the next assignment, from a controller of this release",
+            )
+        made = seed.contents(
+            vm.cloud_init or CloudInit(),
             instance_id=resource_name(self._owner, launch),
             hostname=launch.hostname,
         )
+        return evolve(made, guest=guest_seed(launch).to_json()) if vm.trunk else made
 
     def _make(self, launch: Launch, vm: VmSpec, files: Files, contents: seed.Seed | None) -> None:
         folder = self._places.instance(launch.incarnation)
@@ -226,6 +239,21 @@ class Workshop:
                 uid = access.own_account().uid
                 notes.append(f"QEMU runs as uid {uid}: its own user cannot reach {barred}")
         return notes
+
+
+def guest_seed(launch: Launch) -> GuestSeed:
+    """What the agent in a VM that hosts pods is told."""
+    trunk = launch.attachments[0]
+    return GuestSeed(
+        # Another incarnation's node may still be registered.
+        node=f"{launch.instance}-{incarnations.label(launch.incarnation)}",
+        vm=trunk.port,
+        mac=trunk.mac,
+        mtu=trunk.mtu,
+        addresses=trunk.addresses,
+        token=launch.token,
+        labels={VM_LABEL: launch.service},
+    )
 
 
 def _passable(folder: Path) -> None:

@@ -6,6 +6,8 @@ spec travel as meta-data, which cloud-init honours whatever kind of user-data th
 text and that text arrives byte for byte.  Where cloud-init would silently prefer or drop one of
 them, the spec is refused instead, see :func:`contents`.
 
+A VM that hosts pods finds beside them what its own agent needs (:mod:`swarmctl.agent.guest`).
+
 The image is written by pycdlib, in this process: no program to install, and a few milliseconds.
 """
 
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from attrs import frozen
+from attrs import field, frozen
 
+from swarmctl.agent.guest import SEED_FILE
 from swarmctl.proto.errors import EnvironmentFault, InvalidSpec, StorageFault
 from swarmctl.spec.models import CloudInit
 
@@ -38,15 +41,20 @@ USER_DATA_MAX_BYTES: Final = 4 * 1024 * 1024
 # system in the first 68 KiB and give up on a device that is smaller.
 IMAGE_MIN_BYTES: Final = 256 * 1024
 # ISO 9660's own names (8.3) beside those that a guest sees.
-_FILES: Final = (("user-data", "/USERDATA.;1"), ("meta-data", "/METADATA.;1"))
+_SHORT_NAMES: Final = {
+    "user-data": "/USERDATA.;1",
+    "meta-data": "/METADATA.;1",
+    SEED_FILE: "/SWARMCTL.;1",
+}
 
 
 @frozen
 class Seed:
-    """The two files of a seed."""
+    """The files of a seed; ``guest`` is for the agent in a VM that hosts pods, else empty."""
 
     user_data: str
     meta_data: str
+    guest: str = field(default="", repr=False)
 
 
 def contents(spec: CloudInit, *, instance_id: str, hostname: str) -> Seed:
@@ -147,8 +155,11 @@ def image(seed: Seed) -> bytes:
         ) from error
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=1, joliet=3, rock_ridge="1.09", vol_ident=VOLUME_LABEL)
-    for (name, short), text in zip(_FILES, (seed.user_data, seed.meta_data), strict=True):
-        data = text.encode()
+    files = {"user-data": seed.user_data, "meta-data": seed.meta_data}
+    if seed.guest:
+        files[SEED_FILE] = seed.guest
+    for name, text in files.items():
+        data, short = text.encode(), _SHORT_NAMES[name]
         iso.add_fp(io.BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")
     out = io.BytesIO()
     iso.write_fp(out)

@@ -85,7 +85,7 @@ def unmount(rootfs: Path) -> None:
     """
     if not rootfs.is_mount():
         return
-    done = run("umount", "--lazy", str(rootfs), timeout_s=MOUNT_S)
+    done = run("umount", "-l", str(rootfs), timeout_s=MOUNT_S)
     if done.returncode != 0 and rootfs.is_mount():
         raise LaunchFailed(f"could not unmount {rootfs}: {shorten(done.stderr)}")
 
