@@ -20,6 +20,7 @@ _PINGS: Final = ("-c", "4", "-i", "0.2", "-W", "1")
 # A forged ping is known by its size, whatever else of it may have been changed on the way.
 _FORGED_BYTES: Final = 101
 _HEADERS_BYTES: Final = 28  # of IPv4 and ICMP
+_PINGS_ALONE: Final = "icmp or (vlan and icmp)"
 # Locally administered, and in nobody's book.
 _STRANGER_MAC: Final = "02:00:00:00:de:ad"
 _REACH_S: Final = 30.0
@@ -39,7 +40,7 @@ class Forgery:
     """One way to send in another's name.
 
     Attributes:
-        what: ``mac``, ``ip`` or ``vlan``.
+        what: is forged, in words.
         source: who did.
         sent: forged frames that were seen to leave its port.
         arrived: those that were seen at the target's.
@@ -85,52 +86,57 @@ class Attempt:
     """How a forgery is made: what is changed, and what the frames are known by.
 
     Attributes:
-        what: is forged.
-        there: the command that changes it.
-        back: the command that puts it right again.
+        what: is forged, in words.
+        forger: where that is done: the honest source itself, or the VM that it is in.
+        there: the commands that change it.
+        back: those that put it right again.
         words: for ``ping``, before the target.
-        is_forged: of a frame at the sender's port.
+        is_forged: of a frame at the source's port.
     """
 
     what: str
+    forger: Endpoint
     there: str
     back: str
     words: tuple[str, ...]
     is_forged: Callable[[Frame], bool]
 
 
-def attempts(world: World, source: str, victim: str) -> Iterator[Attempt]:
+def attempts(world: World, source: str, target: str, victim: str) -> Iterator[Attempt]:
     """A source that takes a stranger's MAC, or its victim's address."""
-    own_mac, stolen = world.macs[source], world.ends[victim].address
+    one, own_mac, stolen = world.ends[source], world.macs[source], world.ends[victim].address
     link, address = "ip link set dev eth0 address", f"{stolen}/32 dev eth0"
+    # Without it a forger's ARP is stopped, and its packets are never sent.
+    other = world.ends[target].address
+    known, unknown = f"arp -s {other} {world.macs[target]}", f"arp -d {other}"
     yield Attempt(
-        "mac",
-        f"{link} {_STRANGER_MAC}",
-        f"{link} {own_mac}",
+        "another MAC",
+        one,
+        f"{link} {_STRANGER_MAC} && {known}",
+        f"{unknown}; {link} {own_mac}",
         (),
         lambda frame: frame.source_mac == _STRANGER_MAC,
     )
     yield Attempt(
-        "ip",
-        f"ip address add {address}",
-        f"ip address del {address}",
+        "another IP address",
+        one,
+        f"ip address add {address} && {known}",
+        f"{unknown}; ip address del {address}",
         ("-I", stolen),
         lambda frame: frame.source == stolen and frame.source_mac == own_mac,
     )
 
 
-def forge(attempt: Attempt, source: Endpoint, target: Endpoint, target_mac: str) -> Forgery:
+def forge(attempt: Attempt, source: Endpoint, target: Endpoint) -> Forgery:
     """Send honestly, in another's name, and honestly again, and look at both ends."""
-    # Without it a forger's ARP is stopped, and its packets are never sent.
-    arp = (f"arp -s {target.address} {target_mac}", f"arp -d {target.address}")
     forged = f"ping {' '.join((*_PINGS, '-s', str(_FORGED_BYTES), *attempt.words))}"
     with (
-        capturing(source.place, source.interface, "icmp or (vlan and icmp)") as left,
-        capturing(target.place, target.interface, "icmp or (vlan and icmp)") as came,
+        capturing(source.place, source.interface, _PINGS_ALONE) as left,
+        capturing(target.place, target.interface, _PINGS_ALONE) as came,
     ):
         reach(source, target)
-        with _set(source, attempt.there, attempt.back), _set(source, *arp):
-            source.call("sh", "-c", f"{forged} {target.address}")
+        with _set(attempt):
+            attempt.forger.call("sh", "-c", f"{forged} {target.address}")
         reach(source, target)
     return Forgery(
         attempt.what,
@@ -149,9 +155,9 @@ def _pings(seen: Captured, payload_bytes: int) -> list[Frame]:
 
 
 @contextmanager
-def _set(one: Endpoint, there: str, back: str) -> Iterator[None]:
-    one.run("sh", "-c", there)
+def _set(attempt: Attempt) -> Iterator[None]:
     try:
+        attempt.forger.run("sh", "-c", attempt.there)
         yield
     finally:
-        one.run("sh", "-c", back)
+        attempt.forger.run("sh", "-c", attempt.back)

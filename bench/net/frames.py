@@ -29,7 +29,7 @@ class Frame:
     Attributes:
         layers: what is in it, from outside in: ``ethernet``, ``vlan``, ``ipv4``, …
         length_bytes: of all of it, on the wire.
-        outside_bytes: of all that is around the innermost Ethernet frame; 0 for a plain one.
+        around_bytes: of all headers before the innermost packet: 14 for a plain frame of Ethernet.
         packet_bytes: of the innermost IP packet, by its own header; 0 where there is none.
         source: the innermost packet's sender, an IP address (also ARP's); empty for none.
         target: its receiver.
@@ -40,7 +40,7 @@ class Frame:
 
     layers: tuple[str, ...]
     length_bytes: int
-    outside_bytes: int = 0
+    around_bytes: int = 0
     packet_bytes: int = 0
     source: str = ""
     target: str = ""
@@ -66,7 +66,7 @@ class _Reader:
         self.at = 0
         self.layers: list[str] = []
         self.vlans: list[int] = []
-        self.innermost = 0
+        self.around_bytes = 0
         self.packet_bytes = 0
         self.source = self.target = self.source_mac = ""
         self.is_fragment = False
@@ -85,7 +85,6 @@ class _Reader:
 
     def ethernet(self) -> None:
         """A frame, with what is in it."""
-        self.innermost = self.at
         header = self.take(_ETHERNET_BYTES)
         self.layers.append("ethernet")
         self.source, self.target, self.packet_bytes = "", "", 0
@@ -96,6 +95,7 @@ class _Reader:
             self.layers.append("vlan")
             self.vlans.append(int.from_bytes(tag[:2]) & 0x0FFF)
             kind = int.from_bytes(tag[2:])
+        self.around_bytes = self.at
         if kind == _IPV4:
             self.ipv4()
         elif kind == _IPV6:
@@ -180,7 +180,7 @@ def read_frame(content: bytes, length_bytes: int = 0) -> Frame:
     return Frame(
         layers=tuple(reader.layers),
         length_bytes=length_bytes or len(content),
-        outside_bytes=reader.innermost,
+        around_bytes=reader.around_bytes,
         packet_bytes=reader.packet_bytes,
         source=reader.source,
         target=reader.target,

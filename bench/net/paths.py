@@ -115,7 +115,7 @@ def around(frames: Sequence[Frame]) -> dict[str, Any]:
         "layers": [" ".join(kind) for kind, _ in kinds.most_common()],
         "vlan_tags": max(len(one.vlans) for one in frames),
         "overlay_headers": max(one.overlays for one in frames),
-        "outside_bytes": max(one.outside_bytes for one in frames),
+        "around_bytes": max(one.around_bytes for one in frames),
         "packet_bytes_max": max(one.packet_bytes for one in frames),
         "fragments": sum(one.is_fragment for one in frames),
         # Of all bytes on it, those of the packets themselves.

@@ -24,7 +24,7 @@ from lab.swarm import Swarm
 
 PORT: Final = 5201  # iperf3's own
 PING_BYTES: Final = 56  # of payload, unless something else is said
-_TOOLS: Final = "/tmp/tools"  # noqa: S108 - in the instance, whose /tmp is its own
+TOOLS: Final = "/tools"
 _LOADER: Final = re.compile(r"ld-linux[^/]*$")
 _COPY_S: Final = 120.0  # 8 MB to a VM under emulation, over its encrypted session
 _COMMAND_S: Final = 120.0
@@ -88,8 +88,7 @@ class Endpoint:
         """
         if self.call(*_iperf3("--version")).returncode == 0:
             return
-        self.run("mkdir", "-p", _TOOLS)
-        self.run("tar", "xzf", "-", "-C", _TOOLS, stdin=packed("iperf3"))
+        self.run("tar", "xzf", "-", "-C", TOOLS, stdin=packed("iperf3"))
         self.run(*_iperf3("--version"))
 
     def reaches(self, address: str, *, tries: int = 3) -> bool:
@@ -120,13 +119,9 @@ def packed(program: str) -> bytes:
     return buffer.getvalue()
 
 
-def tool(program: str, *words: str) -> list[str]:
-    """A packed program as it runs in an instance."""
-    return [f"{_TOOLS}/loader", "--library-path", _TOOLS, f"{_TOOLS}/{program}", *words]
-
-
 def _iperf3(*words: str) -> list[str]:
-    return tool("iperf3", *words)
+    """iperf3 as it runs in an instance."""
+    return [f"{TOOLS}/loader", "--library-path", TOOLS, f"{TOOLS}/iperf3", *words]
 
 
 # --- throughput ----------------------------------------------------------------------------------

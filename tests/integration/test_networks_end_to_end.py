@@ -124,8 +124,8 @@ def test_one_network_reaches_over_the_hosts(swarm, world):
     assert port["layers"] == ["ethernet ipv4"]
     assert wire["layers"] == ["ethernet ipv4 udp geneve ethernet ipv4"]
     assert (wire["overlay_headers"], wire["vlan_tags"], wire["fragments"]) == (1, 0, 0)
-    # The frame's own Ethernet header, and that of the wire: the MTU counts one of them.
-    assert wire["outside_bytes"] == GENEVE_V4_BYTES
+    # The MTU does not count the Ethernet header of the wire itself.
+    assert wire["around_bytes"] == 14 + GENEVE_V4_BYTES
 
 
 def test_another_network_is_out_of_reach(swarm, world):

@@ -34,20 +34,21 @@ def test_a_plain_packet():
 
     assert frame.layers == ("ethernet", "ipv4", "udp")
     assert (frame.source, frame.target, frame.source_mac) == (ONE[1], OTHER[1], ONE[0])
-    assert (frame.outside_bytes, frame.packet_bytes, frame.overlays) == (0, 128, 0)
+    assert (frame.around_bytes, frame.packet_bytes, frame.overlays) == (14, 128, 0)
     assert frame.length_bytes == 14 + 128
     assert frame.is_between(OTHER[1], ONE[1])
     assert not frame.is_between(ONE[1], "10.20.0.3")
 
 
 def test_a_tag_and_a_wrapping_are_counted():
-    """A trunk's tag is a VLAN by its number; Geneve with OVN's option is 58 bytes around."""
+    """A trunk's tag is a VLAN by its number; Geneve with OVN's option is 58 bytes more."""
     tagged = read_frame(datagram(ONE, OTHER, (1, 7), PAYLOAD, vlan=100))
     assert (tagged.vlans, tagged.overlays, tagged.packet_bytes) == ((100,), 0, 128)
+    assert tagged.around_bytes == 18
 
     wrapped = read_frame(geneve(datagram(ONE, OTHER, (1, 7), PAYLOAD)))
     assert wrapped.layers == ("ethernet", "ipv4", "udp", "geneve", "ethernet", "ipv4", "udp")
-    assert (wrapped.source, wrapped.outside_bytes) == (ONE[1], OUTER_BYTES + 8 + 8)
+    assert (wrapped.source, wrapped.around_bytes) == (ONE[1], OUTER_BYTES + 8 + 8 + 14)
 
 
 @given(
@@ -74,7 +75,7 @@ def test_wrappings_are_read_from_outside_in(wrappings):
 
     assert [one for one in found.layers if one in ("geneve", "vxlan")] == expected
     assert (found.overlays, found.vlans) == (len(expected), tuple(vlans))
-    assert (found.outside_bytes, found.packet_bytes) == (outside, 128)
+    assert (found.around_bytes, found.packet_bytes) == (outside + 14, 128)
     assert (found.source, found.target) == (ONE[1], OTHER[1])
 
 

@@ -7,6 +7,7 @@ import pytest
 from bench.net.checks import Forgery, Reach
 from bench.net.frames import read_frame
 from bench.net.paths import around
+from bench.net.plot import draw
 from bench.net.report import failures, report, rows
 from bench.net.traffic import read_flow, read_round_trips
 from lab.faults import LabFault
@@ -53,7 +54,7 @@ def a_path(port, underlay):
     return {
         "throughput_mbit_per_s": 100.0,
         "latency_ms": {"p50": 1.0, "p99": 2.0, "count": 9, "lost": 0},
-        "cpu_s_per_gb": {"all": 3.0},
+        "cpu_s_per_gb": {"switches": 2.0, "vms": 1.0, "programs": 0.0, "all": 3.0},
         "port": around([read_frame(port)]),
         "underlay": around([read_frame(underlay)]),
         "payload_mtu": 1442,
@@ -81,7 +82,7 @@ def test_the_trunk_is_what_the_report_is_about():
     assert found["not_measured"] == ["container_one_host"]
     by_path = {row[0]: row for row in rows(found)}
     by_vxlan = by_path["pod to pod by VXLAN in the VMs, two hosts"]
-    assert by_vxlan[1:4] == ("1 VXLAN", "1 Geneve, 1 VXLAN", "108")
+    assert by_vxlan[1:4] == ("1 VXLAN", "1 Geneve, 1 VXLAN", "122")
     assert by_path["pod to pod by the VMs' trunks, two hosts"][1] == "1 VLAN tag"
 
 
@@ -113,3 +114,14 @@ def test_checks_that_were_not_made_fail():
     """Nothing is true because nobody looked."""
     found = report({"container_across": ACROSS}, [], [], [])
     assert len(failures(found)) == 3
+
+
+def test_a_picture_is_drawn(tmp_path):
+    """One with a panel for each question."""
+    pytest.importorskip("matplotlib", reason="the extra 'bench' is not installed")
+    found = report({"container_across": ACROSS}, [REACHED], [NOT], [BLOCKED])
+    draw(found, tmp_path / "net.svg")
+
+    drawn = (tmp_path / "net.svg").read_text()
+    assert drawn.startswith("<?xml")
+    assert "container to container" in drawn
