@@ -96,6 +96,7 @@ def test_the_contract_holds_in_a_vm(tmp_path: Path) -> None:
 
     assert "trunk: done, 0 failed of" in done.stdout, done.stdout[-8000:]
     assert "trunk: ok test_another_pods_vlan_is_not_taken" in done.stdout
+    assert "trunk: ok test_a_trunk_may_be_called_as_a_pods_interface" in done.stdout
 
 
 async def test_a_trunk_that_is_not_there() -> None:

@@ -38,7 +38,7 @@ class TrunkBench(Bench):
 
     def __init__(self, stack: ExitStack) -> None:
         # Another name each time: a pair whose other namespace ended goes a moment later.
-        trunk = f"trunk{next(_numbers)}"
+        self.trunk = trunk = f"trunk{next(_numbers)}"
         self.plugs = TrunkPlugs("c0c0c0c0", "vm", trunk)
         self._stack = stack
         self._host = stack.enter_context(links.Namespace())
@@ -114,18 +114,33 @@ async def test_another_pods_vlan_is_not_taken(bench: TrunkBench) -> None:
     assert [each.port for each in await bench.plugs.list()] == [one.port]
 
 
+async def test_a_trunk_may_be_called_as_a_pods_interface(bench: TrunkBench) -> None:
+    """As in a guest with one card, whose pods call theirs alike."""
+    with IPRoute() as here:
+        index = links.index_of(here, bench.trunk)
+        here.link("set", index=index, state="down")
+        here.link("set", index=index, ifname="eth0")
+    bench.plugs = TrunkPlugs("c0c0c0c0", "vm", "eth0")
+    one, path = bench.attachment(), bench.new_namespace()
+    for _ in range(2):
+        await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
+    assert set(bench.see(path)) == {"eth0"}
+    assert [each.port for each in await bench.plugs.list()] == [one.port]
+
+
 def suite() -> dict[str, object]:
     """Every test by its name."""
     contract = PlugsContract()
     found = {name: getattr(contract, name) for name in dir(contract) if name.startswith("test_")}
-    return found | {"test_another_pods_vlan_is_not_taken": test_another_pods_vlan_is_not_taken}
+    more = (test_another_pods_vlan_is_not_taken, test_a_trunk_may_be_called_as_a_pods_interface)
+    return found | {test.__name__: test for test in more}
 
 
 def dry() -> list[str]:
     """The files of all modules that the suite uses."""
     from tests.unit.net.test_net_plugging import MemoryBench
 
-    for test in (test for name, test in suite().items() if "vlan" not in name):
+    for test in (test for name, test in suite().items() if name in dir(PlugsContract)):
         trio.run(test, MemoryBench())
     assert all((vlans, encodings.ascii, encodings.latin_1))
     return [module.__file__ for module in list(sys.modules.values())

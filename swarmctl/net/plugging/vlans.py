@@ -30,24 +30,33 @@ _DISCARD_PORT: Final = 9
 def plug(trunk: str, attachment: Attachment, target: InNamespace, whose: str) -> None:
     """The trunk's subinterface of the attachment's VLAN, in the target's namespace.
 
-    ``whose`` is its alias: the device's name and the incarnation.
+    ``whose`` is its alias: the device's name and the incarnation.  It is made under the device's
+    name: the kernel refuses the final one where the trunk itself is called so (``eth0``).
     """
-    with links.inside(target.path), IPRoute() as there:
-        present = links.index_of(there, target.name)
-    if present is None and not _make(trunk, attachment, target):
+    device = whose.partition(" ")[0]
+    if not _is_present(target, device) and not _make(trunk, attachment, target, device):
         # Its own, in a namespace that it had before; another pod's stays.
-        unplug((whose.partition(" ")[0],))
-        if not _make(trunk, attachment, target):
+        unplug((device,))
+        if not _make(trunk, attachment, target, device):
             raise LaunchFailed(
                 f"VLAN {attachment.vlan} of {trunk} is in use by another pod", attachment.port
             )
     with links.inside(target.path), IPRoute() as there:
+        half = links.index_of(there, device)
+        if half is not None:
+            there.link("set", index=half, ifname=target.name)
         alias = f"{whose} {attachment.port}"
         there.link("set", index=links.index_of(there, target.name), ifalias=alias)
     links.configure(attachment, target, fill_checksums=False)
 
 
-def _make(trunk: str, attachment: Attachment, target: InNamespace) -> bool:
+def _is_present(target: InNamespace, device: str) -> bool:
+    """Whether the subinterface is made already, under its final name or half way."""
+    with links.inside(target.path), IPRoute() as there:
+        return any(links.index_of(there, name) is not None for name in (target.name, device))
+
+
+def _make(trunk: str, attachment: Attachment, target: InNamespace, device: str) -> bool:
     """Whether it is made; not when the trunk has such a VLAN somewhere."""
     with IPRoute() as here, links.opened(target.path) as namespace:
         parent = links.index_of(here, trunk)
@@ -57,7 +66,7 @@ def _make(trunk: str, attachment: Attachment, target: InNamespace) -> bool:
         try:
             here.link(
                 "add",
-                ifname=target.name,
+                ifname=device,
                 kind="vlan",
                 link=parent,
                 vlan_id=attachment.vlan,
@@ -99,7 +108,7 @@ def _neighbour_answers(name: str, gateway: str, family: int) -> bool:
 def unplug(devices: tuple[str, ...]) -> None:
     """Remove the plugs of these names, wherever they are."""
     for name, alias in _namespaced():
-        if alias.partition(" ")[0] in devices:
+        if name in devices or alias.partition(" ")[0] in devices:
             with IPRoute() as there:
                 there.link("del", index=links.index_of(there, name))
 
@@ -125,8 +134,8 @@ def _namespaced() -> Generator[tuple[str, str], None, None]:
                     (one.get("ifname"), _kind(one), one.get("ifalias")) for one in there.get_links()
                 ]
             for name, kind, alias in every:
-                if kind == "vlan" and alias:
-                    yield name, alias
+                if kind == "vlan":
+                    yield name, alias or ""
 
 
 def _kind(link: object) -> str:
