@@ -9,6 +9,8 @@ DEMO ?=
 BENCH ?=
 # What make bench-compare compares with: a report, or a folder with some.
 BASE ?=
+# Where make bench-net writes what it found.
+JSON ?= bench/results/net.json
 # Seconds that make test simulates for: as many seeds as fit, and at least 200.
 SIMULATE_S ?= 110
 # What make soak simulates: how many seeds, from which on.
@@ -19,10 +21,11 @@ PLANT ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down purge test soak test-slow check quick bench bench-compare docs binary image lock venv ready
+.PHONY: help demo demo-net demo-net-down down purge test soak test-slow check quick bench bench-net
+.PHONY: bench-compare docs binary image lock venv ready
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ready ## a one-machine cluster with real containers and VMs, left up
 	@$(PY) -m lab.demo up $(DEMO)
@@ -30,7 +33,13 @@ demo: ready ## a one-machine cluster with real containers and VMs, left up
 down: ## take the demo away, whole, and stop the daemons that the lab started
 	@python3 -m lab.demo down $(DEMO)
 
-purge: down ## down, and remove the caches and the built files too
+demo-net: ready ## two hosts on this machine, tenant networks over both, and packets to look at
+	@$(PY) -m lab.demo net
+
+demo-net-down: ## take that one away
+	@python3 -m lab.demo net-down
+
+purge: down demo-net-down ## down, and remove the caches and the built files too
 	@python3 -m lab purge
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis swarmctl.egg-info
 
@@ -70,6 +79,9 @@ bench: ready ## launches at scale in ten minutes, into bench/results; then the o
 	$(PY) -m bench.placement --small
 	$(PY) -m bench.commits
 	$(PY) -m bench.startup
+
+bench-net: ready ## networks: headers, throughput, latency, what is blocked: make bench-net JSON=FILE
+	@$(PY) -m bench.net --json $(JSON)
 
 bench-compare: venv ## ratios of bench/results to an earlier result: make bench-compare BASE=FILE
 	@$(PY) -m bench.launch.compare $(BASE)

@@ -248,13 +248,7 @@ def remove(lab: str) -> None:
 
 def _kill_inside(names: Sequence[str]) -> list[int]:
     """Send SIGKILL to every process whose network is one of these; those that there were."""
-    inodes = set()
-    for name in names:
-        try:
-            inodes.add((NAMESPACES_DIR / name).stat().st_ino)
-        except FileNotFoundError:
-            continue
-    found = list(_processes_in(inodes))
+    found = list(processes_in(names))
     for pid in found:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -263,7 +257,14 @@ def _kill_inside(names: Sequence[str]) -> list[int]:
     return found
 
 
-def _processes_in(inodes: set[int]) -> Iterator[int]:
+def processes_in(names: Sequence[str]) -> Iterator[int]:
+    """The live processes whose network namespace is one of these."""
+    inodes = set()
+    for name in names:
+        try:
+            inodes.add((NAMESPACES_DIR / name).stat().st_ino)
+        except FileNotFoundError:
+            continue
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and procs.read_stat(int(entry.name)) is not None:
             try:

@@ -25,13 +25,14 @@ from lab.report import Report
 START_S = 60.0  # each daemon answers within 4 s on an idle machine
 BOOT_S = 20.0
 
-#: Folders below a machine's own, and where libvirt in it sees them.
-LIBVIRT_FOLDERS = {
+#: Folders below a machine's own, and where programs in it see them.
+FOLDERS = {
     "libvirt/run": "/run/libvirt",
     "libvirt/lib": "/var/lib/libvirt",
     "libvirt/cache": "/var/cache/libvirt",
     "libvirt/log": "/var/log/libvirt",
     "libvirt/etc": "/etc/libvirt",
+    "netns": "/run/netns",  # what agents hold there by name goes with the machine
 }
 # QEMU as root, its output in files: no virtlogd, no labels, and no namespaces of QEMU's own.
 QEMU_CONF = """\
@@ -74,13 +75,13 @@ class Machine:
             LabFault: it does not get ready.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
-        for name in LIBVIRT_FOLDERS:
+        for name in FOLDERS:
             (self.folder / name).mkdir(parents=True)
         (self.folder / "libvirt/etc/qemu.conf").write_text(QEMU_CONF)
         ready = self.folder / "ready"
         binds = [
             f"[ ! -d {its} ] || mount --bind {self.folder}/{ours} {its}"
-            for ours, its in LIBVIRT_FOLDERS.items()
+            for ours, its in FOLDERS.items()
         ]
         script = FIRST_PROCESS.format(binds="\n".join(binds), ready=ready)
         self.host.place.spawn(

@@ -7,5 +7,5 @@ known by the cluster's id, so that it also ends a demo whose controller and agen
 ``down`` needs no virtual environment; both are the standard library alone.
 
 ``cluster`` reads what the demo's folder says, ``counting`` asks Docker and libvirt, ``up`` and
-``down`` act.
+``down`` act. ``networks`` is the other demo: two hosts, and tenant networks over both.
 """

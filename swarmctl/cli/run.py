@@ -23,11 +23,10 @@ from swarmctl.cli.waiting import (
 from swarmctl.client import Client
 from swarmctl.proto.errors import Conflict, InvalidSpec
 from swarmctl.spec import wire
-from swarmctl.spec.attachments import MODES
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.mounts import resolve_path
 from swarmctl.spec.names import free_name
-from swarmctl.spec.options import RunOptions, build_service
+from swarmctl.spec.options import RunOptions, build_service, is_of_tenant
 
 # Two users may choose the same free name at once; so often, one of them gives up.
 _NAME_TRIES: Final = 5
@@ -57,7 +56,7 @@ _FILE_MAX_BYTES: Final = 1024 * 1024
     multiple=True,
     metavar="NAME",
     shell_complete=clusters.complete_networks,
-    help="A tenant network, or more; or one of the node's own: bridge, host, none.",
+    help="A tenant network, or more; or one of the node's own: bridge, host, none, node:NAME.",
 )
 @click.option("--ip", default="", metavar="ADDRESS", help="Its address on the first of them.")
 @click.option("--network-alias", "network_aliases", multiple=True, metavar="NAME")
@@ -146,7 +145,7 @@ def run(
         if possible := _possible_networks(options):
             networks = client.call("network.list")
             known = {one["network"] for one in networks}
-            spec = build_service(options, os.environ, possible & known)
+            spec = build_service(options, os.environ, known)
             say_what_is_missing([one for one in networks if one["network"] in possible])
         spec = _create(client, spec, named=bool(name))
         say_what_it_means(client, [spec])
@@ -166,7 +165,7 @@ def run(
 
 def _possible_networks(options: RunOptions) -> set[str]:
     """Those of ``--network`` that may be tenant networks."""
-    return set(options.networks) - set(MODES)
+    return {one for one in options.networks if is_of_tenant(one)}
 
 
 def _wait(client: Client, spec: ServiceSpec, timeout_s: float) -> None:

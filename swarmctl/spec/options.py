@@ -10,10 +10,10 @@ from typing import Any, Final, TypeVar
 
 from attrs import evolve, frozen
 
-from swarmctl.proto.errors import InvalidSpec
+from swarmctl.proto.errors import InvalidSpec, NotFound
 from swarmctl.proto.limits import REPLICAS_MAX, STOP_GRACE_S
 from swarmctl.spec import mounts, ports, processes
-from swarmctl.spec.attachments import NETWORKS_MAX, Plugging, parse_address
+from swarmctl.spec.attachments import MODES, NETWORKS_MAX, Plugging, parse_address
 from swarmctl.spec.environments import parse_assignment
 from swarmctl.spec.health import RETRIES_MAX, parse_period, shell_check
 from swarmctl.spec.machines import check_ssh_key, check_user_data, check_vm, with_defaults
@@ -38,6 +38,7 @@ from swarmctl.spec.names import (
     check_driver,
     check_network_name,
     check_service_name,
+    did_you_mean,
     name_from_image,
 )
 from swarmctl.spec.placements import check_constraint
@@ -47,6 +48,9 @@ from swarmctl.spec.sizes import parse_cpus, parse_duration, parse_memory, parse_
 from swarmctl.spec.wording import one_line
 
 _T = TypeVar("_T")
+
+# Before the name of a network that the nodes have by themselves: one of Docker's or libvirt's.
+OF_NODE: Final = "node:"
 
 # Of a container only; a VM that is given one of them is refused.
 _CONTAINER_OPTIONS: Final = {
@@ -133,11 +137,12 @@ def build_service(
     Args:
         options: what was typed.
         environment: for ``--env NAME`` without a value, and for ``~`` in paths.
-        tenant_networks: the tenant networks that there are; a ``--network`` that is none of them
-            is one of the node's own.
+        tenant_networks: the tenant networks that there are; the node's own are ``host``, ``none``,
+            ``bridge``, and ``node:NAME``.
 
     Raises:
         InvalidSpec: ``where`` is the option that is wrong.
+        NotFound: a ``--network`` is neither.
     """
     _refuse(options, _CONTAINER_OPTIONS if options.vm else _VM_OPTIONS, is_vm=options.vm)
     if not 0 <= options.replicas <= REPLICAS_MAX:
@@ -196,11 +201,14 @@ def _build_name(options: RunOptions) -> str:
 
 
 def _build_plugging(options: RunOptions, tenant_networks: Collection[str]) -> Plugging:
-    names = list(dict.fromkeys(_each("--network", options.networks, check_network_name)))
+    names = list(dict.fromkeys(_each("--network", options.networks, _check_network)))
+    for name in names:
+        if is_of_tenant(name) and name not in tenant_networks:
+            raise _unknown_network(name, tenant_networks)
     address = _optional("--ip", options.ip, parse_address, "")
     aliases = tuple(_each("--network-alias", options.network_aliases, check_alias))
     uses = tuple(NetworkUse(name, aliases=aliases) for name in names if name in tenant_networks)
-    own = [name for name in names if name not in tenant_networks]
+    own = [name.removeprefix(OF_NODE) for name in names if not is_of_tenant(name)]
     if own and (uses or len(own) > 1):
         raise InvalidSpec(
             f"{own[0]} is the node's own network, and cannot be beside another",
@@ -224,6 +232,26 @@ def _build_plugging(options: RunOptions, tenant_networks: Collection[str]) -> Pl
         )
     addresses = (address,) if address else ()
     return Plugging(uses=(evolve(uses[0], addresses=addresses), *uses[1:]))
+
+
+def is_of_tenant(network: str) -> bool:
+    """Whether a ``--network`` can only be a tenant network."""
+    return network not in MODES and not network.startswith(OF_NODE)
+
+
+def _check_network(text: str) -> str:
+    check_network_name(text.removeprefix(OF_NODE))
+    return text
+
+
+def _unknown_network(name: str, known: Collection[str]) -> NotFound:
+    listed = f"there are: {', '.join(sorted(known))}" if known else "there are none"
+    return NotFound(
+        f'there is no network "{name}"',
+        "--network",
+        did_you_mean(name, known, listed)
+        + f"; make it: swarmctl network create {name}; one that the nodes have: {OF_NODE}{name}",
+    )
 
 
 def _build_container(

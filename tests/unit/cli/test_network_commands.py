@@ -80,11 +80,16 @@ def test_what_is_wrong_is_said_and_makes_nothing(controller, swarmctl, arguments
 
 
 def test_run_on_a_network_of_the_tenant(controller, swarmctl):
-    """By name, with an address; what is none is one of the node's own."""
+    """By name, with an address; one that the nodes have is called so; what is none is refused."""
     swarmctl("network", "create", "front", "--subnet", "10.20.0.0/24")
     ran = swarmctl("run", "--name", "a", "--network", "front", "--ip", "10.20.0.7", "lab/web")
     assert "note: network front: this cluster has no OVN" in ran.err
-    swarmctl("run", "--name", "b", "--network", "mine", "lab/web")
+    swarmctl("run", "--name", "b", "--network", "node:mine", "lab/web")
+    unknown = swarmctl("run", "--detach", "--name", "d", "--network", "mine", "lab/web")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert 'there is no network "mine"' in unknown.err
+    assert "there are: front" in unknown.err
+    assert [one["service"] for one in parsed(swarmctl, "service", "ls")] == ["a", "b"]
 
     template = parsed(swarmctl, "service", "inspect", "a")["spec"]["template"]
     assert template["networks"] == [{"network": "front", "addresses": ["10.20.0.7"]}]

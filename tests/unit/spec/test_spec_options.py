@@ -2,7 +2,7 @@
 
 import pytest
 
-from swarmctl.proto.errors import InvalidSpec
+from swarmctl.proto.errors import InvalidSpec, NotFound
 from swarmctl.spec.models import (
     CloudInit,
     DiskSpec,
@@ -52,7 +52,7 @@ def test_everyday_flags():
         workdir="/srv",
         entrypoint="/bin/sh -c",
         hostname="w",
-        networks=["front"],
+        networks=["node:front"],
         restart="on-failure:3",
         stop_timeout="30s",
         tty=True,
@@ -208,10 +208,12 @@ def test_networks_of_tenants_and_of_the_node():
     plugged = built({"front", "back"}, networks=["front", "back"], ip="10.0.0.9")
     assert plugged.networks == (NetworkUse("front", ("10.0.0.9",)), NetworkUse("back"))
     assert plugged.container.network == ""
-    assert built(set(), networks=["front"]).container.network == "front"
+    assert built({"front"}, networks=["node:front"]).container.network == "front"
+    assert built(set(), networks=["host"]).container.network == "host"
     for tenants, options, where in (
-        ({"front"}, {"networks": ["front", "own"]}, "--network"),
-        (set(), {"networks": ["one", "two"]}, "--network"),
+        ({"front"}, {"networks": ["front", "node:own"]}, "--network"),
+        (set(), {"networks": ["node:one", "node:two"]}, "--network"),
+        (set(), {"networks": ["node:"]}, "--network"),
         ({"front"}, {"networks": ["front"], "ip": "10.0.0"}, "--ip"),
         ({"front"}, {"networks": ["front"], "ip": "10.0.0.9", "replicas": 2}, "--ip"),
         (set(), {"networks": ["host"], "ip": "10.0.0.9"}, "--ip"),
@@ -220,3 +222,17 @@ def test_networks_of_tenants_and_of_the_node():
         with pytest.raises(InvalidSpec) as caught:
             built(tenants, **options)
         assert caught.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("known", "hint"),
+    [({"front", "back"}, 'did you mean "front"?'), ({"b", "a"}, "there are: a, b"), ((), "none")],
+)
+def test_a_network_that_nobody_made_is_refused(known, hint):
+    """With those that there are, and the ways to have it."""
+    with pytest.raises(NotFound, match='there is no network "frnt"') as caught:
+        build_service(RunOptions(image="i", networks=["frnt"]), {}, known)
+    assert caught.value.where == "--network"
+    assert hint in caught.value.hint
+    assert "swarmctl network create frnt" in caught.value.hint
+    assert "node:frnt" in caught.value.hint

@@ -1,0 +1,57 @@
+"""`make demo-net`, twice in a row, and what is left of it after `make demo-net-down`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab import hosts as lab_hosts
+from lab.config import paths_from
+from lab.faults import LabFault
+from lab.swarm import folder_of
+
+try:
+    lab_hosts.require()
+    WHY_NOT = ""
+except LabFault as fault:
+    WHY_NOT = f"{fault.what}; {fault.hint}"
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_S = 300
+
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+
+def demo(command, lab):
+    """Run it; its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.demo", command, "--lab", lab],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_demo_comes_up_twice_and_goes():
+    """The second run finds what there is; both show a frame in Geneve, and what does not pass."""
+    lab = f"t{os.getpid()}"
+    lab_hosts.remove_orphans()
+    try:
+        for found in ("a controller, 2 agents", "are up already"):
+            said = demo("net", lab)
+            assert found in said
+            assert "6081: Geneve" in said
+            assert "no answer, it is on another network" in said
+            assert "web.2 - h" in said
+    finally:
+        demo("net-down", lab)
+    assert lab_hosts.namespaces(lab) == []
+    assert not folder_of(paths_from(), lab).exists()
+    assert "there are none" in demo("net-down", lab)
