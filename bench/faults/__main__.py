@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Final
 
+from bench.faults import fleet, nodes, several
 from bench.faults import machine as machines
-from bench.faults import nodes, several
 from bench.faults.rows import Row, summary, table
 from bench.launch.report import machine
 
-FAULTS: Final = nodes.FAULTS | machines.FAULTS | several.FAULTS
+FAULTS: Final = nodes.FAULTS | machines.FAULTS | fleet.FAULTS | several.FAULTS
 RESULTS: Final = Path(__file__).parents[1] / "results" / "faults.json"
 
 

@@ -239,7 +239,7 @@ async def _cut_off(world):
         # Again and again: where another partition ends, all do.
         if not world.network.blocks(key):
             world.network.block(public_key=key)
-        await trio.sleep(0.5)
+        await trio.sleep(0.1)
     world.network.unblock()
     world.restore_isolation()
 
