@@ -219,6 +219,7 @@ def test_a_service_that_ends_in_a_guest_has_its_vm_started_again(cluster: Cluste
     cluster.remove(*names)
 
 
+@pytest.mark.slow
 def test_a_guest_whose_agent_is_silent_is_started_again(cluster: Cluster, agent_initrd: Path):
     """The QEMU guest agent answers from within the VM, until it ends."""
     pinged = HealthCheck(HealthKind.GUEST_AGENT, **OFTEN)
