@@ -5,6 +5,8 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 # More options for the demo, e.g. DEMO="--data /tmp/demo --keep-lab".
 DEMO ?=
+# DEMO_NET=--vms: with a VM on each host and pods in them; needs dist/swarmctl (make binary).
+DEMO_NET ?=
 # Options for the launch benchmarks, e.g. BENCH="--short" or BENCH="--only keynote".
 BENCH ?=
 # What make bench-compare compares with: a report, or a folder with some.
@@ -34,7 +36,7 @@ down: ## take the demo away, whole, and stop the daemons that the lab started
 	@python3 -m lab.demo down $(DEMO)
 
 demo-net: ready ## two hosts on this machine, tenant networks over both, and packets to look at
-	@$(PY) -m lab.demo net
+	@$(PY) -m lab.demo net $(DEMO_NET)
 
 demo-net-down: ## take that one away
 	@python3 -m lab.demo net-down
@@ -80,7 +82,7 @@ bench: ready ## launches at scale in ten minutes, into bench/results; then the o
 	$(PY) -m bench.commits
 	$(PY) -m bench.startup
 
-bench-net: ready ## networks: headers, throughput, latency, what is blocked: make bench-net JSON=FILE
+bench-net: ready binary ## networks: headers, throughput, latency, what is blocked: make bench-net JSON=FILE
 	@$(PY) -m bench.net --json $(JSON)
 
 bench-compare: venv ## ratios of bench/results to an earlier result: make bench-compare BASE=FILE

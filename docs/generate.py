@@ -13,6 +13,7 @@ from attrs import frozen
 
 from bench import anchors
 from bench.faults.rows import table
+from bench.net import report as net
 from swarmctl.proto.states import FINAL, FORWARD, LIVE, NEXT_ATTEMPT, InstanceState
 
 HERE = Path(__file__).parent
@@ -99,6 +100,17 @@ def real_launches() -> str:
     return _table(("kind", "count", "raw, a second", "swarmctl, a second", "ratio"), rows)
 
 
+def networks() -> str:
+    """What each path between instances costs, and what was tried and blocked."""
+    found = _results("net.json")
+    forged = [
+        (one["source"], one["what"], str(one["sent"]), str(one["arrived"]))
+        for one in found["checks"]["spoofing"]
+    ]
+    blocked = _table(("sender", "frames with", "left its port", "arrived"), forged)
+    return f"{_table(net.HEAD, net.rows(found))}\n{blocked}"
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -114,6 +126,7 @@ PARTS = (
     Part(HERE / "benchmarks.md", "bench/results/anchors.json", launches),
     Part(HERE / "benchmarks.md", "bench/results/placement.json", placing),
     Part(HERE / "benchmarks.md", "bench/results/launch_real.json", real_launches),
+    Part(HERE / "networks.md", "bench/results/net.json", networks),
 )
 
 

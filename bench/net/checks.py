@@ -87,7 +87,7 @@ class Attempt:
 
     Attributes:
         what: is forged, in words.
-        forger: where that is done: the honest source itself, or the VM that it is in.
+        forger: who does that: the honest source itself, or another in its name.
         there: the commands that change it.
         back: those that put it right again.
         words: for ``ping``, before the target.
@@ -156,8 +156,8 @@ def _pings(seen: Captured, payload_bytes: int) -> list[Frame]:
 
 @contextmanager
 def _set(attempt: Attempt) -> Iterator[None]:
+    attempt.forger.run("sh", "-c", attempt.there)
     try:
-        attempt.forger.run("sh", "-c", attempt.there)
         yield
     finally:
         attempt.forger.run("sh", "-c", attempt.back)

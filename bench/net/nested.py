@@ -175,33 +175,38 @@ def _modules(swarm: Swarm, step: Step) -> bytes:
 def vlan_attempts(
     world: World, root: Endpoint, source: str, target: str, neighbour: str
 ) -> Iterator[Attempt]:
-    """The VM itself sends in the name of its pod: in a VLAN of nobody, and in another pod's."""
-    for words, vlan in (
-        ("a VLAN of nobody", _NOBODYS_VLAN),
-        ("another pod's VLAN", world.vlans[neighbour]),
-    ):
-        yield _vlan_attempt(world, root, source, target, words, vlan)
+    """In the name of a pod: its VM itself in a VLAN of nobody, and a neighbour in its own VLAN.
 
-
-def _vlan_attempt(
-    world: World, root: Endpoint, source: str, target: str, words: str, vlan: int
-) -> Attempt:
-    ip, device = _IP, f"forged{vlan}"
+    The neighbour is a pod of another network in the same VM. Its VLAN is used through it, since
+    Linux makes but one device of a VLAN.
+    """
     one, other = world.ends[source].address, world.ends[target].address
-    own, mac = root.address, world.macs[source]
+    mac, target_mac = world.macs[source], world.macs[target]
+    device = f"forged{_NOBODYS_VLAN}"
     there = (
-        f"trunk=$({ip} -o address show to {own} | sed 's/^[0-9]*: \\([^ ]*\\) .*/\\1/')",
-        f"{ip} link add link $trunk name {device} address {mac} type vlan id {vlan}",
-        f"{ip} address add {one}/32 dev {device}",
-        f"{ip} link set {device} up",
-        f"{ip} route add {other}/32 dev {device} src {one}",
-        f"{ip} neigh add {other} lladdr {world.macs[target]} dev {device}",
+        f"trunk=$({_IP} -o address show to {root.address} | sed 's/^[0-9]*: \\([^ ]*\\) .*/\\1/')",
+        f"{_IP} link add link $trunk name {device} address {mac} type vlan id {_NOBODYS_VLAN}",
+        f"{_IP} address add {one}/32 dev {device}",
+        f"{_IP} link set {device} up",
+        f"{_IP} route add {other}/32 dev {device} src {one}",
+        f"{_IP} neigh add {other} lladdr {target_mac} dev {device}",
     )
-    return Attempt(
-        words,
+    yield Attempt(
+        "a VLAN of nobody",
         root,
         " && ".join(there),
-        f"{ip} link del {device}",
+        f"{_IP} link del {device}",
         ("-I", device),
+        lambda frame: frame.vlans == (_NOBODYS_VLAN,) and frame.source_mac == mac,
+    )
+    vlan = world.vlans[neighbour]
+    yield Attempt(
+        "another pod's VLAN",
+        world.ends[neighbour],
+        f"ip link set dev eth0 address {mac} && ip address add {one}/32 dev eth0"
+        f" && ip route add {other}/32 dev eth0 && arp -s {other} {target_mac}",
+        f"arp -d {other}; ip route del {other}/32 dev eth0; ip address del {one}/32 dev eth0;"
+        f" ip link set dev eth0 address {world.macs[neighbour]}",
+        ("-I", one),
         lambda frame: frame.vlans == (vlan,) and frame.source_mac == mac,
     )

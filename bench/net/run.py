@@ -78,7 +78,6 @@ class Run:
             LabFault: something of it fails.
         """
         with self.said.step("VMs") as step:
-            podhost.up(self.swarm.paths, step)
             step.progress("booting a VM on each host, and waiting for its agent")
             nodes = nested.launch_vms(self.swarm, self.folder)
             step.done(", ".join(f"{one.node} in {one.vm} on {one.host}" for one in nodes))
@@ -151,7 +150,7 @@ def measure(seconds: int, pings: int, *, vms: bool) -> dict[str, Any]:
     with (
         Report(sys.stderr) as said,
         tempfile.TemporaryDirectory(prefix="bench-net-") as folder,
-        _swarm(said, drivers) as swarm,
+        _swarm(said, drivers, vms=vms) as swarm,
     ):
         run = Run(swarm, said, Path(folder), seconds, pings)
         run.containers()
@@ -161,9 +160,12 @@ def measure(seconds: int, pings: int, *, vms: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _swarm(said: Report, drivers: Sequence[str]) -> Iterator[Swarm]:
+def _swarm(said: Report, drivers: Sequence[str], *, vms: bool) -> Iterator[Swarm]:
     """A swarm; Ctrl-C is not heeded while it is taken away."""
     swarm = Swarm(LAB, 2, drivers)
+    if vms:
+        with said.step("guest") as step:
+            podhost.up(swarm.paths, step)
     try:
         with said.step("hosts") as step:
             step.progress("2 hosts, a controller, 2 agents")

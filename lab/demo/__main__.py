@@ -28,6 +28,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--lab", default=networks.LAB, help="net, net-down: what its hosts are called"
     )
+    parser.add_argument(
+        "--vms", action="store_true", help="net: and a VM on each host, with a pod in it"
+    )
     return parser.parse_args(arguments)
 
 
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     demo = Demo(chosen.data.absolute(), chosen.listen, chosen.name)
     try:
         if chosen.command == "net":
-            return networks.up(paths_from(), chosen.lab)
+            return networks.up(paths_from(), chosen.lab, vms=chosen.vms)
         if chosen.command == "net-down":
             return networks.down(paths_from(), chosen.lab)
         if chosen.command == "up":

@@ -9,45 +9,64 @@ it as it was between them, and a question to the other network that nobody answe
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from lab import procs
+from lab import podhost, procs
 from lab.config import Paths
 from lab.demo.cluster import ROOT
 from lab.faults import LabFault
+from lab.ovs import Place
 from lab.report import Report, table
 from lab.swarm import Swarm, folder_of, remove
 
 LAB = "demonet"
 STACK_FILE = "lab/demo-net.yaml"
-FRONT = "shop_front"
+FRONT, VMS = "shop_front", "shop_vms"
+JOINED_S = 420.0  # 25 s on an idle machine under emulation: boot, start, enrolment
 LAUNCH_TIMEOUT = "180s"
 CAPTURE_S = 30.0
 SHOWN_S = 200.0  # the launch, and the way to it
 
 
-def up(paths: Paths, lab: str = LAB) -> int:
-    """Bring it up, prove it, and show it; ``lab`` is its name among others on this machine.
+def up(paths: Paths, lab: str = LAB, *, vms: bool = False) -> int:
+    """Bring it up, prove it, and show it.
+
+    Args:
+        paths: the lab's folders.
+        lab: its name among others on this machine.
+        vms: with a VM on each host, and a pod in each.
 
     Raises:
         LabFault: a step failed, or packets go where they should not.
     """
     began = time.monotonic()
-    swarm = Swarm(lab, 2, ("oci",), paths=paths)
-    with Report() as said, said.step("hosts") as step:
-        if _is_up(swarm):
-            step.kept("2 hosts, a controller and 2 agents are up already")
-        else:
-            step.progress("2 hosts with OVN, a controller, 2 agents")
-            swarm.start()
-            step.done("2 hosts with OVN, a controller, 2 agents")
-    _show(swarm, "apply", "-f", STACK_FILE, "--wait", "--timeout", LAUNCH_TIMEOUT)
+    swarm = Swarm(lab, 2, ("oci", "libvirt") if vms else ("oci",), paths=paths)
+    with Report() as said:
+        if vms:
+            with said.step("guest") as step:
+                podhost.up(paths, step)
+        with said.step("hosts") as step:
+            if _is_up(swarm):
+                step.kept("2 hosts, a controller and 2 agents are up already")
+            else:
+                step.progress("2 hosts with OVN, a controller, 2 agents")
+                swarm.start()
+                step.done("2 hosts with OVN, a controller, 2 agents")
+    if vms:
+        _apply_vms(swarm)
+    else:
+        _apply(swarm, {})
+    _show(swarm, "node", "ls")
     _show(swarm, "ps")
     _show(swarm, "network", "ls")
     _show_paths(swarm)
     _show_packets(swarm)
+    if vms:
+        _show_trunk(swarm)
     print(f"demo: up in {time.monotonic() - began:.1f} s; `make demo-net-down` takes it away")
     print("try:  " + " ".join(swarm.command("ps")))
     return 0
@@ -77,7 +96,57 @@ def _is_up(swarm: Swarm) -> bool:
         return False
 
 
-def _show(swarm: Swarm, *words: str) -> None:
+def _apply_vms(swarm: Swarm) -> None:
+    """The VMs first: their pods have no place before the agents in them have joined.
+
+    Raises:
+        LabFault: something does not run in time.
+    """
+    vm = podhost.stack_vm(swarm.paths)
+    disk = vm["disk"]
+    assert isinstance(disk, dict)
+    variables = {
+        "DEMO_KERNEL": str(vm["kernel"]),
+        "DEMO_INITRD": str(vm["initrd"]),
+        "DEMO_CMDLINE": str(vm["cmdline"]),
+        "DEMO_DISK": str(disk["image"]),
+        "DEMO_VMS": str(len(swarm.machines)),
+    }
+    pods = {"DEMO_PODS": str(len(swarm.machines))}
+    there = "pod" in {one["service"] for one in swarm.instances().values()}
+    if not there:
+        _apply(swarm, variables)
+        with Report() as said, said.step("VMs") as step:
+            step.progress("waiting for the agents in them")
+            swarm.until(lambda: len(_nested(swarm)) == len(swarm.machines), JOINED_S, "VMs joined")
+            step.done(", ".join(_nested(swarm)))
+    # Not by `--wait`, which ends when something cannot be placed: where the machine has too much to
+    # do for its emulated VMs, their nodes are sick for moments.
+    _show(swarm, "apply", "-f", STACK_FILE, "--detach", **(variables | pods))
+    with Report() as said, said.step("pods") as step:
+        swarm.until(lambda: _is_running(swarm, "pod"), JOINED_S, "pods running")
+        step.done("one in each VM")
+
+
+def _is_running(swarm: Swarm, service: str) -> bool:
+    found = swarm.instances(service).values()
+    return bool(found) and all(one["state"] == "running" for one in found)
+
+
+def _nested(swarm: Swarm) -> list[str]:
+    """The nodes in VMs that can take pods."""
+    return [
+        node["node"]
+        for node in swarm.listed("node", "ls")
+        if node["parent"] and node["state"] in ("ready", "sick") and node["drivers"]
+    ]
+
+
+def _apply(swarm: Swarm, variables: Mapping[str, str]) -> None:
+    _show(swarm, "apply", "-f", STACK_FILE, "--wait", "--timeout", LAUNCH_TIMEOUT, **variables)
+
+
+def _show(swarm: Swarm, *words: str, **variables: str) -> None:
     """Run a user's command with its output where ours goes.
 
     Raises:
@@ -85,7 +154,12 @@ def _show(swarm: Swarm, *words: str) -> None:
     """
     print(f"$ swarmctl {' '.join(words)}", flush=True)
     done = subprocess.run(
-        swarm.command(*words), stdin=subprocess.DEVNULL, cwd=ROOT, timeout=SHOWN_S, check=False
+        swarm.command(*words),
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        timeout=SHOWN_S,
+        env={**os.environ, **variables},
+        check=False,
     )
     if done.returncode != 0:
         raise LabFault(f"swarmctl {words[0]} failed (see above)", f"logs: {swarm.folder}")
@@ -124,7 +198,8 @@ def _show_packets(swarm: Swarm) -> None:
         if name.startswith("web.") and ports[name]["host"] != ports[client]["host"]
     )
     address = ports[web]["addresses"][0]
-    seen = _captured(swarm, ports[client]["host"], address, client)
+    cable = ports[client]["host"]
+    seen = _captured(swarm, swarm.hosts.central.place, cable, "udp port 6081", address, client)
     print(f"between the hosts, as tcpdump sees it:\n{seen}", flush=True)
     store = next(iter(swarm.instances("store").values()))["addresses"][0]
     if swarm.call("exec", client, "ping", "-c", "2", "-W", "1", store).returncode == 0:
@@ -132,10 +207,33 @@ def _show_packets(swarm: Swarm) -> None:
     print(f"$ swarmctl exec {client} ping {store}: no answer, it is on another network")
 
 
-def _captured(swarm: Swarm, host: str, address: str, client: str) -> str:
-    """The first frame of a page's way from that address, on the cable of a host."""
-    place = swarm.hosts.central.place
-    command = place.inside("tcpdump", "-n", "-l", "-c", "1", "-i", host, "udp port 6081")
+def _show_trunk(swarm: Swarm) -> None:
+    """A page from a web server on another host to a pod, and a frame of it at the pod's VM.
+
+    Raises:
+        LabFault: the page does not come, or nothing of it is seen.
+    """
+    ports = {one["instance"]: one for one in _inspect(swarm, FRONT)}
+    pod = next(name for name in sorted(ports) if ports[name]["vm"])
+    host = next(one for one in swarm.hosts.hosts if one.name == ports[pod]["host"])
+    web = next(
+        one["addresses"][0]
+        for name, one in sorted(ports.items())
+        if name.startswith("web.") and one["host"] != host.name
+    )
+    vm = next(one for one in _inspect(swarm, VMS) if one["instance"] == ports[pod]["vm"])
+    device = host.switch.vsctl(
+        "--bare", "--columns=name", "find", "Interface", f"external_ids:iface-id={vm['port']}"
+    )
+    seen = _captured(swarm, host.place, device, f"vlan {ports[pod]['vlan']} and tcp", web, pod)
+    print(f"on the trunk of {ports[pod]['vm']}, as tcpdump sees it:\n{seen}", flush=True)
+
+
+def _captured(
+    swarm: Swarm, place: Place, interface: str, wanted: str, address: str, client: str
+) -> str:
+    """The first such frame on an interface while a client gets a page from that address."""
+    command = place.inside("tcpdump", "-n", "-e", "-l", "-c", "1", "-i", interface, wanted)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as capture:

@@ -5,23 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from lab import hosts as lab_hosts
 from lab.config import paths_from
-from lab.faults import LabFault
 from lab.swarm import folder_of
-
-try:
-    lab_hosts.require()
-    WHY_NOT = ""
-except LabFault as fault:
-    WHY_NOT = f"{fault.what}; {fault.hint}"
+from tests.lab_hosts_needed import need_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_S = 300
 
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = need_hosts
 
 
 def demo(command, lab):

@@ -13,7 +13,6 @@ from attrs import evolve
 
 from lab import hosts as lab_hosts
 from lab import ovn, procs
-from lab.faults import LabFault
 from swarmctl.net.diff import difference, transactions
 from swarmctl.net.model import (
     Direction,
@@ -37,15 +36,10 @@ from swarmctl.net.ovn import OvnNorthbound
 from swarmctl.net.rows import desired_rows
 from tests.integration import net_pods
 from tests.integration.net_pods import ANSWER_S, SILENCE_S, Frames, Pod, socket_in
+from tests.lab_hosts_needed import need_hosts
 from tests.unit.net.wishes import CLUSTER, network, port
 
-try:
-    lab_hosts.require()
-    WHY_NOT = ""
-except LabFault as fault:
-    WHY_NOT = f"{fault.what}; {fault.hint}"
-
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = need_hosts
 
 CLIENT = port(1, service="client")
 WEB = port(2, service="web")

@@ -17,17 +17,11 @@ from bench.net.world import look
 from lab import hosts as lab_hosts
 from lab import procs
 from lab.config import IMAGE_TAG, paths_from
-from lab.faults import LabFault
 from lab.swarm import Swarm, remove
 from swarmctl.net.mtu import GENEVE_V4_BYTES
+from tests.lab_hosts_needed import need_hosts
 
-try:
-    lab_hosts.require()
-    WHY_NOT = ""
-except LabFault as fault:
-    WHY_NOT = f"{fault.what}; {fault.hint}"
-
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = need_hosts
 
 SETTLED_S = 60
 WAIT = ("--wait", "--timeout", "120s")
