@@ -92,10 +92,15 @@ docs: venv ## write the generated parts of docs/, and check every link
 	$(PY) -m docs.generate
 	$(PYTEST) -q tests/test_docs.py
 
-binary: dist/swarmctl ## dist/swarmctl: one file, with Python and every dependency in it
+binary: dist/swarmctl dist/unpacked/swarmctl ## dist/swarmctl: one file, with Python and every dependency in it
 
 dist/swarmctl: $(SOURCES) packaging/swarmctl.spec packaging/frozen_environment.py requirements.lock | venv
 	$(PY) -m PyInstaller --log-level WARN --noconfirm --distpath dist --workpath build packaging/swarmctl.spec
+	@touch $@
+
+# Made together; one of them may have been taken away.
+dist/unpacked/swarmctl: dist/swarmctl
+	@[ -e $@ ] || { rm -f dist/swarmctl; $(MAKE) --no-print-directory dist/swarmctl; }
 	@touch $@
 
 image: binary ## swarmctl/swarmctl:latest, for Docker

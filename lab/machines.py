@@ -25,6 +25,10 @@ from lab.report import Report
 START_S = 60.0  # each daemon answers within 4 s on an idle machine
 BOOT_S = 20.0
 
+CGROUPS = Path("/sys/fs/cgroup")
+#: Where drivers in a machine keep their containers, by the ids that their cgroups are called by.
+CONTAINERS = ("agent/oci/containers/*", "docker/containers/*")
+
 #: Folders below a machine's own, and where programs in it see them.
 FOLDERS = {
     "libvirt/run": "/run/libvirt",
@@ -174,6 +178,19 @@ class Machine:
         if not procs.wait_until(answers, START_S):
             words = procs.last_lines(self.host.place.log(name))
             raise LabFault(f"{name} on {self.name} does not answer: {words}")
+
+
+def remove_cgroups(folder: Path) -> None:
+    """Remove the cgroups that are left of a machine whose processes were killed, by its folder."""
+    names = [each.name for part in CONTAINERS for each in folder.glob(part)]
+    names += [each.stem for each in folder.glob("libvirt/etc/qemu/swarmctl-*.xml")]
+    for name in names:
+        for top in CGROUPS.glob(f"*/*/*{name}*"):
+            for below in sorted(top.glob("**/"), reverse=True):
+                try:
+                    below.rmdir()
+                except OSError:
+                    break  # Somebody is in it after all.
 
 
 def _only_child(pid: int) -> int:

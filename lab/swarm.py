@@ -23,7 +23,7 @@ from lab import hosts, procs
 from lab.config import Paths, paths_from
 from lab.faults import LabFault
 from lab.hosts import Hosts
-from lab.machines import Machine
+from lab.machines import Machine, remove_cgroups
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = (str(ROOT / ".venv/bin/swarmctl"),)
@@ -204,7 +204,7 @@ class Swarm:
     def close(self) -> None:
         """Take all of it away."""
         self.hosts.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove_folder(self.folder)
 
     def __enter__(self) -> Swarm:
         return self.start()
@@ -230,4 +230,10 @@ def remove(lab: str, paths: Paths) -> None:
         LabFault: a process does not end.
     """
     hosts.remove(lab)
-    shutil.rmtree(folder_of(paths, lab), ignore_errors=True)
+    _remove_folder(folder_of(paths, lab))
+
+
+def _remove_folder(folder: Path) -> None:
+    for machine in folder.glob("h*"):
+        remove_cgroups(machine)
+    shutil.rmtree(folder, ignore_errors=True)

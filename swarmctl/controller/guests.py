@@ -162,10 +162,14 @@ class Guests:
 def _orphans(cluster: "Cluster") -> "list[Node]":
     """Nodes whose VM no machine has, once all machines have told what they have."""
     nodes = cluster.state.nodes.values()
-    nested = {node.name: vm_of_token(node.record.token_id) for node in nodes}
-    missing = {vm for vm in nested.values() if vm}
-    if not missing or any(not node.reported for node in nodes if not nested[node.name]):
+    nested = [(node, vm_of_token(node.record.token_id)) for node in nodes if _has_vms_token(node)]
+    missing = {vm for _, vm in nested}
+    if not missing or any(not node.reported for node in nodes if not _has_vms_token(node)):
         return []
     for node in nodes:
         missing -= node.instances.keys()
-    return [node for node in nodes if nested[node.name] in missing]
+    return [node for node, vm in nested if vm in missing]
+
+
+def _has_vms_token(node: "Node") -> bool:
+    return node.record.token_id.startswith(_PREFIX)

@@ -21,6 +21,7 @@ JOIN_S = 420
 LAUNCH_S = 240
 PING_S = "5"
 NETWORKS = {"vms": "10.30.0.0/24", "front": "10.20.0.0/24", "back": "10.21.0.0/24"}
+STRANGER = "10.20.0.250"
 IN_VMS = "node.labels.vm == pods"
 
 pytestmark = pytest.mark.alone
@@ -154,6 +155,25 @@ def test_pods_reach_each_other_on_their_networks_alone(swarm: Swarm) -> None:
     assert f"{vm} on {host}" in swarm.run("ps", "web.1")
 
 
+def test_a_pod_with_anothers_address_is_not_heard(swarm: Swarm) -> None:
+    """Though it may do all to its interface: its host knows who it is, out of the VM's reach."""
+    odd = {"services": {"odd": pod("front", replicas=1) | {"cap_add": ["NET_ADMIN"]}}}
+    apply(swarm, odd | {"networks": {"front": {"external": True}}}, "odd")
+    await_running(swarm, "odd", "web")
+    pods = swarm.instances("odd", "web")
+    other = next(name for name in ("web.1", "web.2") if pods[name]["vm"] != pods["odd.1"]["vm"])
+    target = addresses(swarm, other)["front"]
+    disguised = (
+        f"ip addr add {STRANGER}/24 dev eth0 && ping -c 2 -W {PING_S} -I {STRANGER} {target}"
+    )
+
+    assert reaches(swarm, "odd.1", target)
+    done = swarm.call("exec", "odd.1", "sh", "-c", disguised)
+    assert "100% packet loss" in done.stdout, (done.stdout, done.stderr)
+    assert reaches(swarm, "odd.1", target)
+    swarm.run("rm", "--wait", "odd")
+
+
 def test_pods_of_a_vm_that_is_killed_run_elsewhere(swarm: Swarm) -> None:
     """And when the VM is gone, so are its node, its trunk, and all ports on that."""
     moved = {"services": {"moved": pod("front", replicas=3, at_most=2)}}
@@ -170,6 +190,8 @@ def test_pods_of_a_vm_that_is_killed_run_elsewhere(swarm: Swarm) -> None:
         return [one["vm"] for one in running] == ["pods.1", "pods.1"]
 
     swarm.until(has_moved, LAUNCH_S, "the pods in the other VM, as many as it may have")
+    # The same VM, on its disk: the agent in it is who it was, and needs no token.
+    swarm.until(lambda: nested(swarm)[victim["node"]]["state"] == "ready", JOIN_S, "the node back")
     swarm.run("scale", "pods=1")
     swarm.until(lambda: victim["node"] not in nested(swarm), LAUNCH_S, "the node unregistered")
     swarm.until(lambda: trunks(swarm) == {"pods.1"}, LAUNCH_S, "one trunk in OVN")

@@ -71,6 +71,43 @@ async def test_ovn_says_when_ports_are_installed(host: OvnSandbox, bench: OvsBen
     assert received.strip() == "1000000"
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["the same namespace", "another"])
+async def test_what_is_plugged_in_again_is_installed(
+    host: OvnSandbox, bench: OvsBench, *, anew: bool
+) -> None:
+    """As with each restart on the spot: OVN says it once, and is not made to take it back."""
+    last = 11 if anew else 10
+    one = port(f"10.20.0.{last}", f"02:00:00:00:01:{last}")
+    await known(host, one, "front")
+    path = bench.new_namespace()
+    await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
+    await bench.plugs.wait_installed(one, DEADLINE_S)
+    if anew:
+        path = bench.new_namespace()
+    await bench.plugs.plug(one, InNamespace(path, "eth0"), INCARNATION)
+    await trio.to_thread.run_sync(host.nbctl, "--wait=hv", "sync")  # All that was to come has come.
+    await bench.plugs.wait_installed(one, DEADLINE_S)
+    assert [each.installed for each in await bench.plugs.list() if each.port == one.port] == [True]
+
+
+async def test_a_trunk_is_plugged_in_again_after_its_pods(
+    host: OvnSandbox, bench: OvsBench
+) -> None:
+    """A VM that starts again: OVN takes "installed" back with a pod's port, and says it anew."""
+    trunk = port("10.20.0.12", "02:00:00:00:01:12")
+    await known(host, trunk, "front")
+    path = bench.new_namespace()
+    await bench.plugs.plug(trunk, InNamespace(path, "eth0"), INCARNATION)
+    await bench.plugs.wait_installed(trunk, DEADLINE_S)
+    pod = f"{trunk.port}-v5"
+    for change in (("lsp-add", "left", pod, trunk.port, "5"), ("lsp-del", pod)):
+        await trio.to_thread.run_sync(partial(host.nbctl, "--wait=hv", *change))
+
+    await bench.plugs.plug(trunk, InNamespace(path, "eth0"), INCARNATION)
+    await trio.to_thread.run_sync(host.nbctl, "--wait=hv", "sync")
+    await bench.plugs.wait_installed(trunk, DEADLINE_S)
+
+
 async def test_the_relay_is_a_localport(host: OvnSandbox, bench: OvsBench) -> None:
     """From a port of a tenant's network through OVN to the relay, and to the controller."""
     guest = port("10.20.0.9", "02:00:00:00:01:09")

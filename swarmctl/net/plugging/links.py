@@ -132,7 +132,9 @@ def plug_veth(
     with IPRoute() as here, opened(target.path) as namespace:
         index = index_of(here, device)
         if index is not None and not _leads_to(index, target):
-            here.link("del", index=index)  # into a namespace that it had before
+            unplug(
+                device
+            )  # It leads into a namespace that it had before, and may be going with it.
             index = None
         if index is None:
             peer = {

@@ -157,7 +157,14 @@ class Database:
         return Switch("ovs", version[0] if version else "", name, kinds[name] == "netdev")
 
     def add(self, bridge: str, device: str, external_ids: dict[str, str]) -> None:
-        """A port of ``bridge``, unless it is there."""
+        """A port of ``bridge``, unless it is there.
+
+        One that is there and not installed is put in anew. OVN (23.03) takes "installed" back from
+        a VM's port when one of the ports on it goes, and says it again only of what is new to it.
+        """
+        present = self.rows().get(device)
+        if present is not None and not present.installed:
+            self.remove(device)
         command = self._tables.add_port(bridge, device, external_ids=external_ids)
         self._execute(command, device)
 
