@@ -15,6 +15,8 @@ BASE ?=
 JSON ?= bench/results/net.json
 # Seconds that make test simulates for: as many seeds as fit, and at least 200.
 SIMULATE_S ?= 110
+# Processes that test at the same time: they wait for daemons half of the time.
+WORKERS ?= 3
 # What make soak simulates: how many seeds, from which on.
 SEEDS ?= 1000
 SEED_BASE ?= 0
@@ -47,7 +49,7 @@ purge: down demo-net-down ## down, and remove the caches and the built files too
 
 test: ready ## every test, real daemons included, as CI runs it
 	@$(MAKE) --no-print-directory check image
-	$(PYTEST) -q -m 'not slow and not alone' -n 2 --dist loadfile tests/integration tests/e2e tests/unit tests/sim
+	$(PYTEST) -q -m 'not slow and not alone' -n $(WORKERS) --dist loadfile tests/integration tests/e2e tests/unit tests/sim
 	$(PYTEST) -q -m 'not slow and alone' tests
 	$(PY) -m tests.sim.world --for $(SIMULATE_S) --at-least 200
 

@@ -13,7 +13,8 @@ from tests.lab_hosts_needed import need_hosts
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_S = 300
 
-pytestmark = need_hosts
+# A minute of it.
+pytestmark = [need_hosts, pytest.mark.slow]
 
 
 def demo(command, lab):

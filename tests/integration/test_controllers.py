@@ -199,7 +199,14 @@ def controllers(tmp_path: Path, etcd: EtcdCluster):
         made.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+# A process that is frozen takes as long again to be noticed.
+KILLED_OR_FROZEN = [
+    pytest.param(signal.SIGKILL, id="killed"),
+    pytest.param(signal.SIGSTOP, id="frozen", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("number", KILLED_OR_FROZEN)
 def test_another_leads_when_the_leader_is(controllers: Controllers, number: signal.Signals):
     """Writes are taken again within seconds; every instance runs on; the old one does no harm."""
     controllers.apply(service("web", 6))
@@ -341,7 +348,7 @@ def test_a_node_learns_of_a_controller_that_came_later(tmp_path: Path, etcd: Etc
         cluster.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize("number", KILLED_OR_FROZEN)
 def test_etcds_members_fail_one_then_two(
     controllers: Controllers, etcd: EtcdCluster, number: signal.Signals
 ):

@@ -190,6 +190,7 @@ async def test_guest_gets_its_cpus_memory_seed_and_ends_politely(harness: Libvir
     assert "shut down" in ended.reason
 
 
+@pytest.mark.slow
 async def test_uefi_boots(harness: LibvirtHarness):
     """The firmware is libvirt's choice; its variables go with the instance."""
     health = await harness.driver.probe()
@@ -245,6 +246,7 @@ async def boots(harness: LibvirtHarness, launch: Launch) -> int:
     return int(printed.split(b"boots=")[-1].split()[0])
 
 
+@pytest.mark.slow
 async def test_each_instance_has_an_overlay_of_its_own(harness: LibvirtHarness):
     """Disks start as the image, live through a restart, and leave the image as it was."""
     before = TESTDISK.stat()
@@ -270,6 +272,7 @@ async def test_each_instance_has_an_overlay_of_its_own(harness: LibvirtHarness):
     )
 
 
+@pytest.mark.slow
 async def test_persistent_disk_waits_for_the_replacement(harness: LibvirtHarness):
     """Remove keeps it, the slot's next incarnation goes on with it, grown; another slot not."""
     spec = guest(disk=DiskSpec(str(TESTDISK), persistent=True))

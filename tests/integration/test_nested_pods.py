@@ -174,6 +174,7 @@ def test_a_pod_with_anothers_address_is_not_heard(swarm: Swarm) -> None:
     swarm.run("rm", "--wait", "odd")
 
 
+@pytest.mark.slow
 def test_pods_of_a_vm_that_is_killed_run_elsewhere(swarm: Swarm) -> None:
     """And when the VM is gone, so are its node, its trunk, and all ports on that."""
     moved = {"services": {"moved": pod("front", replicas=3, at_most=2)}}
