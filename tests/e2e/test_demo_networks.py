@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lab import hosts as lab_hosts
 from lab.config import paths_from
 from lab.swarm import folder_of
