@@ -20,6 +20,7 @@ from swarmctl.agent import assignment
 from swarmctl.agent.alarms import Alarm, Alarms
 from swarmctl.agent.fencing import Leases
 from swarmctl.agent.outbox import Outbox
+from swarmctl.agent.patience import Patience
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import (
@@ -130,6 +131,7 @@ class Session:
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
         self._rpc: RpcServer | None = None
+        self._patience = Patience()
         self._heard_at = 0.0
         # When the last report was sent.
         self._told_at = -math.inf
@@ -330,9 +332,10 @@ class Session:
         now = trio.current_time()
         # What kept us from waking kept us from reading: that is not the controller's silence.
         self._heard_at = min(now, self._heard_at + now - due)
-        allowed_s = limits.CONTROLLER_SILENT_S if self.machine.is_open else limits.HANDSHAKE_S
-        if now - self._heard_at > allowed_s:
-            _log.warning("controller is silent", endpoint=self._link.endpoint)
+        endpoint = self._link.endpoint
+        if now - self._heard_at > self._patience.allowed_s(endpoint, is_open=self.machine.is_open):
+            _log.warning("controller is silent", endpoint=endpoint)
+            self._patience.silent(endpoint)
             self._feed(SessionEvent.SILENT)
         if self._supervisor.missing_templates:
             self._renew()
@@ -391,6 +394,7 @@ class Session:
             case Assign():
                 self._on_assign(message)
             case HeartbeatAck():
+                self._patience.answered()
                 self._leases.granted(message.sequence, message.lease_s)
                 if message.reported:
                     self._acknowledged(message.reported)
