@@ -59,7 +59,10 @@ class Alarms:
         while True:
             self._sooner = trio.Event()
             first = self._waiting[0][0] if self._waiting else math.inf
-            self._next = math.ceil(first / self._tick_s) * self._tick_s if self._waiting else first
+            if self._waiting:
+                # A product of floats may come out below what it was made of: then never before it.
+                first = max(first, math.ceil(first / self._tick_s) * self._tick_s)
+            self._next = first
             with trio.move_on_at(self._next):
                 await self._sooner.wait()
             self._ring_due(trio.current_time())

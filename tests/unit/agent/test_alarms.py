@@ -80,3 +80,15 @@ async def test_one_that_sets_itself_again_goes_on(
     alarms.at(start + 2.0, again)
     await _ring_all(alarms, start + 11)
     assert [round(due - start, 6) for due in rung] == [2, 4, 6, 8, 10]
+
+
+async def test_a_time_that_rounds_below_itself_is_waited_for_and_not_looked_at_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    """On a clock that stands still while there is work, the latter would never end."""
+    alarms, rung = Alarms(0.02), []
+    due = 31.200000000000003
+    assert math.ceil(due / 0.02) * 0.02 < due
+    alarms.at(due, rung.append)
+    await _ring_all(alarms, 40.0)
+    assert rung == [due]
