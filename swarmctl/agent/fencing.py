@@ -206,7 +206,7 @@ class GuardFence:
                     await self._start()
                 if not swept:
                     swept = True
-                    await trio.to_thread.run_sync(guard_folders.sweep, self.folder.parent)
+                    await self._sweep()
                 await trio.sleep(LOOK_S)
         finally:
             # Nor when the folder was removed with all that the agent had.
@@ -223,6 +223,10 @@ class GuardFence:
             if self._process is not None:
                 self._process.poll()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _sweep(self) -> None:
+        """Remove what dead guards have left beside our own folder."""
+        await trio.to_thread.run_sync(guard_folders.sweep, self.folder.parent)
 
     async def _start(self) -> None:
         if self._process is not None and self._process.poll() is not None:

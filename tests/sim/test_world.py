@@ -28,7 +28,6 @@ def simulate(*arguments):
     return done.returncode, done.stdout
 
 
-@pytest.mark.xfail(reason="known defect: since 0.2.0 two runs of a seed can differ", strict=False)
 def test_a_seed_is_one_run_event_for_event():
     """In two processes, whatever ran before in the second: the same hash of the same events."""
 

@@ -59,6 +59,9 @@ class Fence(GuardFence):
         self._machine.begin_guard()
         await self.wait_alive()
 
+    async def _sweep(self):
+        """A machine here has one folder; and a thread would end when it likes."""
+
     async def _dissolve(self):
         """Agents here end as by ``kill -9`` only, without a word to anybody."""
 
