@@ -53,6 +53,7 @@ _RECONNECT_PAUSE_S: Final = 0.2
 # seconds, and reading a large cluster anew some more.
 _FAILOVER_S: Final = 30.0
 # With several controllers nobody may listen for a moment: one is gone, another begins to lead.
+# Where the only one hangs up it may be beginning to lead as well.
 _TURN_S: Final = 3.0
 _AWAY: Final = (NoController, HandshakeFailed)
 
@@ -79,9 +80,10 @@ class Client:
     ) -> None:
         self.context = context
         self._connect_timeout_s = connect_timeout_s
-        # One controller that is not there will not be there in a moment either.
-        several = len(context.addresses) > 1
-        self._connection = self._connect(context.addresses, patience_s if several else 0.0, _AWAY)
+        if len(context.addresses) > 1:
+            self._connection = self._connect(context.addresses, patience_s, _AWAY)
+        else:
+            self._connection = self._connect_to_one(patience_s)
         self._ids = itertools.count(1)
 
     def _connect(
@@ -103,6 +105,18 @@ class Client:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_RECONNECT_PAUSE_S)
+
+    def _connect_to_one(self, patience_s: float) -> SyncClient:
+        """One that is not there will not be there in a moment either; one that hung up may."""
+        began = time.monotonic()
+        try:
+            return self._connect(self.context.addresses, 0.0, ())
+        except HandshakeFailed:
+            left_s = began + patience_s - time.monotonic()
+            if left_s <= 0:
+                raise  # It did not hang up: it is silent.
+        time.sleep(min(_RECONNECT_PAUSE_S, left_s))
+        return self._connect(self.context.addresses, left_s, _AWAY)
 
     def reconnect(self, patience_s: float) -> None:
         """A new connection in place of a lost one; what was under way on that is lost.

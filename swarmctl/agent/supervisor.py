@@ -211,9 +211,11 @@ class Supervisor:
         """A launch under way has come to ``state``; ``reason`` is what it does, for people."""
         self.now = now
         instance = self.instances.get(incarnation)
-        if instance is not None and instance.phase == Phase.LAUNCHING:
-            later = instance.state if instance.state == _S.STARTING else state
-            self.show(instance, later, reason, urgent=False)
+        if instance is None or instance.phase != Phase.LAUNCHING:
+            return
+        # One that is tried again is starting all the time, and says what was wrong before.
+        if instance.state != _S.STARTING:
+            self.show(instance, state, reason, urgent=False)
 
     def launched(self, incarnation: int, found: Found, now: float) -> None:
         """A launch has come through: it runs, or ran and ended already."""

@@ -27,6 +27,7 @@ from attrs import define, field, frozen
 
 from swarmctl.client import Client
 from swarmctl.credentials import Context, parse_context
+from swarmctl.proto.errors import NoController
 from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template, VmSpec
 
@@ -259,8 +260,11 @@ class Cluster:
         return self
 
     def all_ready(self) -> bool:
-        """Whether every agent's node is ready."""
-        states = {node["node"]: node["state"] for node in self.call("node.list")}
+        """Whether every agent's node is ready; not while nobody leads."""
+        try:
+            states = {node["node"]: node["state"] for node in self.call("node.list")}
+        except NoController:
+            return False
         return all(states.get(name) == "ready" for name in self.agents)
 
     def swarmctl(self, *arguments: str, deadline_s: float = LAUNCH_DEADLINE_S) -> Ended:

@@ -34,7 +34,6 @@ def refused(daemon: Daemon) -> str:
     return daemon.log.read_bytes()[before:].decode()
 
 
-@pytest.mark.slow  # A handshake breaks off now and then while a controller takes over: not mended.
 def test_a_cluster_moves_and_its_old_controller_refuses_to_start(cluster: Cluster, etcd):
     """Each way; what runs goes on, and a controller on the store that was left has no say."""
     file, address = f"sqlite:{cluster.data / 'store.db'}", str(own_address(etcd))

@@ -108,6 +108,21 @@ async def test_crash_loop_is_named_and_slows_down(autojump_clock, tmp_path):
         assert 8 < world.host.calls["start"] - starts < 20
 
 
+async def test_what_was_wrong_is_said_while_it_is_tried_again(autojump_clock, tmp_path):
+    """A second attempt that is under way, and has nothing to tell yet, does not hide it."""
+    async with a_world(tmp_path, SimSettings(start=Delay(fixed_s=3.0))) as world:
+        controller = world.controller
+        controller.want(1, template("exit=3"))
+        await world.start_agent()
+        await controller.until_state(1, InstanceState.STARTING, attempt=2)
+        await controller.until(lambda: world.host.calls["start"] == 2)
+        await trio.sleep(1.0)
+
+        report = controller.now[inc(1)]
+        assert report.state == InstanceState.STARTING
+        assert "exited 3" in report.reason
+
+
 @pytest.mark.parametrize(
     ("spec", "state", "said"),
     [

@@ -10,9 +10,10 @@ from swarmctl import client as clients
 from swarmctl.client import Client
 from swarmctl.credentials import Context
 from swarmctl.proto import codec
-from swarmctl.proto.errors import Busy, Conflict
+from swarmctl.proto.errors import Busy, Conflict, NoController, SwarmError
 from swarmctl.proto.messages import Failure, Reply, Request
-from swarmctl.transport.errors import LinkLost
+from swarmctl.transport import keys
+from swarmctl.transport.errors import HandshakeFailed, LinkLost
 
 
 @attrs.define
@@ -155,3 +156,56 @@ def test_a_lost_connection_and_a_busy_controller_are_both_outlived(pauses):
     client = a_client(busy(300), LOST, then=[[busy(300), done]])
     assert client.call("node.list") == "done"
     assert len(pauses) == 2
+
+
+# --- one address ------------------------------------------------------------------------------
+
+
+def knock(monkeypatch, *outcomes, took_s=0.0):
+    """Connect to one address, whose attempts end so; how many there were, and how it ended."""
+    now, left, attempts = [100.0], list(outcomes), []
+
+    def connect(addresses, *_, **__):
+        attempts.append(tuple(addresses))
+        now[0] += took_s
+        if isinstance(left[0], Exception):
+            raise left.pop(0)
+        return left.pop(0)
+
+    monkeypatch.setattr(clients, "connect", connect)
+    monkeypatch.setattr(clients.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clients.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    try:
+        ours = keys.generate()
+        context = Context("c", ("tcp://10.0.0.1:1",), ours.public, ours.public, ours.secret)
+        return Client(context), len(attempts)
+    except SwarmError as error:
+        return error, len(attempts)
+
+
+def hung_up():
+    return HandshakeFailed("it hung up", "tcp://10.0.0.1:1")
+
+
+def test_a_controller_that_hangs_up_while_it_begins_to_lead_is_tried_again(monkeypatch):
+    connection = Connection([])
+    client, attempts = knock(
+        monkeypatch, hung_up(), NoController("not yet", "tcp://10.0.0.1:1"), connection
+    )
+    assert client._connection is connection
+    assert attempts == 3
+
+
+def test_one_that_goes_on_hanging_up_is_named_after_a_while(monkeypatch):
+    error, attempts = knock(monkeypatch, *(hung_up() for _ in range(20)))
+    assert isinstance(error, HandshakeFailed)
+    assert 2 <= attempts < 20
+
+
+def test_one_that_is_not_there_or_silent_is_not_tried_again(monkeypatch):
+    error, attempts = knock(monkeypatch, NoController("nobody", "tcp://10.0.0.1:1"))
+    assert isinstance(error, NoController)
+    assert attempts == 1
+    error, attempts = knock(monkeypatch, hung_up(), took_s=5.0)
+    assert isinstance(error, HandshakeFailed)
+    assert attempts == 1
