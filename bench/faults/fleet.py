@@ -11,6 +11,7 @@ from attrs import evolve
 
 from bench.faults.nodes import COPIES, pair, runs, settled, state_of, with_own_docker
 from bench.faults.rows import Row, Watch
+from bench.faults.several import on_etcd
 from lab.etcd import EtcdCluster
 from swarmctl.proto import limits
 from swarmctl.spec.models import ServiceSpec
@@ -163,20 +164,13 @@ def controllers_clock_stepped(folder: Path) -> Row:
 
 @contextmanager
 def _launching(folder: Path) -> Iterator[tuple[Controllers, EtcdCluster]]:
-    with EtcdCluster(folder / "etcd", 3) as etcd:
-        made = Controllers(folder, etcd, 2)
-        try:
-            for number in range(MANY_NODES):
-                agent = made.agent(f"n{number}")
-                agent.arguments += ["--capacity", "memory=64g"]
-                made.agents.append(agent)
-            made.start(nodes=0)
-            yield made, etcd
-        except BaseException:
-            print(made.base.logs())
-            raise
-        finally:
-            made.close()
+    with on_etcd(folder, 2) as (made, etcd):
+        for number in range(MANY_NODES):
+            agent = made.agent(f"n{number}")
+            agent.arguments += ["--capacity", "memory=64g"]
+            made.agents.append(agent)
+        made.start(nodes=0)
+        yield made, etcd
 
 
 def etcds_leader_killed(folder: Path) -> Row:

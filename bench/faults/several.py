@@ -31,20 +31,27 @@ REQUEST_S: Final = 30.0
 
 
 @contextmanager
-def three(folder: Path) -> Iterator[tuple[Controllers, EtcdCluster]]:
-    """Three controllers on three members of etcd, nodes, and instances that run."""
+def on_etcd(folder: Path, count: int) -> Iterator[tuple[Controllers, EtcdCluster]]:
+    """So many controllers, not started, on three members of etcd; what they said, if it fails."""
     with EtcdCluster(folder / "etcd", 3) as etcd:
-        made = Controllers(folder, etcd, 3)
+        made = Controllers(folder, etcd, count)
         try:
-            made.start(nodes=NODES)
-            made.apply(service("web", INSTANCES))
-            made.await_running(INSTANCES)
             yield made, etcd
         except BaseException:
             print(made.base.logs())
             raise
         finally:
             made.close()
+
+
+@contextmanager
+def three(folder: Path) -> Iterator[tuple[Controllers, EtcdCluster]]:
+    """Three controllers on three members of etcd, nodes, and instances that run."""
+    with on_etcd(folder, 3) as (made, etcd):
+        made.start(nodes=NODES)
+        made.apply(service("web", INSTANCES))
+        made.await_running(INSTANCES)
+        yield made, etcd
 
 
 def context_of(controllers: Controllers) -> Context:

@@ -125,8 +125,8 @@ class Session:
         self._random = random_
         self._leases = leases or Leases(None)
         self._wall = wall
-        self._own_alarms = Alarms() if alarms is None else None
-        self._alarms = alarms or self._own_alarms or Alarms()
+        self._alarms = alarms or Alarms()
+        self._runs_alarms = alarms is None
         self._final: SwarmError | None = None
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
@@ -161,8 +161,8 @@ class Session:
         """Keep a session until it is refused for good; the error that says why."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_key, nursery.cancel_scope)
-            if self._own_alarms is not None:
-                nursery.start_soon(self._own_alarms.run)
+            if self._runs_alarms:
+                nursery.start_soon(self._alarms.run)
             while self._final is None:
                 await self._link.wait_connected()
                 await self._converse()

@@ -12,6 +12,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from lab.machines import QEMU_CONF
 from tests.e2e.cluster import until
 
 # Folder of ours to the one that it stands for.
@@ -22,16 +23,6 @@ FOLDERS = {
     "log": "/var/log/libvirt",
     "etc": "/etc/libvirt",
 }
-# QEMU as root, its output in files: no virtlogd, no labels, and no namespaces of QEMU's own.
-QEMU_CONF = """\
-stdio_handler = "file"
-user = "root"
-group = "root"
-dynamic_ownership = 0
-remember_owner = 0
-security_driver = "none"
-namespaces = []
-"""
 
 
 class PrivateLibvirtd:
