@@ -35,7 +35,7 @@ from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.relays import Relays
-from swarmctl.agent.session import Session, process_name
+from swarmctl.agent.session import Session
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.folder import PASSAGE_MODE, DataFolder
 from swarmctl.net.plugging.api import Plugs
@@ -65,7 +65,7 @@ class Edges:
     random: random.Random
     wall: Callable[[], float] = time.time
     look: Callable[[Path], facts.Machine] = facts.look
-    process_name: Callable[[], str] = process_name
+    process_name: Callable[[], str] = facts.process_name
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
     boottime_ns: Callable[[], int] = guard.boottime_ns
     make_plugs: Callable[[AgentConfig, Owner], Plugs | None] = lambda *_: None
