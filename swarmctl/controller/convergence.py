@@ -29,8 +29,8 @@ _NODES_A_TURN: Final = 500
 _GIVE_WAY_S: Final = 0.1
 # While there is more to place, nodes are told when each has so many new instances on average, and
 # each further time when there are as many again as they were told of so far: a message costs as
-# much as ten instances, so the first ones are to be small and soon, the later ones few and large.
-_DISPATCH_A_NODE: Final = 20
+# much as ten instances, so the first is to be soon, and the later ones few and large.
+_DISPATCH_A_NODE: Final = 50
 
 
 async def gather(cluster: Cluster, idle: Callable[[], Awaitable[None]]) -> None:
