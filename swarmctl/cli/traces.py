@@ -34,15 +34,22 @@ HOP_COLUMNS: Final = (
 
 @click.command()
 @output_option("table", "json", "yaml")
+@click.option(
+    "--to",
+    metavar="INSTANCE|ADDRESS",
+    default="",
+    help="Show the whole way to another instance.",
+    shell_complete=clusters.complete_targets,
+)
 @click.argument("name", metavar="INSTANCE", shell_complete=clusters.complete_targets)
 @click.pass_context
-def trace(ctx: click.Context, output: str, name: str) -> None:
+def trace(ctx: click.Context, output: str, to: str, name: str) -> None:
     """Show the launch of an instance step by step, and the path of its packets.
 
     AFTER is the time after the first step of the same side, TOTAL after the very first one.
     """
     with clusters.connect(ctx) as client:
-        found = client.call("instance.trace", {"name": name})
+        found = client.call("instance.trace", {"name": name} | ({"to": to} if to else {}))
     if output != "table":
         show_data(found, output)
         return
@@ -53,9 +60,23 @@ def trace(ctx: click.Context, output: str, name: str) -> None:
     if hops:
         print()
         show_list(hops, HOP_COLUMNS, "hop", "table")
+    if found["to"]:
+        _show_way(found["to"])
     clocks = found["clocks"]
     for note in [*([clocks["note"]] if clocks else []), *found["notes"]]:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _show_way(way: Row) -> None:
+    """The way to another instance, and whether anything passes."""
+    address = f" at {way['address']}" if way["address"] else ""
+    said = f"{', '.join(way['passes'])} may pass" if way["reached"] else way["why"]
+    print(f"\nto {way['instance']}{address}: {said}")
+    if way["hops"]:
+        print()
+        show_list(way["hops"], HOP_COLUMNS[1:], "hop", "table")
+    if way["state"] != "running":
+        print(f"note: {way['instance']} is {way['state']}", file=sys.stderr)
 
 
 def _title(found: Row) -> str:

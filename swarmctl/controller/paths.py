@@ -128,20 +128,21 @@ def _wrapping(record: NetworkRecord | None, one: Attachment, underlay_mtu: int, 
     }
 
 
-def _hop(hop: str, where: str, what: str) -> View:
-    return {"hop": hop, "where": where, "what": what}
+def hop(kind: str, where: str, what: str) -> View:
+    """One hop, as ``trace`` shows it."""
+    return {"hop": kind, "where": where, "what": what}
 
 
 def _at_instance(instance: Instance, view: View) -> View:
     parts = [view["interface"], view["mac"], *view["addresses"], f"MTU {view['mtu']}"]
-    return _hop("interface", instance.name, ", ".join(part for part in parts if part))
+    return hop("interface", instance.name, ", ".join(part for part in parts if part))
 
 
 def _at_host(view: View, place: Place, seen: Seen, groups: list[str]) -> list[View]:
     hops: list[View] = []
     if view["vlan"]:
         vm = f"{view['vm']} ({place.node})" if view["vm"] else place.node
-        hops.append(_hop("trunk", vm, f"VLAN {view['vlan']} on the VM's port {view['trunk']}"))
+        hops.append(hop("trunk", vm, f"VLAN {view['vlan']} on the VM's port {view['trunk']}"))
     if seen.switch is None:
         plugged = _NOT_SEEN.format(place.host or "its host")
     elif view["installed"] is None:
@@ -149,18 +150,18 @@ def _at_host(view: View, place: Place, seen: Seen, groups: list[str]) -> list[Vi
     else:
         standing = "installed" if view["installed"] else "OVN has not installed it"
         plugged = f"{view['device']} on {view['bridge']}, {standing}"
-    hops.append(_hop("port", place.host, f"{view['port']}: {plugged}"))
+    hops.append(hop("port", place.host, f"{view['port']}: {plugged}"))
     if groups:
-        hops.append(_hop("security", place.host, f"groups {', '.join(groups)}"))
+        hops.append(hop("security", place.host, f"groups {', '.join(groups)}"))
     return hops
 
 
 def _to_others(view: View, wrapping: View) -> View:
     host = view["host"]
     if wrapping["provider"]:
-        return _hop("provider", host, f"as it is onto {wrapping['provider']}: nothing around it")
+        return hop("provider", host, f"as it is onto {wrapping['provider']}: nothing around it")
     source = f"from {wrapping['underlay_address']}, " if wrapping["underlay_address"] else ""
-    return _hop(
+    return hop(
         "geneve",
         host,
         f"{source}{wrapping['encapsulation_bytes']} bytes around it, "
@@ -190,11 +191,11 @@ def _node_path(instance: Instance, link: Mapping[str, Any]) -> View:
         "host": instance.node,
     }
     parts = [view["network"], view["mac"], *addresses]
-    hops = [_hop("interface", instance.name, ", ".join(part for part in parts if part))]
+    hops = [hop("interface", instance.name, ", ".join(part for part in parts if part))]
     if view["bridge"]:
         parts = [view["device"], view["bridge"], view["gateway"] and f"gateway {view['gateway']}"]
-        hops.append(_hop("bridge", instance.node, ", ".join(part for part in parts if part)))
+        hops.append(hop("bridge", instance.node, ", ".join(part for part in parts if part)))
     if view["nat"]:
-        hops.append(_hop("NAT", instance.node, "out: behind the node's address"))
-    hops += [_hop("published", instance.node, port) for port in instance.ports]
+        hops.append(hop("NAT", instance.node, "out: behind the node's address"))
+    hops += [hop("published", instance.node, port) for port in instance.ports]
     return view | {"hops": hops}

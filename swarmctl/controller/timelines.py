@@ -129,55 +129,59 @@ def controllers_moments(
     return found
 
 
-def contradiction_s(own: Sequence[Moment], told: Told) -> float:
+def contradiction_s(moments: Sequence[Moment], clocks: Clocks) -> float:
     """By how much the clocks contradict what must have come first; 0 when they do not."""
-    sent = [one.at for one in own if one.at and one.step in ("placed", "sent")]
-    received = [one.at for one in told.moments if one.at]
-    if not sent or not received:
+    sent = [one.at for one in moments if one.at and one.step in ("placed", "sent")]
+    begun = _first(moments, AGENT)
+    if not sent or not begun:
         return 0.0
-    early_s = max(sent) - (min(received) - told.clocks.ahead_s)
-    return early_s if early_s > told.clocks.error_s + _SLACK_S else 0.0
+    early_s = max(sent) - (begun - clocks.ahead_s)
+    return early_s if early_s > clocks.error_s + _SLACK_S else 0.0
 
 
-def joined(own: Sequence[Moment], told: Told | None) -> list[View]:
-    """The steps of both sides as one list; see the module's docstring for their times."""
-    aside = told is not None and contradiction_s(own, told) > 0
-    views = _views(own, 0.0, _first(own), aside=False)
-    if told is not None:
-        ahead_s = told.clocks.ahead_s
-        start = _first(own) or (_first(told.moments) - ahead_s)
-        views += _views(told.moments, ahead_s, start, aside=aside)
+def joined(moments: Sequence[Moment], clocks: Clocks | None) -> list[View]:
+    """The steps of both sides as one list; see the module's docstring for their times.
+
+    Args:
+        moments: of both sides, in their order.
+        clocks: how the two clocks compare; None where that was not measured.
+    """
+    first = {side: _first(moments, side) for side in (CONTROLLER, AGENT)}
+    # By which a side's times are moved onto the controller's clock; None when they cannot be.
+    ahead_s: dict[str, float | None] = {CONTROLLER: 0.0, AGENT: 0.0}
+    start = first[CONTROLLER] or first[AGENT]
+    if first[CONTROLLER]:
+        compared = clocks is not None and not contradiction_s(moments, clocks)
+        ahead_s[AGENT] = clocks.ahead_s if clocks is not None and compared else None
+    views: list[View] = []
+    for one in moments:
+        moved = ahead_s[one.side]
+        views.append(
+            {
+                "step": one.step,
+                "side": one.side,
+                "when": one.at,
+                "after_ms": _ms(one.at - first[one.side]) if one.at else None,
+                "total_ms": _ms(one.at - moved - start) if one.at and moved is not None else None,
+                "detail": one.detail,
+            }
+        )
     return views
 
 
-def _first(moments: Sequence[Moment]) -> float:
-    return min((one.at for one in moments if one.at), default=0.0)
-
-
-def _views(moments: Sequence[Moment], ahead_s: float, start: float, *, aside: bool) -> list[View]:
-    first = _first(moments)
-    return [
-        {
-            "step": one.step,
-            "side": one.side,
-            "when": one.at,
-            "after_ms": _ms(one.at - first) if one.at else None,
-            "total_ms": _ms(one.at - ahead_s - start) if one.at and not aside else None,
-            "detail": one.detail,
-        }
-        for one in moments
-    ]
+def _first(moments: Sequence[Moment], side: str) -> float:
+    return min((one.at for one in moments if one.at and one.side == side), default=0.0)
 
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 
-def clocks_view(own: Sequence[Moment], told: Told | None) -> View | None:
+def clocks_view(moments: Sequence[Moment], clocks: Clocks | None) -> View | None:
     """How the two clocks were compared, for programs and people; None when they were not."""
-    if told is None:
+    if clocks is None:
         return None
-    clocks, early_s = told.clocks, contradiction_s(own, told)
+    early_s = contradiction_s(moments, clocks)
     way = "ahead of" if clocks.ahead_s >= 0 else "behind"
     said = (
         f"the node's clock is {abs(clocks.ahead_s) * 1000:.1f} ms {way} the controller's, "

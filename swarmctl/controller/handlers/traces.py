@@ -1,10 +1,11 @@
-"""``instance.trace``: the launch of one instance as a timeline, and the path of its packets.
+"""``instance.trace``: the launch of one instance as a timeline, and the paths of its packets.
 
 The instance's agent is asked for its side (:func:`swarmctl.controller.timelines.told_of`), and of
 a pod the agent of its VM's host, too.  What they do not answer is left out, and ``notes`` say so:
 nothing of this is an error, for a trace is asked for when something is wrong.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -14,6 +15,7 @@ from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.targets import holders, sole, tenant_of
 from swarmctl.controller.instance import Instance
 from swarmctl.controller.paths import node_paths, place_of, seen_by, tenant_paths
+from swarmctl.controller.reach import End, reach
 from swarmctl.controller.state import Node
 from swarmctl.controller.timelines import (
     AGENT,
@@ -29,12 +31,14 @@ from swarmctl.controller.timelines import (
 from swarmctl.controller.views import instance_view, pending_views
 from swarmctl.proto.errors import (
     DeadlineExceeded,
+    InvalidSpec,
     NotFound,
     PeerUnreachable,
     ProtocolError,
     SwarmError,
 )
 from swarmctl.proto.states import InstanceState, NodeState
+from swarmctl.spec.attachments import parse_address
 from swarmctl.transport.rpc import Call, Handler, UnknownMethod
 
 _log = structlog.get_logger(__name__)
@@ -64,7 +68,9 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
     """Method to handler."""
 
     async def trace(call: Call) -> Any:
+        """``name``; with ``to`` (an instance, or an address of one) the whole way there, too."""
         target = sole(cluster, call.text("name"), tenant_of(call))
+        to, address = _other_end(cluster, call)
         service = cluster.state.services.get(target.key)
         if service is not None and target.slot not in service.holders:
             for view in pending_views(service):
@@ -73,9 +79,48 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
         found = holders(cluster, [target])
         if not found:
             raise NotFound(f"no instance of {target.name} is on any node now")
-        return await _trace(cluster, found[0])
+        if to is found[0]:
+            raise InvalidSpec("it is the instance itself", "--to")
+        return await _trace(cluster, found[0], to, address)
 
     return {"instance.trace": trace}
+
+
+def _other_end(cluster: Cluster, call: Call) -> tuple[Instance | None, str]:
+    """The instance that ``to`` means, and the address where it is one.
+
+    Raises:
+        NotFound: no instance is called so, is on a node, or has the address.
+        InvalidSpec: it is a service's own address.
+    """
+    named, tenant = call.text("to", ""), tenant_of(call)
+    if not named:
+        return None, ""
+    try:
+        address = parse_address(named)
+    except InvalidSpec:
+        found = holders(cluster, [sole(cluster, named, tenant)])
+        if not found:
+            raise NotFound(f"no instance of {named} is on any node now", "--to") from None
+        return found[0], ""
+    for service in cluster.state.services.values():
+        if service.key[0] == tenant and address in service.record.addresses.values():
+            raise InvalidSpec(
+                f"{address} is shared by the instances of {service.key[1]}",
+                "--to",
+                f"name one of them, such as {service.key[1]}.1",
+            )
+    for node in cluster.state.nodes.values():
+        for instance in node.instances.values():
+            if instance.key[0] == tenant and address in cluster.state.ports.addresses_of(
+                instance.incarnation
+            ):
+                return instance, address
+    raise NotFound(
+        f"no instance has the address {address} on a tenant network",
+        "--to",
+        "'swarmctl ps' lists the addresses there are",
+    )
 
 
 def _nowhere(cluster: Cluster, view: View) -> View:
@@ -91,35 +136,44 @@ def _nowhere(cluster: Cluster, view: View) -> View:
         "steps": joined(own, None),
         "clocks": None,
         "networks": [],
+        "to": None,
         "notes": [],
     }
 
 
-async def _trace(cluster: Cluster, instance: Instance) -> View:
+async def _trace(cluster: Cluster, instance: Instance, to: Instance | None, address: str) -> View:
     state, notes = cluster.state, list[str]()
-    place = place_of(state, instance)
-    asked: dict[str, tuple[Node, Instance]] = {"own": (state.nodes[instance.node], instance)}
-    attached = bool(state.ports.attachments.get(instance.incarnation))
-    if attached and place.vm is not None:
-        asked["host"] = (state.nodes[place.vm.node], place.vm)
-    told = await _ask_all(cluster, asked, notes)
-    own = told.get("own")
+    told = await _ask_all(cluster, [one for one in (instance, to) if one is not None], notes)
+    own = told.get(instance.incarnation)
     moments = _own_moments(cluster, instance)
-    if own is None:
-        moments = [*moments, *_reported(cluster, instance)]
-    elif instance.state is InstanceState.LOST:
+    moments += own.moments if own is not None else _reported(cluster, instance)
+    if instance.state is InstanceState.LOST:
         moments.append(Moment("lost", CONTROLLER, instance.since, instance.reason))
-    seen = seen_by(told.get("host") if place.vm is not None else own)
-    view = {key: value for key, value in instance_view(state, instance).items() if key in _SHOWN}
-    paths = tenant_paths(state, instance, place, seen) or node_paths(instance, own)
+    clocks = own.clocks if own is not None else None
+    end = _end(cluster, instance, told)
+    paths = tenant_paths(state, instance, end.place, end.seen) or node_paths(instance, own)
+    for one in paths:
+        key = (instance.key[0], one["network"])
+        standing, why, _ = cluster.plane.standing(key) if one["kind"] == "tenant" else ("", "", 0)
+        if standing in ("absent", "faulty", "pending"):
+            notes.append(f"network {key[1]} is {standing}: {why}")
     if own is not None and not paths:
         notes.append("it has no network that its agent knows of")
+    view = {key: value for key, value in instance_view(state, instance).items() if key in _SHOWN}
     return view | {
-        "steps": joined(moments, own),
-        "clocks": clocks_view(moments, own),
+        "steps": joined(moments, clocks),
+        "clocks": clocks_view(moments, clocks),
         "networks": paths,
+        "to": reach(state, end, _end(cluster, to, told), address) if to is not None else None,
         "notes": notes,
     }
+
+
+def _end(cluster: Cluster, instance: Instance, told: Mapping[int, Told]) -> End:
+    """Where an instance's packets begin, or end; a pod's host is seen by that host's agent."""
+    place = place_of(cluster.state, instance)
+    teller = instance if place.vm is None else place.vm
+    return End(instance, place, seen_by(told.get(teller.incarnation)))
 
 
 def _own_moments(cluster: Cluster, instance: Instance) -> list[Moment]:
@@ -136,42 +190,55 @@ def _own_moments(cluster: Cluster, instance: Instance) -> list[Moment]:
 
 
 def _reported(cluster: Cluster, instance: Instance) -> list[Moment]:
-    """What the node reported last, by its own clock; and the loss, by ours."""
-    node = cluster.state.nodes[instance.node]
+    """What the node reported last, by its own clock."""
     if not instance.reported:
         return []
-    before = node.lost.get(instance.incarnation)
-    if instance.state is not InstanceState.LOST or before is None:
-        return [Moment(instance.state.label, AGENT, instance.since, "as its node reported last")]
-    seen, since, _ = before
-    return [
-        Moment(seen.label, AGENT, since, "as its node reported last"),
-        Moment("lost", CONTROLLER, instance.since, instance.reason),
-    ]
+    state, since = instance.state, instance.since
+    if state is InstanceState.LOST:
+        before = cluster.state.nodes[instance.node].lost.get(instance.incarnation)
+        if before is None:
+            return []
+        state, since, _ = before
+    return [Moment(state.label, AGENT, since, "as its node reported last")]
 
 
 # --- asking agents ----------------------------------------------------------------------------
 
 
 async def _ask_all(
-    cluster: Cluster, asked: dict[str, tuple[Node, Instance]], notes: list[str]
-) -> dict[str, Told]:
-    """The answers of those that answer; why the others do not is noted."""
-    told: dict[str, Told] = {}
+    cluster: Cluster, instances: Sequence[Instance], notes: list[str]
+) -> dict[int, Told]:
+    """The answers of their agents, and for pods those of their VMs' hosts, by incarnation.
 
-    async def ask(role: str, node: Node, instance: Instance) -> None:
+    Why one does not answer is noted.
+    """
+    told: dict[int, Told] = {}
+
+    async def ask(one: Instance, whose: str, rest: str) -> None:
+        node = cluster.state.nodes[one.node]
         try:
-            told[role] = await _ask(cluster, node, instance)
+            told[one.incarnation] = await _ask(cluster, node, one)
         except SwarmError as error:
-            whose = "its node" if role == "own" else "its VM's host"
-            rest = "what the controller knows is shown" if role == "own" else "its part is left out"
             notes.append(f"{whose} {_why(node, error)}: {rest}")
         else:
-            notes.extend(str(one) for one in told[role].answer.get("problems") or [])
+            problems = told[one.incarnation].answer.get("problems") or []
+            notes.extend(f"{node.name}: {problem}" for problem in problems)
 
+    asked: set[int] = set()
     async with trio.open_nursery() as nursery:
-        for role, (node, instance) in asked.items():
-            nursery.start_soon(ask, role, node, instance)
+        for position, one in enumerate(instances):
+            whose = "its node" if not position else f"the node of {one.name}"
+            rest = "what the controller knows is shown"
+            vm = place_of(cluster.state, one).vm
+            carried = vm is not None and cluster.state.ports.attachments.get(one.incarnation)
+            wanted = [(one, whose, rest)]
+            wanted += (
+                [(vm, f"the host of {vm.name}", "its part is left out")] if vm and carried else []
+            )
+            for each in wanted:
+                if each[0].incarnation not in asked:
+                    asked.add(each[0].incarnation)
+                    nursery.start_soon(ask, *each)
     return told
 
 
