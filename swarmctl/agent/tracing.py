@@ -120,7 +120,11 @@ def moments(instance: Instance, timeline: Timeline | None, offset_s: float) -> l
     else:
         found.append((Step.RECEIVED.value, 0.0, _ADOPTED))
     if timeline is not None:
-        found += [(step.value, at + offset_s, "") for step, at in timeline.steps]
+        which = f"attempt {timeline.attempt}" if timeline.attempt > 1 else ""
+        found += [
+            (step.value, at + offset_s, which if step is Step.JOURNALED else "")
+            for step, at in timeline.steps
+        ]
     else:
         found += _without_timeline(instance)
     watch = instance.health

@@ -38,10 +38,19 @@ class Moment:
 
 @frozen
 class Clocks:
-    """How far the node's clock is ahead of the controller's (may be negative), and how sure."""
+    """How far the node's clock is ahead of the controller's (may be negative), and how sure.
+
+    ``moved_s`` is what its times are moved by: nothing where the two agree as far as was measured,
+    so that one question is not answered differently each time that it is asked.
+    """
 
     ahead_s: float
     error_s: float
+
+    @property
+    def moved_s(self) -> float:
+        """See the class."""
+        return 0.0 if abs(self.ahead_s) <= self.error_s else self.ahead_s
 
 
 @frozen
@@ -135,7 +144,7 @@ def contradiction_s(moments: Sequence[Moment], clocks: Clocks) -> float:
     begun = _first(moments, AGENT)
     if not sent or not begun:
         return 0.0
-    early_s = max(sent) - (begun - clocks.ahead_s)
+    early_s = max(sent) - (begun - clocks.moved_s)
     return early_s if early_s > clocks.error_s + _SLACK_S else 0.0
 
 
@@ -152,7 +161,7 @@ def joined(moments: Sequence[Moment], clocks: Clocks | None) -> list[View]:
     start = first[CONTROLLER] or first[AGENT]
     if first[CONTROLLER]:
         compared = clocks is not None and not contradiction_s(moments, clocks)
-        ahead_s[AGENT] = clocks.ahead_s if clocks is not None and compared else None
+        ahead_s[AGENT] = clocks.moved_s if clocks is not None and compared else None
     views: list[View] = []
     for one in moments:
         moved = ahead_s[one.side]
@@ -183,9 +192,11 @@ def clocks_view(moments: Sequence[Moment], clocks: Clocks | None) -> View | None
         return None
     early_s = contradiction_s(moments, clocks)
     way = "ahead of" if clocks.ahead_s >= 0 else "behind"
+    differs = f"is {abs(clocks.ahead_s) * 1000:.1f} ms {way} the controller's, give or take"
+    agrees = "agrees with the controller's within"
     said = (
-        f"the node's clock is {abs(clocks.ahead_s) * 1000:.1f} ms {way} the controller's, "
-        f"give or take {clocks.error_s * 1000:.1f} ms, as this request has measured"
+        f"the node's clock {differs if clocks.moved_s else agrees} {clocks.error_s * 1000:.1f} ms, "
+        "as this request has measured"
     )
     if early_s:
         said += (
@@ -194,6 +205,7 @@ def clocks_view(moments: Sequence[Moment], clocks: Clocks | None) -> View | None
         )
     return {
         "ahead_ms": _ms(clocks.ahead_s),
+        "moved_ms": _ms(clocks.moved_s),
         "error_ms": _ms(clocks.error_s),
         "used": not early_s,
         "note": said,

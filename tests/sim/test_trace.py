@@ -81,7 +81,9 @@ async def test_a_lost_node_is_said_and_the_rest_is_shown(autojump_clock, tmp_pat
     assert (steps["running"]["after_ms"], found["clocks"]) == (0.0, None)
     assert (steps["running"]["total_ms"], steps["lost"]["total_ms"] > 0) == (None, True)
     for one in (silent, found):
-        assert [*one["notes"]] == ["its node n1 does not answer: what the controller knows is shown"]
+        assert [*one["notes"]] == [
+            "its node n1 does not answer: what the controller knows is shown"
+        ]
 
 
 async def test_an_agent_that_knows_no_traces_is_met(autojump_clock, tmp_path, monkeypatch):

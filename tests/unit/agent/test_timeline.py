@@ -54,6 +54,14 @@ def test_a_launch_is_told_in_its_order():
     assert [at for _, at, _ in told] == [1_010.0, 1_011.0, 1_012.0, 1_013.0, 1_014.0]
 
 
+def test_another_attempt_says_which():
+    """The assignment's step is the incarnation's, the others are of its newest launch."""
+    again = timeline()
+    again.attempt = 3
+    details = [detail for _, _, detail in moments(instance(), again, OFFSET_S)]
+    assert details == ["", "attempt 3", "", ""]
+
+
 def test_an_end_comes_last_with_its_reason():
     """A launch that failed shows how far it came, and why."""
     ended = instance(state=InstanceState.FAILED, reason="no such image", since=1_012.5)

@@ -68,6 +68,18 @@ def test_what_the_error_explains_is_no_contradiction():
     assert timelines.clocks_view(moments, clocks(error_s=0.2))["used"] is True
 
 
+def test_clocks_that_agree_as_far_as_was_measured_move_nothing():
+    """Two answers to one question are the same, whatever the way took."""
+    moments = own() + agents(("received", 100.02))
+    for ahead_s in (0.004, -0.003):
+        compared = clocks(ahead_s, error_s=0.005)
+        assert timelines.joined(moments, compared)[-1]["total_ms"] == 20.0
+        note = timelines.clocks_view(moments, compared)["note"]
+        assert note.startswith("the node's clock agrees with the controller's within 5.0 ms")
+    note = timelines.clocks_view(moments, clocks(0.01))["note"]
+    assert note.startswith("the node's clock is 10.0 ms ahead of the controller's, give or take")
+
+
 def test_clocks_that_were_not_compared_are_not_mixed():
     """What a lost node reported last stays on its own clock, between the controller's steps."""
     lost = Moment("lost", CONTROLLER, 130.0)
