@@ -397,7 +397,6 @@ class Sessions:
             generation=report.generation,
             removing=verdict is Verdict.REMOVE,
             quarantined=verdict is Verdict.QUARANTINE,
-            placed_at=self._wall(),
         )
         instance.take(report)
         self._state.add(instance)
@@ -473,6 +472,7 @@ class Sessions:
 
     def dispatch(self, names: Iterable[str]) -> None:
         """Send the nodes ``names`` what has changed for them."""
+        self._state.begin_telling(self._wall())
         assignments.dispatch(self._state, names, self._send, self._now())
 
     def forget(self, node: Node) -> None:

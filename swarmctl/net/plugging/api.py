@@ -37,13 +37,16 @@ class Switch:
     """What plugs go into.
 
     ``userspace``: packets are carried by a process, which fills in no checksums that a sender left
-    to its network card.
+    to its network card.  ``encapsulation`` is how, and ``address`` from where, its packets go to
+    other hosts; empty where that is not known.
     """
 
     kind: str
     version: str
     bridge: str
     userspace: bool = False
+    encapsulation: str = ""
+    address: str = ""
 
     @property
     def label(self) -> str:

@@ -154,7 +154,14 @@ class Database:
             raise DriverUnavailable(
                 f"Open vSwitch has no bridge {name}", self._remote, "is ovn-controller running?"
             )
-        return Switch("ovs", version[0] if version else "", name, kinds[name] == "netdev")
+        return Switch(
+            "ovs",
+            version[0] if version else "",
+            name,
+            kinds[name] == "netdev",
+            encapsulation=ids.get("ovn-encap-type", ""),
+            address=ids.get("ovn-encap-ip", ""),
+        )
 
     def add(self, bridge: str, device: str, external_ids: dict[str, str]) -> None:
         """A port of ``bridge``, unless it is there.
