@@ -61,6 +61,8 @@ boot
     "etc/fstab": f"LABEL={DISK_LABEL} / ext4 errors=remount-ro 0 1\n",
     "etc/hostname": "debian\n",
     "etc/hosts": "127.0.0.1 localhost\n",
+    # What it cannot have here: a locale of its own, and keys for a server that is not installed.
+    "etc/cloud/cloud.cfg.d/90_lab.cfg": "locale: C.UTF-8\nssh_genkeytypes: []\n",
     "etc/machine-id": "",  # each VM makes its own
 }
 
