@@ -5,7 +5,8 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 # More options for the demo, e.g. DEMO="--data /tmp/demo --keep-lab".
 DEMO ?=
-# DEMO_NET=--vms: with a VM on each host and pods in them; needs dist/swarmctl (make binary).
+# DEMO_NET=--vms: with a VM on each host and pods in them; DEMO_NET="--vms debian": with a Debian VM on
+# one host. Both need dist/swarmctl (make binary).
 DEMO_NET ?=
 # Options for the launch benchmarks, e.g. BENCH="--short" or BENCH="--only keynote".
 BENCH ?=

@@ -149,7 +149,7 @@ class Swarm:
         """Wait until something is so.
 
         Args:
-            condition: whether it is. A command costs half a second of CPU, which emulated guests lack.
+            condition: whether it is; a command costs CPU, of which emulated guests want all.
             timeout_s: for so long.
             what: is waited for, in words.
             every_s: the pause between two looks.
