@@ -57,7 +57,7 @@ test: ready ## every test, real daemons included, as CI runs it
 soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
 	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT))
 
-test-slow: ready ## the tests that take longer than CI allows
+test-slow: ready binary ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests
 
 check: venv ## format, lint, types, and the house rules
