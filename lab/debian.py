@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from lab import bootstrap, guest, podhost, procs, testdisk
-from lab.config import Paths, paths_from
+from lab.config import EMULATED, Paths, paths_from
 from lab.faults import Interrupted, LabFault
 from lab.report import Report, Step
 from lab.state import exclusive
@@ -54,7 +54,7 @@ COMMANDS = (
 )
 FILES = {
     "boot/grub/grub.cfg": f"""\
-linux /vmlinuz root=LABEL={DISK_LABEL} ro console=ttyS0 quiet mitigations=off panic=-1
+linux /vmlinuz root=LABEL={DISK_LABEL} ro console=ttyS0 quiet mitigations=off panic=-1 {EMULATED}
 initrd /initrd.img
 boot
 """,

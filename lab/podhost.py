@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from lab import fetch, guest, procs, testbox
-from lab.config import IMAGE_TAG, Paths, paths_from
+from lab.config import EMULATED, IMAGE_TAG, Paths, paths_from
 from lab.faults import Interrupted, LabFault
 from lab.report import Report, Step
 from lab.state import exclusive
@@ -35,7 +35,7 @@ DISK_LABEL = "swarmctl-root"
 DISK_MIB = 1024  # sparse; about 150 are used
 IMAGE = "oci:/images/testbox:latest"
 MEMORY_MIB = 512
-CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off"
+CMDLINE = f"console=ttyS0 quiet panic=-1 mitigations=off {EMULATED}"
 # What the one-file binary expects of every Linux, and those who look into it do not see.
 SYSTEM_LIBRARIES = ("libc", "libdl", "libm", "libpthread", "librt", "libutil", "libz", "libresolv")
 PROGRAMS = ("runc", "conmon", "skopeo", "umoci", "ip", "sync")

@@ -306,8 +306,11 @@ def left_of(root: Path, place) -> list[str]:
 
 
 def commands_in(container: str) -> bytes:
-    pids = guard.find(frozenset({container.encode()}))
-    return b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+    found = b""
+    for pid in guard.find(frozenset({container.encode()})):
+        with contextlib.suppress(OSError):  # It has just ended.
+            found += Path(f"/proc/{pid}/cmdline").read_bytes()
+    return found
 
 
 # --- networks -------------------------------------------------------------------------------------
