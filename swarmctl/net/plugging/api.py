@@ -37,13 +37,16 @@ class Switch:
     """What plugs go into.
 
     ``userspace``: packets are carried by a process, which fills in no checksums that a sender left
-    to its network card.
+    to its network card.  ``chassis`` is what OVN calls this node; ``physical_networks`` are those
+    that are mapped to a bridge here.
     """
 
     kind: str
     version: str
     bridge: str
     userspace: bool = False
+    chassis: str = ""
+    physical_networks: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
