@@ -83,14 +83,15 @@ class Checker:
         try:
             if healthcare.is_current(self._supervisor, watch):
                 instance = self._supervisor.instances[watch.incarnation]
-                answer = await self._ask(instance, watch.check)
+                answer = await self.ask(instance, watch.check)
         finally:
             self._under_way -= 1
             self._changed.set()
         healthcare.answered(self._supervisor, watch, answer, trio.current_time())
         self._wake()
 
-    async def _ask(self, instance: Instance, check: HealthCheck) -> Answer | None:
+    async def ask(self, instance: Instance, check: HealthCheck) -> Answer | None:
+        """Make a check now; None when its daemon did not answer, so that nothing is known."""
         try:
             if check.kind is HealthKind.COMMAND:
                 return await self._run(instance, check)

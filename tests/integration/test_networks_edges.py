@@ -56,14 +56,31 @@ STACK = {
         "hidden": container("shut", IDLE, cap_add=["NET_ADMIN"]),
         "solo": container("front", PAGE, floating=SOLO, healthcheck={"http": "80/index.html"}),
         "web": container("front", PAGE, floating="auto", ports=["8080:80"], deploy=apart(2)),
+        "guarded": container("guarded", PAGE),
+        "friend": container("guarded", IDLE),
+        "marked": container("guarded", IDLE, labels={"tier": "front"}),
+        "stranger": container("guarded", IDLE),
+        "appliance": container("loose", IDLE, cap_add=["NET_ADMIN"]),
+        "strict": container("front", IDLE, cap_add=["NET_ADMIN"]),
+        "peer": container("loose", PAGE),
         "disk": container("disks", PAGE, deploy=apart(2)),
     },
     "networks": {
         "front": {"ipam": {"config": [{"subnet": "10.20.0.0/24"}]}},
         "shut": {"ipam": {"config": [{"subnet": "10.21.0.0/24"}]}, "internal": True},
+        "guarded": {"ipam": {"config": [{"subnet": "10.22.0.0/24"}]}, "security_group": "pages"},
+        "loose": {"ipam": {"config": [{"subnet": "10.23.0.0/24"}]}, "port_security": False},
         "disks": {
             "provider": {"network": "physical", "vlan": 30},
             "ipam": {"config": [{"subnet": "10.9.0.0/24", "ip_range": "10.9.0.128/25"}]},
+        },
+    },
+    "security_groups": {
+        "pages": {
+            "ingress": [
+                {"protocol": "tcp", "ports": 80, "from": {"service": "friend"}},
+                {"protocol": "tcp", "ports": 80, "from": {"label": "tier=front"}},
+            ],
         },
     },
 }
@@ -202,3 +219,28 @@ def test_the_uplink_shows_what_is_behind_it(swarm):
         "gateways": ["h1", "h2"],
         "floating": {SOLO: "solo", SHARED: "web"},
     }
+
+
+def test_a_security_group_lets_in_services_and_labels(swarm):
+    """By the names and labels that the instances have now; nobody else on the same network."""
+    [page] = swarm.instances("guarded").values()
+    heard = {
+        name: fetch(swarm, f"{name}.1", page["addresses"][0])
+        for name in ("friend", "marked", "stranger")
+    }
+
+    assert heard == {"friend": "guarded-1", "marked": "guarded-1", "stranger": None}
+
+
+@pytest.mark.parametrize(("sender", "passes"), [("appliance", True), ("strict", False)])
+def test_without_port_security_others_addresses_may_be_used(swarm, sender, passes):
+    """An appliance speaks with an address that it was not given; elsewhere that is dropped."""
+    target, added = {
+        "appliance": (swarm.instances("peer")["peer.1"]["addresses"][0], "10.23.0.200"),
+        "strict": (swarm.instances("solo")["solo.1"]["addresses"][0], "10.20.0.200"),
+    }[sender]
+    swarm.run("exec", f"{sender}.1", "ip", "address", "add", f"{added}/24", "dev", "eth0")
+    route = ("ip", "route", "replace", f"{target}/32", "dev", "eth0", "src", added)
+    swarm.run("exec", f"{sender}.1", *route)
+
+    assert bool(fetch(swarm, f"{sender}.1", target)) is passes

@@ -27,7 +27,8 @@ def floating(address="auto", name="web", replicas=1, *, ports=False):
     """A service with a floating address; with ``ports`` it publishes one."""
     spec = service(name, replicas)
     if ports:
-        container = evolve(spec.template.container, ports=(PortMapping(container_port=8080, host_port=80),))
+        mapping = PortMapping(container_port=8080, host_port=80)
+        container = evolve(spec.template.container, ports=(mapping,))
         spec = evolve(spec, template=evolve(spec.template, container=container))
     return evolve(spec, floating=address)
 
