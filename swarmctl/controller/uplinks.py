@@ -171,7 +171,7 @@ def view(state: ClusterState, record: NetworkRecord) -> dict[str, Any]:
     nodes = {_chassis(one): one.name for one in state.nodes.values()}
     return {
         "routers": dict(record.routers),
-        "gateways": [nodes.get(one, one) for one in _gateways(state, record, ())],
+        "gateway_nodes": [nodes.get(one, one) for one in _gateways(state, record, ())],
         "floating": {
             one.record.floating: one.record.spec.name
             for one in state.services.values()

@@ -216,7 +216,7 @@ def test_the_uplink_shows_what_is_behind_it(swarm):
     assert shown["state"] == "ready"
     assert shown["uplinked"] == {
         "routers": {"default": ROUTER},
-        "gateways": ["h1", "h2"],
+        "gateway_nodes": ["h1", "h2"],
         "floating": {SOLO: "solo", SHARED: "web"},
     }
 

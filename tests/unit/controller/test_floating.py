@@ -74,7 +74,7 @@ async def test_a_network_has_its_way_out_behind_its_tenants_router(autojump_cloc
     assert gateway.columns["chassis_name"] == "chassis-a"
     assert shown["uplinked"] == {
         "routers": {"default": "192.0.2.8"},
-        "gateways": ["a"],
+        "gateway_nodes": ["a"],
         "floating": {},
     }
     assert records.decode(entry.value, NetworkRecord, "").routers == {"default": "192.0.2.8"}
@@ -184,6 +184,24 @@ async def test_floating_addresses_outlive_a_controller(autojump_clock, tmp_path)
             await rig.apply(floating("192.0.2.8", "other"))
 
         assert {kept(rig), kept(rig, "db")} == {"192.0.2.9", "192.0.2.10"}
+
+
+async def test_a_controller_that_has_just_begun_keeps_the_gateways(autojump_clock, tmp_path):
+    """Those that OVN has, until the nodes have reported; what is wrong then is mended."""
+    async with an_uplink(tmp_path) as rig:
+        await until(lambda: nat(rig) == {SNAT})
+        disk, database = rig.disk, rig.database
+
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        await until(lambda: rig.cluster.state.ports.known)
+        await create(rig, definition("more", "10.22.0.0/24"))
+        await until(lambda: "gateway/default/more" in rows(rig, "Logical_Router_Port"))
+        [gateway] = rows(rig, "Gateway_Chassis").values()
+        assert gateway.columns["chassis_name"] == "chassis-a"
+
+        await rig.ask("node.remove", name="a", force=True)
+        await create(rig, definition("last", "10.23.0.0/24"))
+        await until(lambda: not rows(rig, "Gateway_Chassis"))
 
 
 async def test_the_uplink_stays_while_something_is_behind_it(autojump_clock, tmp_path):
