@@ -125,6 +125,7 @@ def _apply_entries(
                 restarts=restarts,
                 attachments=ports.get(incarnation, ()),
                 token=tokens.get(incarnation, ""),
+                received_at=supervisor.now,
             )
             _admit(supervisor, instance)
         elif not instance.removing:

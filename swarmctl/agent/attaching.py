@@ -124,6 +124,20 @@ class Attaching:
         if isinstance(driver, Pluggable):
             await driver.places.displace(instance.incarnation)
 
+    def device(self, port: str) -> str:
+        """The name of the device that the port of that name has, or would have."""
+        return self._plugs.device(port)
+
+    async def look_at(self, instance: Instance) -> tuple[Switch | None, tuple[Plugged, ...]]:
+        """The switch, and what of the instance is plugged into it now.
+
+        Raises:
+            DriverUnavailable: the switch does not answer.
+        """
+        devices = {self.device(one.port) for one in instance.attachments}
+        plugged = await self._plugs.list()
+        return self._switch, tuple(one for one in plugged if one.device in devices)
+
     def _relay(self) -> None:
         """Have a relay on each network that a trunk is on: that of a VM's first port."""
         if self.relays is None:

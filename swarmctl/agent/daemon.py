@@ -35,13 +35,16 @@ from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.relays import Relays
-from swarmctl.agent.session import Session, process_name
+from swarmctl.agent.session import Session
 from swarmctl.agent.supervisor import Supervisor
+from swarmctl.agent.timeline import Timelines
+from swarmctl.agent.tracing import Tracing
 from swarmctl.folder import PASSAGE_MODE, DataFolder
 from swarmctl.net.plugging.api import Plugs
 from swarmctl.proto.errors import Busy, StorageFault, SwarmError
 from swarmctl.proto.messages import NodeFacts
 from swarmctl.transport.api import Link
+from swarmctl.transport.rpc import Handler
 
 _log = structlog.get_logger(__name__)
 
@@ -65,7 +68,7 @@ class Edges:
     random: random.Random
     wall: Callable[[], float] = time.time
     look: Callable[[Path], facts.Machine] = facts.look
-    process_name: Callable[[], str] = process_name
+    process_name: Callable[[], str] = facts.process_name
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
     boottime_ns: Callable[[], int] = guard.boottime_ns
     make_plugs: Callable[[AgentConfig, Owner], Plugs | None] = lambda *_: None
@@ -119,6 +122,7 @@ class Agent:
                 plugs, self.identity.cluster_id, lambda: self._membership.identity.addresses
             )
         self.outbox = Outbox(self.supervisor)
+        self.timelines = Timelines()
         self.session: Session | None = None
         self.executor: Executor | None = None
         self._config = config
@@ -208,9 +212,7 @@ class Agent:
                 self.outbox,
                 facts=lambda: self._facts,
                 reasons=self.reasons,
-                handlers=handlers(
-                    self.supervisor, self.drivers, lambda: self._facts, self.statistics
-                ),
+                handlers=self._handlers(),
                 wake=self.wake,
                 rejoin=lambda: enrol.rejoin(self._membership, self._edges.open_link),
                 learn=self._learn,
@@ -228,6 +230,13 @@ class Agent:
             nursery.cancel_scope.cancel()
         return refusal
 
+    def _handlers(self) -> dict[str, Handler]:
+        timelines, drivers, wall = self.timelines, self.drivers, self._edges.wall
+        return {
+            **handlers(self.supervisor, drivers, lambda: self._facts, self.statistics),
+            **Tracing(self.supervisor, timelines, drivers, self.attaching, wall).handlers(),
+        }
+
     def make_executor(self, nursery: trio.Nursery) -> Executor:
         """What carries out this agent's decisions, in tasks of ``nursery``."""
         return Executor(
@@ -238,6 +247,7 @@ class Agent:
             bulk=self._config.sim_bulk,
             fence=self._fence,
             attaching=self.attaching,
+            timelines=self.timelines,
         )
 
     def _learn(self, addresses: tuple[str, ...]) -> None:

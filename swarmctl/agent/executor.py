@@ -25,6 +25,7 @@ from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.drivers.api import BulkLaunch, Driver, Launch
 from swarmctl.agent.fencing import Fence, NotFenced
 from swarmctl.agent.supervisor import Supervisor
+from swarmctl.agent.timeline import Step, Timelines
 from swarmctl.proto.errors import DeadlineExceeded, InternalError, SwarmError
 from swarmctl.proto.states import InstanceState
 
@@ -85,8 +86,10 @@ class DriverExecutor:
         bulk: bool,
         fence: Fence | None = None,
         attaching: Attaching | None = None,
+        timelines: Timelines,
     ) -> None:
         self.driver = driver
+        self._timelines = timelines
         self._fence = fence
         # What is simulated has no network to be plugged into.
         self._attaching = None if getattr(driver, "simulated", False) else attaching
@@ -115,7 +118,10 @@ class DriverExecutor:
                 await trio.lowlevel.checkpoint()
                 self._launch_many(self._bulk, launches[start : start + BULK_MAX])
             return
+        now, instances = trio.current_time(), self._supervisor.instances
         for launch in launches:
+            one = instances.get(launch.incarnation)
+            self._timelines.begin(launch.incarnation, one.attempt if one is not None else 1, now)
             self._preparing[launch.incarnation] = trio.CancelScope()
             self._prepares.submit(lambda launch=launch: self._prepare(launch))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
 
@@ -168,6 +174,7 @@ class DriverExecutor:
             self._supervisor.progressed(incarnation, InstanceState.PREPARING, text, now)
             self._wake()
 
+        self._note(incarnation, Step.PREPARING)
         error: SwarmError | None = None
         with scope:
             try:
@@ -178,6 +185,7 @@ class DriverExecutor:
                 error = failure
         if error is None and not scope.cancelled_caught:
             # Still cancellable while it waits for its turn.
+            self._note(incarnation, Step.PREPARED)
             self._launches.submit(lambda: self._create_and_start(launch, scope))
             return
         del self._preparing[incarnation]
@@ -195,6 +203,7 @@ class DriverExecutor:
             self._wake()
             return
         supervisor.progressed(incarnation, InstanceState.STARTING, "", trio.current_time())
+        self._note(incarnation, Step.STARTING)
         try:
             if launch.attachments and self._attaching is not None:
                 await self._create_plugged(self._attaching, launch)
@@ -204,21 +213,28 @@ class DriverExecutor:
         except SwarmError as error:
             supervisor.launch_failed(incarnation, error, trio.current_time())
         else:
+            self._note(incarnation, Step.RUNNING)
             supervisor.launched(incarnation, found, trio.current_time())
         self._wake()
+
+    def _note(self, incarnation: int, step: Step) -> None:
+        self._timelines.note(incarnation, step, trio.current_time())
 
     async def _create(self, launch: Launch) -> None:
         if launch.template.fenced:
             await self._create_fenced(launch)
         else:
             await self._within(CREATE_DEADLINE_S, "create", self.driver.create(launch))
+        self._note(launch.incarnation, Step.CREATED)
 
     async def _create_plugged(self, attaching: Attaching, launch: Launch) -> None:
         """Create it with its ports plugged in and up; OVN has the time that the create takes."""
         plug = attaching.plug(launch, self.driver)
         await self._within(PLUG_DEADLINE_S, "plug in", plug)
+        self._note(launch.incarnation, Step.PLUGGED)
         await self._create(launch)
         await attaching.wait_installed(launch)
+        self._note(launch.incarnation, Step.PORT_UP)
 
     async def _create_fenced(self, launch: Launch) -> None:
         """Create it, and have it in the guard's list; only then may it be started."""
@@ -252,6 +268,7 @@ class DriverExecutor:
         else:
             if self._fence is not None:
                 self._fence.dismiss(incarnation)
+            self._timelines.forget(incarnation)
             self._supervisor.removed(incarnation, trio.current_time())
         self._wake()
 
@@ -318,6 +335,7 @@ class Executor:
         bulk: use the bulk calls of drivers that have them.
         fence: what ends fenced instances; without one they are not started.
         attaching: what plugs instances into tenant networks.
+        timelines: where the steps of launches are noted.
     """
 
     def __init__(
@@ -330,10 +348,19 @@ class Executor:
         bulk: bool = False,
         fence: Fence | None = None,
         attaching: Attaching | None = None,
+        timelines: Timelines | None = None,
     ) -> None:
+        timelines = timelines if timelines is not None else Timelines()
         self.by_driver = {
             name: DriverExecutor(
-                driver, supervisor, nursery, wake, bulk=bulk, fence=fence, attaching=attaching
+                driver,
+                supervisor,
+                nursery,
+                wake,
+                bulk=bulk,
+                fence=fence,
+                attaching=attaching,
+                timelines=timelines,
             )
             for name, driver in drivers.items()
         }

@@ -57,7 +57,8 @@ def admit(
     """Take in and launch what is new in ``groups``; what of them is left to do one by one."""
     instances, templates = supervisor.instances, supervisor.templates
     usable = supervisor.listed & supervisor.drivers
-    since = supervisor.now + supervisor.wall_offset_s
+    received_at = supervisor.now
+    since = received_at + supervisor.wall_offset_s
     begun: dict[str, list[Launch]] = {name: [] for name in usable}
     fresh: dict[int, Instance] = {}
     left: list[tuple[AssignedGroup, Sequence[Entry]]] = []
@@ -83,6 +84,7 @@ def admit(
             one = Instance(incarnation, service, slot, tenant, name, driver, _WANTED, generation)
             one.restarts, one.applied = restarts, generation
             one.phase, one.state, one.since = _LAUNCHING, _PREPARING, since
+            one.received_at = received_at
             instances[incarnation] = fresh[incarnation] = one
             launches.append(Launch(service, slot, incarnation, template, tenant))
         if others:

@@ -5,7 +5,8 @@ streams on ``stdout`` and ``stderr``.
 ``instance.exec``: ``incarnation``, ``command``, ``tty``, ``stdin``; ``instance.console``:
 ``incarnation``; both stream as above, and take ``stdin`` (bytes), ``resize`` ([rows, columns])
 and ``eof``.  Result: ``{"exit_code": N}``, None where there is none.
-``node.facts`` and ``node.statistics``: what they say.
+``node.facts`` and ``node.statistics``: what they say.  Beside these there is ``instance.trace``, in
+:mod:`swarmctl.agent.tracing`.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,14 +35,14 @@ def handlers(
     """Method to handler."""
 
     async def logs(call: Call) -> None:
-        instance = _instance(supervisor, call)
+        instance = instance_of(supervisor, call)
         driver = drivers.get(instance.driver)
         if not isinstance(driver, Logs):
             raise _lacks(instance, "keeps no output")
         await _logs(call, driver, instance)
 
     async def execute(call: Call) -> dict[str, Any]:
-        instance = _instance(supervisor, call)
+        instance = instance_of(supervisor, call)
         driver = drivers.get(instance.driver)
         if not isinstance(driver, Exec):
             raise _lacks(instance, "runs no commands inside its instances")
@@ -54,7 +55,7 @@ def handlers(
         return await _attach(call, session)
 
     async def console(call: Call) -> dict[str, Any]:
-        instance = _instance(supervisor, call)
+        instance = instance_of(supervisor, call)
         driver = drivers.get(instance.driver)
         if not isinstance(driver, Console):
             raise _lacks(instance, "has no serial console")
@@ -79,7 +80,12 @@ def handlers(
     }
 
 
-def _instance(supervisor: Supervisor, call: Call) -> Instance:
+def instance_of(supervisor: Supervisor, call: Call) -> Instance:
+    """The instance that a request is about.
+
+    Raises:
+        NotFound: this node does not have it.
+    """
     incarnation = call.integer("incarnation")
     instance = supervisor.instances.get(incarnation)
     if instance is None:

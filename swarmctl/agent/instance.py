@@ -63,6 +63,8 @@ class Instance:
     ``health`` is the watch on its present attempt, or the last one; None without a health check.
     ``attachments`` are its ports on tenant networks: assigned with it, and never others.
     ``token`` is for the agent in a VM, and is not in the journal: each session tells it again.
+    ``received_at`` is when its assignment came (the agent's clock); None when that was before the
+    agent began.
     """
 
     incarnation: int
@@ -106,6 +108,7 @@ class Instance:
     failing_since: float = 0.0
     attachments: tuple[Attachment, ...] = ()
     token: str = attrs.field(default="", repr=False)
+    received_at: float | None = None
 
     @property
     def name(self) -> str:

@@ -244,8 +244,8 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
     "--seed",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="In a VM with trunk: true: swarmctl.json of its seed disk, in place of --controller, "
-    "--join, --name, --trunk and --parent.",
+    help="In a VM with trunk: true: its seed disk (/dev/disk/by-label/cidata), or swarmctl.json of "
+    "it, in place of --controller, --join, --name, --trunk and --parent.",
 )
 @_supervised
 def agent(
@@ -303,7 +303,7 @@ def agent(
         config = AgentConfig(**parts)
         check_drivers(config)  # Before a join token is spent on it.
         if seed is not None:
-            from swarmctl.agent.guest import told_by
+            from swarmctl.agent.guest import keep_way, told_by
 
             config = await told_by(seed, config)
 
@@ -311,6 +311,8 @@ def agent(
             await run_agent(config, task_status=task_status)
 
         async with trio.open_nursery() as nursery:
+            if seed is not None:
+                nursery.start_soon(keep_way, seed)
             await nursery.start(run)
             task_status.started({})
 

@@ -42,6 +42,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "console": ("streams", "Attach to a VM's serial console"),
     "inspect": ("listing", "Show all about a service, instance or node"),
     "explain": ("listing", "Why it is there, or why it is nowhere"),
+    "trace": ("traces", "The launch as a timeline, and the path of its packets"),
     "wait": ("services", "Wait until services run, stop or are gone"),
     "node": ("nodes", "Nodes: ls, inspect, drain, cordon, label, rm"),
     "network": ("networks", "Tenant networks: ls, create, inspect, rm"),

@@ -47,6 +47,7 @@ from swarmctl.controller.handlers import (
     services,
     statistics,
     streams,
+    traces,
 )
 from swarmctl.controller.networks import UNDERLAY_MTU
 from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
@@ -469,6 +470,7 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
         **rebalancing.handlers(cluster),
         **fencing.handlers(cluster),
         **networks.handlers(cluster),
+        **traces.handlers(cluster),
     }
 
 

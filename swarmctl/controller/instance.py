@@ -20,6 +20,18 @@ def scheduler_key(key: ServiceKey) -> str:
 
 
 @define(eq=False)
+class Placing:
+    """What one planning gave to nodes: one object for all its instances, which may be a million.
+
+    ``at`` is when it was planned; ``sent_at`` when the nodes began to be told, 0 until then (epoch
+    seconds).
+    """
+
+    at: float
+    sent_at: float = 0.0
+
+
+@define(eq=False)
 class Instance:
     """One incarnation of one slot, on one node: what is wanted and what is seen.
 
@@ -28,6 +40,7 @@ class Instance:
     away; ``quarantined`` that nobody here knows the service, so nobody will; ``counted`` that the
     scheduler's snapshot has it.  ``applied`` is the restart generation that the present attempt was
     begun for.  ``departure`` is why it was told to go, where that is not what a user asked for.
+    ``placing`` is None for one that was adopted: an earlier controller has placed it.
     """
 
     key: ServiceKey
@@ -52,7 +65,7 @@ class Instance:
     exit_code: int | None = None
     reason: str = ""
     retrying: bool = False
-    placed_at: float = 0.0
+    placing: Placing | None = None
     reported: bool = False
     applied: int = 0
     health: str = ""
@@ -62,6 +75,11 @@ class Instance:
     def name(self) -> str:
         """As users call it: ``web.3``."""
         return f"{self.key[1]}.{self.slot}"
+
+    @property
+    def placed_at(self) -> float:
+        """When it was placed (epoch seconds); 0 when that is not known here."""
+        return self.placing.at if self.placing is not None else 0.0
 
     @property
     def assignment_digest(self) -> int:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from swarmctl.controller.instance import Instance, ServiceKey, scheduler_key
+from swarmctl.controller.instance import Instance, Placing, ServiceKey, scheduler_key
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.nesting import trunk_of
 from swarmctl.controller.placing import Fleet, request_for
@@ -214,9 +214,10 @@ class Reconciler:
             made: Plan = plan(self._fleet.snapshot, requests, seed=self._seed)
             self._fleet.snapshot.commit(made)
         now = self._now()
+        placing = Placing(now)
         with self._meters.stage("assign"):
             for batch in made.placements.batches():
-                self._assign(wanting[batch.service], batch.slots, batch.nodes, now)
+                self._assign(wanting[batch.service], batch.slots, batch.nodes, placing)
         for rejected in made.unplaced:
             service = wanting[rejected.service]
             text = str(rejected.rejection)
@@ -229,7 +230,7 @@ class Reconciler:
             self.preempting.unplaced(made.unplaced, wanting, now)
 
     def _assign(
-        self, service: Service, slots: Sequence[int], nodes: Sequence[str], now: float
+        self, service: Service, slots: Sequence[int], nodes: Sequence[str], placing: Placing
     ) -> None:
         """Give slots of a service to nodes: 3 us each, on the hot path of a launch."""
         state, record, holders = self._state, service.record, service.holders
@@ -247,12 +248,14 @@ class Reconciler:
                 state.remove(before)
             one.generation = record.slot_generation(slot) if overrides else usual
             one.counted = True
-            one.since = one.placed_at = now
+            one.since, one.placing = placing.at, placing
             made.append(one)
         if state.ports.active and record.spec.template.networks:
             made = self._attach(service, made)
         self.assigned += len(made)
         state.add_placed(service, made)
+        if made:
+            state.untold.add(placing)
 
     def _attach(self, service: Service, placed: list[Instance]) -> list[Instance]:
         """Those of ``placed`` that have got their ports; the others are nowhere, with the reason.

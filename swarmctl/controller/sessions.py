@@ -397,7 +397,6 @@ class Sessions:
             generation=report.generation,
             removing=verdict is Verdict.REMOVE,
             quarantined=verdict is Verdict.QUARANTINE,
-            placed_at=self._wall(),
         )
         instance.take(report)
         self._state.add(instance)
@@ -443,15 +442,17 @@ class Sessions:
             _log.info("inventory diverged, asking for all of it", node=node.name)
         reported = node.report_sequence if node.unacknowledged else 0
         node.unacknowledged = 0
+        if node.guarded is not beat.guarded:
+            node.guarded = beat.guarded
+            self.refresh(node)
+            self._wake()
+        if beat.quiet and not (resync or reported):
+            return
         lease_s = self._lease(node, guarded=beat.guarded)
         self._answer(peer, HeartbeatAck(beat.sequence, resync, reported, lease_s))
 
     def _lease(self, node: Node, *, guarded: bool) -> float:
         """Renew the node's lease; for how long."""
-        if node.guarded is not guarded:
-            node.guarded = guarded
-            self.refresh(node)
-            self._wake()
         if node.needs_full:
             return 0.0  # What was replaced elsewhere it has to know first.
         return self._state.fences.grant(node.name, guarded=guarded, now=self._now())
@@ -471,6 +472,7 @@ class Sessions:
 
     def dispatch(self, names: Iterable[str]) -> None:
         """Send the nodes ``names`` what has changed for them."""
+        self._state.begin_telling(self._wall())
         assignments.dispatch(self._state, names, self._send, self._now())
 
     def forget(self, node: Node) -> None:

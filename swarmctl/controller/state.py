@@ -12,7 +12,7 @@ from attrs import Factory, define, field
 
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.guests import Guests
-from swarmctl.controller.instance import Instance, ServiceKey
+from swarmctl.controller.instance import Instance, Placing, ServiceKey
 from swarmctl.controller.networks import NetworkTable
 from swarmctl.controller.ports import Ports
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
@@ -142,7 +142,7 @@ class ClusterState:
     ``capacity_changed``: what found no node may find one now; ``braked``: what lost nodes had is
     not placed elsewhere for now; ``tally`` counts the holders of slots by state; ``ports`` are
     what instances have on tenant networks, ``guests`` the agents in VMs; ``victims`` what was
-    preempted.
+    preempted; ``untold`` the plannings of which the nodes are to be told.
     """
 
     cluster_id: str
@@ -164,11 +164,18 @@ class ClusterState:
     victims: Victims = field(factory=Victims)
     ports: Ports = Factory(lambda it: Ports(it.cluster_id, NetworkTable()), takes_self=True)
     guests: Guests = field(factory=Guests)
+    untold: set[Placing] = field(factory=set)
 
     def resend(self, node: Node) -> None:
         """Send the node all that it should have, not only what changed."""
         node.needs_full = True
         self.dirty_nodes.add(node.name)
+
+    def begin_telling(self, wall_s: float) -> None:
+        """Nodes are told now what was placed."""
+        for placing in self.untold:
+            placing.sent_at = wall_s
+        self.untold.clear()
 
     def take_dirty_nodes(self) -> list[str]:
         """The nodes that something has changed for, to be told of it now."""

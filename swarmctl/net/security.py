@@ -72,7 +72,7 @@ def _members(draft: Draft) -> dict[_Title, list[str]]:
             ]
             for group in own:
                 found["group", tenant, group.name].append(key)
-            for direction in _closed(own, named=bool(port.security_groups)):
+            for direction in closed(own, named=bool(port.security_groups)):
                 found.setdefault(("closed", tenant, direction.value), []).append(key)
             standing = {Remote(RemoteKind.SERVICE, port.service)} | {
                 Remote(RemoteKind.LABEL, f"{name}={value}") for name, value in port.labels
@@ -82,7 +82,7 @@ def _members(draft: Draft) -> dict[_Title, list[str]]:
     return found
 
 
-def _closed(groups: list[SecurityGroup], *, named: bool) -> list[Direction]:
+def closed(groups: list[SecurityGroup], *, named: bool) -> list[Direction]:
     """In which directions a port is closed; one that names a group which is gone stays closed."""
     if not named:
         return []

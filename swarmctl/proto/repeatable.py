@@ -25,6 +25,7 @@ READS: Final = frozenset(
         "instance.inspect",
         "instance.list",
         "instance.logs",
+        "instance.trace",
         "network.inspect",
         "network.list",
         "node.drained",

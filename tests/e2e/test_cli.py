@@ -245,6 +245,42 @@ def test_run_wait_ends_when_all_run(dev: Dev):
         client.inspect_container(shown[0]["runtime_id"])
 
 
+def test_trace_shows_the_launch_and_the_path(dev: Dev):
+    """Step by step from the commit to the first good check, and Docker's bridge and port."""
+    arguments = ["--name", "web", "-p", "80", "--health-cmd", "true", "--health-interval", "1s"]
+    dev.run("run", *arguments, "--wait", IMAGE, "sh", "-c", TALKS)
+    ended = dev.run("trace", "web", "-o", "json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+
+    assert [one["step"] for one in found["steps"]] == [
+        *("accepted", "placed", "sent"),
+        *("received", "journaled", "preparing", "prepared", "starting", "created", "running"),
+        "healthy",
+    ]
+    totals = [one["total_ms"] for one in found["steps"]]
+    assert totals == sorted(totals)
+    assert totals[0] == 0
+    assert found["steps"][-1]["when"].endswith("Z")
+    assert found["clocks"]["used"] is True
+    [path] = found["networks"]
+    with closing(docker_client()) as client:
+        inspected = client.inspect_container(dev.ps()[0]["runtime_id"])
+    [ends] = inspected["NetworkSettings"]["Networks"].values()
+    assert (path["mac"], path["addresses"]) == (ends["MacAddress"], [ends["IPAddress"]])
+    assert (path["bridge"], path["nat"], path["published"]) == (
+        "docker0",
+        True,
+        dev.ps()[0]["ports"],
+    )
+
+    table = dev.run("trace", "web.1")
+    assert table.out.startswith("web.1 running (healthy) on n1")
+    assert "the node's clock" in table.err
+    assert dev.run("trace", "wbe").code == 1
+    assert dev.run("trace", "web", "--to", "10.1.2.3").err.startswith("error: --to: no instance")
+
+
 def test_logs_name_the_instance_and_keep_the_streams_apart(dev: Dev):
     """Several instances are prefixed, one alone is not; stderr stays stderr."""
     dev.run("run", "--name", "web", "--replicas", "2", "--wait", *BOX, "sh", "-c", TALKS)

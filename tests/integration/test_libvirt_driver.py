@@ -230,6 +230,9 @@ async def test_network_card_and_address(harness: LibvirtHarness):
         found = await harness.find(launch.incarnation)
         assert found is not None
         assert found.addresses[0].startswith("192.168.219.")
+        [link] = await harness.driver.links(launch.incarnation)
+        assert (link.network, link.bridge, link.gateway) == (name, name, "192.168.219.1")
+        assert (link.device.startswith("vnet"), link.nat) == (True, False)
         await harness.driver.remove(launch.incarnation)
     finally:
         with contextlib.suppress(AssertionError):

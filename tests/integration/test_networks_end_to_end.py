@@ -163,6 +163,37 @@ def test_inspect_shows_each_path(swarm):
     }
 
 
+def test_trace_shows_the_path_and_the_way_to_another(swarm, world):
+    """From the interface to the address that its host encapsulates from; each launch's port up."""
+    client, web = on(swarm, "client", "h1"), on(swarm, "web", "h2")
+    found = json.loads(swarm.run("trace", client, "--to", web, "-o", "json"))
+    [path] = found["networks"]
+    underlay = {
+        host.name: host.switch.vsctl("get", "Open_vSwitch", ".", "external_ids:ovn-encap-ip")
+        for host in swarm.hosts.hosts
+    }
+    encaps = {name: address.strip().strip('"') for name, address in underlay.items()}
+
+    steps = [one["step"] for one in found["steps"]]
+    assert steps[-5:] == ["starting", "plugged in", "created", "port up", "running"]
+    assert (path["interface"], path["host"], path["installed"]) == ("eth0", "h1", True)
+    assert [one.partition("/")[0] for one in path["addresses"]] == [world.ends[client].address]
+    assert path["port"] in ports_of(swarm, "client")
+    assert (path["underlay_address"], path["mtu_left"]) == (encaps["h1"], 1500 - GENEVE_V4_BYTES)
+    to = found["to"]
+    assert (to["reached"], to["passes"], to["same_host"]) == (True, ["any"], False)
+    [wire] = [one["what"] for one in to["hops"] if one["hop"] == "geneve"]
+    assert wire.startswith(f"{encaps['h1']} to {encaps['h2']}, one header of {GENEVE_V4_BYTES}")
+
+
+def test_trace_finds_no_way_to_another_network(swarm):
+    """What the packets show, too."""
+    client, back = on(swarm, "client", "h1"), on(swarm, "back", "h1")
+    to = json.loads(swarm.run("trace", client, "--to", back, "-o", "json"))["to"]
+    assert (to["reached"], to["hops"]) == (False, [])
+    assert to["why"].startswith("no path: other network (front here, back there)")
+
+
 def test_what_is_scaled_or_taken_away_frees_its_ports(swarm):
     """In OVN, in the switches and in the network's book; nobody else's port is touched."""
     before, addresses = ports_of(swarm, "web"), taken(swarm)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmctl.agent.drivers.api import EventKind, Launch, Owner, Phase
+from swarmctl.agent.drivers.api import EventKind, Launch, NodeLink, Owner, Phase
 from swarmctl.agent.drivers.docker.config import (
     container_body,
     holder_body,
@@ -20,6 +20,7 @@ from swarmctl.agent.drivers.docker.events import Translator
 from swarmctl.agent.drivers.docker.faults import TEXT_MAX_CHARS, translate, translate_pull
 from swarmctl.agent.drivers.docker.holders import program
 from swarmctl.agent.drivers.docker.images import split_image
+from swarmctl.agent.drivers.docker.links import link_of
 from swarmctl.agent.drivers.docker.logs import Lines
 from swarmctl.agent.drivers.docker.report import epoch, found_of_row
 from swarmctl.agent.drivers.docker.streams import Demultiplexer
@@ -328,3 +329,30 @@ def test_unavailable_is_temporary():
 def test_what_a_killed_dockerd_left_half_started_is_recognised(text, stale):
     """Such a container is made anew; others keep their error."""
     assert bool(STALE_START.search(text)) is stale
+
+
+ENDS = {"MacAddress": "02:42:ac:11:00:02", "IPAddress": "172.17.0.2", "Gateway": "172.17.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("network", "bridge", "nat"),
+    [
+        (
+            {"Driver": "bridge", "Options": {"com.docker.network.bridge.name": "docker0"}},
+            "docker0",
+            True,
+        ),
+        ({"Driver": "bridge", "Id": "0123456789abcdef"}, "br-0123456789ab", True),
+        (
+            {"Driver": "bridge", "Id": "0123456789abcdef", "Internal": True},
+            "br-0123456789ab",
+            False,
+        ),
+        ({"Driver": "macvlan", "Id": "0123456789abcdef"}, "", False),
+    ],
+)
+def test_a_containers_interface_is_on_its_networks_bridge(network, bridge, nat):
+    """By the bridge's own name, or the one that Docker makes of the network's id."""
+    assert link_of("mine", ENDS, network) == NodeLink(
+        "mine", "02:42:ac:11:00:02", ("172.17.0.2",), "172.17.0.1", bridge, nat=nat
+    )

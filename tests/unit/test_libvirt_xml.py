@@ -10,8 +10,16 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmctl.agent.drivers.api import EventKind, Launch, Owner, Phase, resource_name
-from swarmctl.agent.drivers.libvirt import access, domain_xml, hypervisor, identity, logs, states
+from swarmctl.agent.drivers.api import EventKind, Launch, NodeLink, Owner, Phase, resource_name
+from swarmctl.agent.drivers.libvirt import (
+    access,
+    cards,
+    domain_xml,
+    hypervisor,
+    identity,
+    logs,
+    states,
+)
 from swarmctl.agent.drivers.libvirt.domain_xml import Disk, Machine, Metadata, Port
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.spec.models import Resources, Template, VmSpec
@@ -456,3 +464,27 @@ def test_the_driver_is_imported_without_libvirt():
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("False libvirt's Python binding cannot be loaded")
     assert "swarmctl[libvirt]" in done.stdout
+
+
+def test_a_vms_card_is_on_its_networks_bridge():
+    """As a running domain has it; cards on taps of ours are not libvirt's to tell of."""
+    running = (
+        "<domain><devices><interface type='network'><mac address='52:54:00:00:00:01'/>"
+        "<source network='default' portid='p' bridge='virbr0'/><target dev='vnet3'/></interface>"
+        "<interface type='ethernet'><mac address='52:54:00:00:00:02'/></interface>"
+        "</devices></domain>"
+    )
+    network = (
+        "<network><name>default</name><forward mode='nat'/><bridge name='virbr0'/>"
+        "<ip address='192.168.122.1' netmask='255.255.255.0'/></network>"
+    )
+    assert list(cards.links_of(running, {"default": network}.__getitem__)) == [
+        NodeLink(
+            "default",
+            "52:54:00:00:00:01",
+            gateway="192.168.122.1",
+            bridge="virbr0",
+            device="vnet3",
+            nat=True,
+        )
+    ]

@@ -17,7 +17,7 @@ What happens without a call (a container ends, a domain is killed) comes as a
 agent lists.
 
 Optional abilities are protocols of their own: :class:`Logs`, :class:`Exec`, :class:`Console`,
-:class:`Pluggable`, :class:`Enclosing`.
+:class:`Pluggable`, :class:`Enclosing`, :class:`NodeLinks`.
 
 All errors are those of :mod:`swarmctl.proto.errors`: :class:`UserError` subclasses when the
 spec cannot work (no such image, no such command), :class:`DriverUnavailable` when the daemon
@@ -311,6 +311,36 @@ class GuestAgent(Protocol):
 
         Raises:
             LaunchFailed: it does not, or there is none.
+            DriverUnavailable: the daemon does not answer.
+        """
+
+
+@frozen
+class NodeLink:
+    """One interface of an instance on a network of its node's own; what is not known is empty.
+
+    ``bridge`` and ``device`` are the node's ends of it; ``nat`` says that what it sends out goes
+    behind the node's address.
+    """
+
+    network: str
+    mac: str = ""
+    addresses: tuple[str, ...] = ()
+    gateway: str = ""
+    bridge: str = ""
+    device: str = ""
+    nat: bool = False
+
+
+@runtime_checkable
+class NodeLinks(Protocol):
+    """A driver that plugs instances into networks of the node's own."""
+
+    async def links(self, incarnation: int) -> tuple[NodeLink, ...]:
+        """Those of an instance, as the daemon has them now.
+
+        Raises:
+            NotFound: there is no such instance.
             DriverUnavailable: the daemon does not answer.
         """
 

@@ -8,9 +8,9 @@ from typing import Any
 import trio
 
 from swarmctl.controller.cluster import Cluster
-from swarmctl.controller.handlers.targets import holders, resolve, tenant_of
+from swarmctl.controller.handlers.targets import holders, resolve, sole, tenant_of
 from swarmctl.controller.instance import Instance
-from swarmctl.proto.errors import InvalidSpec, NotFound, PeerUnreachable
+from swarmctl.proto.errors import NotFound, PeerUnreachable
 from swarmctl.transport.rpc import Call, Handler, StreamCall
 
 
@@ -65,13 +65,7 @@ async def _terminal(cluster: Cluster, call: Call) -> Any:
 
     Parameters: ``name``, and for exec ``command``, ``tty``, ``stdin``.
     """
-    [target] = resolve(cluster, [call.text("name")], tenant_of(call))
-    service = cluster.state.services.get(target.key)
-    if target.slot is None and service is not None and service.record.spec.replicas != 1:
-        raise InvalidSpec(
-            f"{target.name} has {service.record.spec.replicas} instances: name one",
-            hint=f"such as {target.name}.1",
-        )
+    target = sole(cluster, call.text("name"), tenant_of(call))
     found = holders(cluster, [target])
     if not found:
         raise NotFound(f"no instance of {target.name} is on any node now")

@@ -6,7 +6,7 @@ from attrs import frozen
 
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.instance import Instance, ServiceKey
-from swarmctl.proto.errors import NotFound
+from swarmctl.proto.errors import InvalidSpec, NotFound
 from swarmctl.spec.names import did_you_mean
 from swarmctl.transport.rpc import Call
 
@@ -89,3 +89,22 @@ def holders(cluster: Cluster, targets: Sequence[Target]) -> list[Instance]:
                 )
             found.append(holder)
     return found
+
+
+def sole(cluster: Cluster, name: str, tenant: str) -> Target:
+    """The one instance that ``name`` means: its own, or that of a service of one copy.
+
+    Raises:
+        NotFound: there is none of that name; near misses are suggested.
+        InvalidSpec: it is a service of several.
+    """
+    [target] = resolve(cluster, [name], tenant)
+    service = cluster.state.services.get(target.key)
+    if target.slot is not None or service is None:
+        return target
+    if service.record.spec.replicas != 1:
+        raise InvalidSpec(
+            f"{target.name} has {service.record.spec.replicas} instances: name one",
+            hint=f"such as {target.name}.1",
+        )
+    return Target(target.key, 1)

@@ -37,14 +37,17 @@ class Switch:
     """What plugs go into.
 
     ``userspace``: packets are carried by a process, which fills in no checksums that a sender left
-    to its network card.  ``chassis`` is what OVN calls this node; ``physical_networks`` are those
-    that are mapped to a bridge here.
+    to its network card.  ``encapsulation`` is how, and ``address`` from where, its packets go to
+    other hosts; empty where that is not known.  ``chassis`` is what OVN calls this node;
+    ``physical_networks`` are those that are mapped to a bridge here.
     """
 
     kind: str
     version: str
     bridge: str
     userspace: bool = False
+    encapsulation: str = ""
+    address: str = ""
     chassis: str = ""
     physical_networks: tuple[str, ...] = ()
 

@@ -49,7 +49,7 @@ class MemoryPlugs:
     async def probe(self) -> Switch:
         """See Plugs."""
         await self._answer()
-        return Switch("memory", "1", "br-int")
+        return Switch("memory", "1", "br-int", encapsulation="geneve", address="192.0.2.1")
 
     async def plug(self, attachment: Attachment, target: Target, incarnation: int) -> None:
         """See Plugs."""

@@ -169,8 +169,10 @@ class Database:
             version[0] if version else "",
             name,
             kinds[name] == "netdev",
-            ids.get("system-id", ""),
-            tuple(sorted(physical for physical, bridge in wanted.items() if bridge in kinds)),
+            encapsulation=ids.get("ovn-encap-type", ""),
+            address=ids.get("ovn-encap-ip", ""),
+            chassis=ids.get("system-id", ""),
+            physical_networks=tuple(sorted(one for one in wanted if wanted[one] in kinds)),
         )
 
     def add(self, bridge: str, device: str, external_ids: dict[str, str]) -> None:

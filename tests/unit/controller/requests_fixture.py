@@ -19,6 +19,7 @@ from swarmctl.controller.handlers import (
     rebalancing,
     services,
     streams,
+    traces,
 )
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
@@ -62,6 +63,7 @@ class Rig:
             **rebalancing.handlers(self.cluster),
             **adopting.handlers(self.cluster),
             **networks.handlers(self.cluster),
+            **traces.handlers(self.cluster),
         }
         try:
             async with trio.open_nursery() as nursery:

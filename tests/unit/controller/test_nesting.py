@@ -73,6 +73,36 @@ async def test_a_pod_is_a_vlan_on_its_vms_port(autojump_clock, tmp_path):
         ]
 
 
+async def test_the_path_of_a_pod_goes_through_its_vm(autojump_clock, tmp_path):
+    """Its VLAN on the VM's port, and the host's own way out; what no agent says is not seen."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods())
+        rig.run()
+        found = await rig.ask("instance.trace", name="web.1", to="web.2")
+        vm = await rig.ask("instance.trace", name="db")
+
+    [path] = found["networks"]
+    [trunk] = vm["networks"]
+    assert (path["trunk"], path["vm"], path["host"]) == (trunk["port"], "db.1", "host")
+    assert [one["hop"] for one in path["hops"]] == ["interface", "trunk", "port", "geneve"]
+    assert path["hops"][1] == {
+        "hop": "trunk",
+        "where": "db.1 (inner)",
+        "what": f"VLAN {path['vlan']} on the VM's port {trunk['port']}",
+    }
+    assert path["hops"][2]["what"].endswith("not seen: the agent of host does not say")
+    assert path["installed"] is None
+    assert sorted(found["notes"]) == [
+        "its node inner does not answer: what the controller knows is shown",
+        "the host of db.1 host does not answer: its part is left out",
+        "the node of web.2 inner does not answer: what the controller knows is shown",
+    ]
+    assert [one["hop"] for one in found["to"]["hops"]] == [
+        *("interface", "trunk", "port", "switch", "port", "trunk", "interface")
+    ]
+
+
 async def test_with_the_vm_its_pods_and_their_ports_go(autojump_clock, tmp_path):
     """Once its host has confirmed that it is gone, nothing is held for them."""
     async with a_plane(tmp_path, "host") as rig:

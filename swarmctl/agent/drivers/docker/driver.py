@@ -27,6 +27,7 @@ from swarmctl.agent.drivers.api import (
     Health,
     Launch,
     LogChunk,
+    NodeLink,
     Owner,
     Phase,
     Progress,
@@ -45,6 +46,7 @@ from swarmctl.agent.drivers.docker.events import pump
 from swarmctl.agent.drivers.docker.faults import translate
 from swarmctl.agent.drivers.docker.holders import Holders
 from swarmctl.agent.drivers.docker.images import Images
+from swarmctl.agent.drivers.docker.links import read_links
 from swarmctl.agent.drivers.docker.logs import read_logs
 from swarmctl.agent.drivers.docker.streams import ExecTerminal
 from swarmctl.agent.drivers.docker.wire import DEFAULT_SOCKET, Refusal, parse_endpoint, request
@@ -372,6 +374,10 @@ class DockerDriver:
                 yield ExecTerminal(self._calls, answer, made["Id"], where, tty=tty)
         except Refusal as refusal:
             raise translate(refusal.status, refusal.text, where, "run a command in it") from None
+
+    async def links(self, incarnation: int) -> tuple[NodeLink, ...]:
+        """Its interfaces on Docker's own networks; see :mod:`.links`."""
+        return await read_links(self._calls, *await self._locate_one(incarnation))
 
     # --- finding containers -------------------------------------------------------------------
 

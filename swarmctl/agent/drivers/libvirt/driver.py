@@ -30,11 +30,13 @@ from swarmctl.agent.drivers.api import (
     Health,
     Launch,
     LogChunk,
+    NodeLink,
     Owner,
     Progress,
     Terminal,
 )
 from swarmctl.agent.drivers.libvirt import (
+    cards,
     domain_xml,
     domains,
     hypervisor,
@@ -232,6 +234,11 @@ class LibvirtDriver:
             await self._queries.call(
                 lambda conn: domains.ping_guest(conn, uuid, GUEST_PING_S), where
             )
+
+    async def links(self, incarnation: int) -> tuple[NodeLink, ...]:
+        """Its network cards on libvirt's own networks; see :mod:`.cards`."""
+        uuid, where = self._uuid(incarnation), incarnations.label(incarnation)
+        return await self._queries.call(lambda conn: cards.read_links(conn, uuid, where), where)
 
     # --- what there is --------------------------------------------------------------------
 
