@@ -121,6 +121,7 @@ class Swarm:
             *("--join", str(self.controller_data / "join.token")),
             *("--drivers", ",".join(self.drivers)),
             *("--ovs", machine.host.switch.remote),
+            *("--bridge", f"{hosts.PHYSICAL_NETWORK}={hosts.PHYSICAL_BRIDGE}"),
             *("--docker-host", f"unix://{machine.docker_socket}"),
             *("--images", str(self.paths.guest_dir)),
         )

@@ -374,7 +374,7 @@ class Agent:
         now = trio.current_time()
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
-        network = await self.attaching.look() if self.attaching is not None else ""
+        network = await self.attaching.look() if self.attaching is not None else {}
         short = descriptors.shortage()
         try:
             machine = self._edges.look(self._config.data)

@@ -231,6 +231,13 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
     metavar="REMOTE",
     help="Where Open vSwitch's database listens.",
 )
+@click.option(
+    "--bridge",
+    "bridges",
+    multiple=True,
+    metavar="PHYS=BRIDGE",
+    help="A physical network, and the bridge of Open vSwitch that its NIC is on.",
+)
 @click.option("--trunk", default="", metavar="INTERFACE", help="In a VM: its port, for pods.")
 @click.option("--parent", default="", metavar="VM", help="In a VM: which one; its port, or web.1.")
 @click.option(
@@ -254,6 +261,7 @@ def agent(
     docker_host: str,
     libvirt_uri: str,
     ovs: str,
+    bridges: tuple[str, ...],
     trunk: str,
     parent: str,
     seed: Path | None,
@@ -280,6 +288,7 @@ def agent(
         "docker_host": docker_host,
         "libvirt_uri": libvirt_uri,
         "ovs": ovs,
+        "bridges": dict(options.key_value("--bridge", text) for text in bridges),
         "trunk": trunk,
         "parent": parent,
         "images": images,

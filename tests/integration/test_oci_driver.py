@@ -361,7 +361,7 @@ async def test_a_namespace_is_there_to_be_plugged_before_the_start(harness):
     await driver.remove(launch.incarnation)
 
     assert found.addresses == ("10.9.8.7",)
-    assert driver.network_namespace(launch.incarnation) == place.namespace_path
+    assert await driver.network_namespace(launch.incarnation) == str(place.namespace_path)
     assert not place.namespace_path.exists()
 
 
