@@ -5,7 +5,8 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 # More options for the demo, e.g. DEMO="--data /tmp/demo --keep-lab".
 DEMO ?=
-# DEMO_NET=--vms: with a VM on each host and pods in them; needs dist/swarmctl (make binary).
+# DEMO_NET=--vms: with a VM on each host and pods in them; DEMO_NET="--vms debian": with a Debian VM on
+# one host. Both need dist/swarmctl (make binary).
 DEMO_NET ?=
 # Options for the launch benchmarks, e.g. BENCH="--short" or BENCH="--only keynote".
 BENCH ?=
@@ -56,7 +57,7 @@ test: ready ## every test, real daemons included, as CI runs it
 soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
 	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT))
 
-test-slow: ready ## the tests that take longer than CI allows
+test-slow: ready binary ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests
 
 check: venv ## format, lint, types, and the house rules

@@ -48,7 +48,7 @@ _FACTS = NodeFacts(
     drivers=(DriverFacts("docker", available=True),),
 )
 _SLOTS_A_TURN = 10_000
-_TOLD_A_NODE = 20
+_TOLD_A_NODE = 50
 
 
 @define

@@ -79,6 +79,8 @@ def _remove_made_by_lab(paths: Paths) -> None:
     for folder in (
         paths.cache_dir / "packages",
         paths.cache_dir / "base",
+        paths.cache_dir / "debian",
+        paths.cache_dir / "podhost",
         paths.guest_dir,
         paths.log_dir,
     ):

@@ -31,6 +31,7 @@ CENTRAL_ADDRESS = f"{UNDERLAY}.1"
 NAME_MAX = 12  # of a lab: it is part of the paths of sockets, and of names of namespaces
 HOSTS_MAX = 200  # addresses of that network
 PHYSICAL_BRIDGE = "br-phys"
+PHYSICAL_NETWORK = "physical"  # what the agents of a swarm call the network between the hosts
 MTU = 1500
 CHASSIS_S = 60.0  # measured: 4 s on an idle machine
 GONE_S = 10.0

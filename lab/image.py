@@ -9,18 +9,16 @@ recipe. The image is built by dockerd itself, over its socket.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import io
 import json
-import subprocess
 import sys
 import tarfile
 import time
 import urllib.parse
 from pathlib import Path
 
-from lab import docker, packages, procs
+from lab import bootstrap, docker, procs
 from lab.config import Paths, paths_from
 from lab.faults import Interrupted, LabFault
 from lab.report import Report, Step
@@ -35,29 +33,16 @@ PUBLIC_BASE = "debian:12-slim"
 LABEL = "swarmctl.lab.recipe"
 BASE_PACKAGES = ("base-files", "base-passwd", "coreutils", "dash", "libvirt0")
 MMDEBSTRAP_OPTIONS = (
-    "--quiet",
     "--variant=extract",
-    "--format=tar",
     f"--include={','.join(BASE_PACKAGES)}",
-    "--dpkgopt=path-exclude=/usr/share/doc/*",
-    "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-    "--dpkgopt=path-exclude=/usr/share/man/*",
-    "--dpkgopt=path-exclude=/usr/share/info/*",
-    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    *bootstrap.WITHOUT_MANUALS,
     # What these packages' own scripts would have done, as far as it matters here.
     '--customize-hook=cp "$1/usr/share/base-passwd/passwd.master" "$1/etc/passwd"',
     '--customize-hook=cp "$1/usr/share/base-passwd/group.master" "$1/etc/group"',
 )
-SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
-BOOTSTRAP_S = 900.0  # 15 s with a near mirror
 PULL_S = 120.0  # 30 MB over a slow line; without a registry the answer comes at once
 IMPORT_S = 120.0
 BUILD_S = 300.0  # 5 s; the public base fetches libvirt's library meanwhile
-
-
-def recipe(codename: str) -> str:
-    """Changes when a base in the cache is not what this code would make."""
-    return hashlib.sha256(json.dumps([codename, MMDEBSTRAP_OPTIONS]).encode()).hexdigest()[:16]
 
 
 def context(dockerfile: bytes, binary: bytes) -> bytes:
@@ -80,14 +65,14 @@ def choose_base(paths: Paths, step: Step) -> str:
     Raises:
         LabFault: none can be had.
     """
-    wanted = recipe(_codename())
+    wanted = bootstrap.recipe(bootstrap.codename(), MMDEBSTRAP_OPTIONS)
     if _label(paths, BASE_TAG) == wanted:
         step.kept(f"{BASE_TAG} is there")
         return BASE_TAG
     if _label(paths, PUBLIC_BASE) is not None or _pull(paths, step):
         step.kept(f"{PUBLIC_BASE} is there")
         return PUBLIC_BASE
-    tar = _made_base(paths, wanted, step)
+    tar = bootstrap.made(paths.cache_dir / "base", MMDEBSTRAP_OPTIONS, step)
     step.progress(f"importing {BASE_TAG}")
     repository, _, tag = BASE_TAG.partition(":")
     query = urllib.parse.urlencode(
@@ -96,11 +81,6 @@ def choose_base(paths: Paths, step: Step) -> str:
     _expect(paths, f"/images/create?{query}", tar.read_bytes(), IMPORT_S)
     step.done(f"{BASE_TAG} made of {', '.join(BASE_PACKAGES)}")
     return BASE_TAG
-
-
-def _codename() -> str:
-    release = packages.parse_os_release(Path("/etc/os-release").read_text())
-    return release.get("VERSION_CODENAME", "stable")
 
 
 def _label(paths: Paths, tag: str) -> str | None:
@@ -119,39 +99,6 @@ def _pull(paths: Paths, step: Step) -> bool:
     except LabFault:
         return False  # no registry in reach: the base is made here
     return True
-
-
-def _made_base(paths: Paths, wanted: str, step: Step) -> Path:
-    """The tar of a base, from the cache or made now.
-
-    Raises:
-        LabFault: mmdebstrap cannot be had, or failed.
-    """
-    folder = paths.cache_dir / "base"
-    tar = folder / f"{wanted}.tar"
-    if tar.exists():
-        return tar
-    if procs.which("mmdebstrap") is None:
-        blocked = packages.blocker(packages.distribution())
-        if blocked:
-            raise LabFault(f"mmdebstrap is not installed; {blocked}", "install it, or pull a base")
-        packages.install(["mmdebstrap"], step)
-    sources = [str(path) for path in SOURCES if path.exists()][:1]
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{wanted}.new.tar"
-    step.progress("making a small Debian with mmdebstrap")
-    try:
-        procs.run(
-            ["mmdebstrap", *MMDEBSTRAP_OPTIONS, _codename(), str(temporary), *sources],
-            timeout_s=BOOTSTRAP_S,
-        )
-        temporary.replace(tar)
-    except subprocess.CalledProcessError as error:
-        words = " ".join(error.stderr.strip().splitlines()[-2:])
-        raise LabFault(f"mmdebstrap failed: {words}", "check the package mirror") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return tar
 
 
 def build(paths: Paths, base: str, step: Step) -> None:

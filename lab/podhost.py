@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from lab import fetch, guest, procs, testbox
-from lab.config import IMAGE_TAG, Paths, paths_from
+from lab.config import EMULATED, IMAGE_TAG, Paths, paths_from
 from lab.faults import Interrupted, LabFault
 from lab.report import Report, Step
 from lab.state import exclusive
@@ -35,7 +35,7 @@ DISK_LABEL = "swarmctl-root"
 DISK_MIB = 1024  # sparse; about 150 are used
 IMAGE = "oci:/images/testbox:latest"
 MEMORY_MIB = 512
-CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off"
+CMDLINE = f"console=ttyS0 quiet panic=-1 mitigations=off {EMULATED}"
 # What the one-file binary expects of every Linux, and those who look into it do not see.
 SYSTEM_LIBRARIES = ("libc", "libdl", "libm", "libpthread", "librt", "libutil", "libz", "libresolv")
 PROGRAMS = ("runc", "conmon", "skopeo", "umoci", "ip", "sync")
@@ -134,11 +134,24 @@ def stack_vm(paths: Paths) -> dict[str, object]:
 def recipe(programs: list[Path]) -> str:
     """Changes when a disk in the cache is not what this code would make of what is here."""
     digest = hashlib.sha256(json.dumps([INIT, FILES, FOLDERS, guest.MODULES]).encode())
-    for path in sorted(one for one in PROGRAM.rglob("*") if one.is_file()):
-        digest.update(path.read_bytes())
-    for path in programs:
+    for path in [*program_files(), *programs]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def require_program() -> None:
+    """See to it that there is a swarmctl to put into guests.
+
+    Raises:
+        LabFault: there is none.
+    """
+    if not (PROGRAM / "swarmctl").exists():
+        raise LabFault(f"there is no {PROGRAM.relative_to(ROOT)}", "make binary")
+
+
+def program_files() -> list[Path]:
+    """All files of swarmctl as it is put into guests."""
+    return sorted(one for one in PROGRAM.rglob("*") if one.is_file())
 
 
 def libraries(program: Path) -> set[Path]:
@@ -160,8 +173,7 @@ def up(paths: Paths, step: Step) -> PodHost:
     Raises:
         LabFault: something that goes into them is missing, or a tool failed.
     """
-    if not (PROGRAM / "swarmctl").exists():
-        raise LabFault(f"there is no {PROGRAM.relative_to(ROOT)}", "make binary")
+    require_program()
     found = {name: procs.which(name) for name in PROGRAMS}
     missing = [name for name, where in found.items() if where is None]
     if missing:
@@ -190,9 +202,9 @@ def _build_disk(paths: Paths, disk: Path, programs: list[Path], step: Step) -> N
         _fill(paths, root, programs, step)
         with raw.open("wb") as file:
             file.truncate(DISK_MIB << 20)
-        _tool("mke2fs", "-q", "-t", "ext4", "-L", DISK_LABEL, "-O", "^has_journal",
+        tool("mke2fs", "-q", "-t", "ext4", "-L", DISK_LABEL, "-O", "^has_journal",
               "-E", "root_owner=0:0", "-d", str(root), str(raw))  # fmt: skip
-        _tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), f"{disk}.new")
+        tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), f"{disk}.new")
         Path(f"{disk}.new").replace(disk)
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -214,8 +226,7 @@ def _fill(paths: Paths, root: Path, programs: list[Path], step: Step) -> None:
         _copy(source, root / str(source).lstrip("/"))
     for program in programs:
         _copy(program, root / "usr/bin" / program.name)
-    shutil.copytree(PROGRAM, root / "usr/lib/swarmctl", symlinks=True)
-    (root / "usr/bin/swarmctl").symlink_to("/usr/lib/swarmctl/swarmctl")
+    put_program(root)
     if SECCOMP.exists():
         _copy(SECCOMP, root / str(SECCOMP).lstrip("/"))
     for name, (text, mode) in FILES.items():
@@ -224,8 +235,24 @@ def _fill(paths: Paths, root: Path, programs: list[Path], step: Step) -> None:
         target.unlink(missing_ok=True)  # where busybox has a link of that name
         target.write_text(text)
         target.chmod(mode)
+    put_image(paths, root, step)
+
+
+def put_program(root: Path) -> None:
+    """Put swarmctl into a root file system."""
+    shutil.copytree(PROGRAM, root / "usr/lib/swarmctl", symlinks=True)
+    (root / "usr/bin/swarmctl").symlink_to("/usr/lib/swarmctl/swarmctl")
+
+
+def put_image(paths: Paths, root: Path, step: Step) -> None:
+    """Put the test image into a root file system, as :data:`IMAGE`.
+
+    Raises:
+        LabFault: Docker does not answer, or skopeo failed.
+    """
     testbox.up(paths, step)
-    _tool("skopeo", "copy", "-q", f"docker-daemon:{IMAGE_TAG}", f"oci:{root}/images/testbox:latest")
+    (root / "images").mkdir(exist_ok=True)
+    tool("skopeo", "copy", "-q", f"docker-daemon:{IMAGE_TAG}", f"oci:{root}/images/testbox:latest")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -234,7 +261,12 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copy(source, target)
 
 
-def _tool(*command: str) -> None:
+def tool(*command: str) -> None:
+    """Run a program that builds.
+
+    Raises:
+        LabFault: it is not there, failed, or took too long.
+    """
     try:
         procs.run(command, timeout_s=BUILD_S)
     except subprocess.CalledProcessError as error:

@@ -131,8 +131,13 @@ def _shares_files(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+def wait_until(condition: Callable[[], bool], timeout_s: float, every_s: float = POLL_S) -> bool:
     """Look until the condition holds; False when the time is up.
+
+    Args:
+        condition: what is looked at.
+        timeout_s: for so long.
+        every_s: the pause between two looks.
 
     Raises:
         Interrupted: Ctrl-C came first.
@@ -145,7 +150,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
             raise Interrupted
         if time.monotonic() >= deadline:
             return False
-        time.sleep(POLL_S)
+        time.sleep(every_s)
 
 
 def start_daemon(arguments: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:

@@ -121,6 +121,7 @@ class Swarm:
             *("--join", str(self.controller_data / "join.token")),
             *("--drivers", ",".join(self.drivers)),
             *("--ovs", machine.host.switch.remote),
+            *("--bridge", f"{hosts.PHYSICAL_NETWORK}={hosts.PHYSICAL_BRIDGE}"),
             *("--docker-host", f"unix://{machine.docker_socket}"),
             *("--images", str(self.paths.guest_dir)),
         )
@@ -139,13 +140,25 @@ class Swarm:
             return False
         return self.call("node", "ls").returncode == 0
 
-    def until(self, condition: Callable[[], object], timeout_s: float, what: str) -> None:
+    def until(
+        self,
+        condition: Callable[[], object],
+        timeout_s: float,
+        what: str,
+        every_s: float = procs.POLL_S,
+    ) -> None:
         """Wait until something is so.
+
+        Args:
+            condition: whether it is; a command costs CPU, of which emulated guests want all.
+            timeout_s: for so long.
+            what: is waited for, in words.
+            every_s: the pause between two looks.
 
         Raises:
             LabFault: it is not, in time; with the last words of all daemons.
         """
-        if not procs.wait_until(lambda: bool(condition()), timeout_s):
+        if not procs.wait_until(lambda: bool(condition()), timeout_s, every_s):
             raise LabFault(f"{what}: not so within {timeout_s:.0f} s\n{self.last_words()}")
 
     # --- commands -----------------------------------------------------------------------------

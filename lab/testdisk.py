@@ -26,6 +26,7 @@ DISK_MIB = 64
 PARTITION_START_SECTOR = 2048  # 1 MiB, where every partitioner of today begins
 PARTITION_SECTORS = DISK_MIB * 2048 - PARTITION_START_SECTOR
 PARTITION_OFFSET = PARTITION_START_SECTOR * SECTOR
+BOOT_CODE_BYTES = 440
 PARTITION_TYPE = 0x0E  # FAT16 with LBA addressing
 TOOL_S = 60.0
 QEMU_IMG_WAIT_S = 600.0  # apt may be bringing it at this moment
@@ -46,12 +47,24 @@ def recipe() -> list[object]:
     return [LABEL, DISK_MIB, PARTITION_TYPE, BOOT_CONFIG]
 
 
-def partition_table(boot_code: bytes) -> bytes:
-    """A master boot record: boot code and one bootable partition."""
-    assert len(boot_code) <= 440, "the space before the disk signature"
+def partition_table(
+    boot_code: bytes,
+    *,
+    kind: int = PARTITION_TYPE,
+    start: int = PARTITION_START_SECTOR,
+    sectors: int = PARTITION_SECTORS,
+) -> bytes:
+    """A master boot record: boot code and one bootable partition.
+
+    Args:
+        boot_code: up to :data:`BOOT_CODE_BYTES`.
+        kind: of the partition, a byte that operating systems know.
+        start: its first sector.
+        sectors: how long it is.
+    """
+    assert len(boot_code) <= BOOT_CODE_BYTES, "the space before the disk signature"
     chs = b"\xfe\xff\xff"  # "beyond what cylinders can say": LBA counts
-    entry = b"\x80" + chs + bytes([PARTITION_TYPE]) + chs
-    entry += struct.pack("<II", PARTITION_START_SECTOR, PARTITION_SECTORS)
+    entry = b"\x80" + chs + bytes([kind]) + chs + struct.pack("<II", start, sectors)
     return boot_code.ljust(446, b"\0") + entry.ljust(64, b"\0") + b"\x55\xaa"
 
 
@@ -85,7 +98,7 @@ def build(paths: Paths, step: Step, installed: threading.Event) -> None:
 def _lay_out(raw: Path, boot_code_file: Path) -> None:
     with raw.open("wb") as disk:
         disk.truncate(DISK_MIB << 20)
-        disk.write(partition_table(boot_code_file.read_bytes()[:440]))
+        disk.write(partition_table(boot_code_file.read_bytes()[:BOOT_CODE_BYTES]))
 
 
 def _fill(raw: Path, paths: Paths, roots: dict[str, Path], work: Path) -> None:

@@ -29,7 +29,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--lab", default=networks.LAB, help="net, net-down: what its hosts are called"
     )
     parser.add_argument(
-        "--vms", action="store_true", help="net: and a VM on each host, with a pod in it"
+        "--vms",
+        nargs="?",
+        const="small",
+        default="",
+        choices=("small", "debian"),
+        help="net: and a small VM on each host, or a Debian on one, with a pod in it",
     )
     return parser.parse_args(arguments)
 

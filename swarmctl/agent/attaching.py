@@ -56,15 +56,19 @@ class Attaching:
 
     # --- the switch ---------------------------------------------------------------------------
 
-    async def look(self) -> str:
-        """Look at the switch again; what it is for people, or why there is none."""
+    async def look(self) -> dict[str, str]:
+        """Look at the switch again; what the node's facts say of it, or why there is none."""
         try:
             self._switch = await self._plugs.probe()
         except SwarmError as error:
             self._switch, self._reason = None, str(error)
-            return f"none: {self._reason}"
+            return {"network": f"none: {self._reason}"}
         self._was_there, self._reason = True, ""
-        return self._switch.label
+        found = {"network": self._switch.label}
+        if self._switch.chassis:
+            found["chassis"] = self._switch.chassis
+            found["physical_networks"] = ",".join(self._switch.physical_networks)
+        return found
 
     def reasons(self) -> list[str]:
         """What is wrong: a switch that was there and is not. One that never was is no illness."""

@@ -2,12 +2,14 @@
 
 One task waits for the next due time; a check is a task only while it is under way.  With nothing
 to check there is nothing but that one sleeping task.  A command runs inside the container by the
-driver, TCP and HTTP are asked at the instance's address, a VM's guest agent through its driver.
+driver, TCP and HTTP are asked at the instance's address (of one on tenant networks from inside of
+its network namespace, as the node has no way there), a VM's guest agent through its driver.
 
 A daemon that does not answer says nothing about the instance: such a check counts neither way.
 """
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -15,7 +17,7 @@ import structlog
 import trio
 
 from swarmctl.agent import healthcare
-from swarmctl.agent.drivers.api import Driver, Exec, GuestAgent, KillsCommand
+from swarmctl.agent.drivers.api import Driver, Enclosing, Exec, GuestAgent, KillsCommand
 from swarmctl.agent.health import Answer, Watch
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.supervisor import Supervisor
@@ -81,14 +83,15 @@ class Checker:
         try:
             if healthcare.is_current(self._supervisor, watch):
                 instance = self._supervisor.instances[watch.incarnation]
-                answer = await self._ask(instance, watch.check)
+                answer = await self.ask(instance, watch.check)
         finally:
             self._under_way -= 1
             self._changed.set()
         healthcare.answered(self._supervisor, watch, answer, trio.current_time())
         self._wake()
 
-    async def _ask(self, instance: Instance, check: HealthCheck) -> Answer | None:
+    async def ask(self, instance: Instance, check: HealthCheck) -> Answer | None:
+        """Make a check now; None when its daemon did not answer, so that nothing is known."""
         try:
             if check.kind is HealthKind.COMMAND:
                 return await self._run(instance, check)
@@ -137,20 +140,35 @@ class Checker:
     # --- networks ------------------------------------------------------------------------------
 
     async def _ask_network(self, instance: Instance, check: HealthCheck) -> Answer:
+        if instance.attachments:
+            return await self._ask_inside(instance, check)
         address = self._address_of(instance)
-        if not address and instance.attachments:
-            said = "the node has no way into its tenant network: have a command check it"
-            return Answer(good=False, said=said)
         if not address:
             # A VM's address is known once it has asked for one: the next list may have it.
             self._supervisor.actions.relists.add(instance.driver)
             return Answer(good=False, said="it has no address yet")
         try:
-            stream = await trio.open_tcp_stream(address, check.port)
-            async with stream:
-                if check.kind is HealthKind.TCP:
-                    return Answer(good=True)
-                return await _ask_http(stream, address, check)
+            return await _ask_stream(
+                await trio.open_tcp_stream(address, check.port), address, check
+            )
+        except (OSError, trio.BrokenResourceError) as error:
+            return Answer(good=False, said=f"{address}:{check.port}: {_why(error)}")
+
+    async def _ask_inside(self, instance: Instance, check: HealthCheck) -> Answer:
+        """Ask in the instance's own namespace, at its own address: the node has no way there."""
+        driver = self._drivers.get(instance.driver)
+        if not isinstance(driver, Enclosing):
+            said = "the node has no way into its tenant network: have its guest agent checked"
+            return Answer(good=False, said=said)
+        given = [one.partition("/")[0] for port in instance.attachments for one in port.addresses]
+        address = next((one for one in given if ":" not in one), given[0])
+        namespace = await driver.network_namespace(instance.incarnation)
+        opened = await trio.to_thread.run_sync(_socket_in, namespace, ":" in address)
+        try:
+            # Where it was made is where it is, whichever thread uses it.
+            with trio.socket.from_stdlib_socket(opened) as asking:
+                await asking.connect((address, check.port))
+                return await _ask_stream(trio.SocketStream(asking), address, check)
         except (OSError, trio.BrokenResourceError) as error:
             return Answer(good=False, said=f"{address}:{check.port}: {_why(error)}")
 
@@ -162,6 +180,22 @@ class Checker:
         if on_host and template.container.network == "host":  # type: ignore[union-attr]  # seen just now
             return "127.0.0.1"
         return ""
+
+
+def _socket_in(namespace: str, is_v6: bool) -> socket.socket:  # noqa: FBT001 - for a thread, which takes no names
+    from swarmctl.net.plugging import links
+
+    with links.inside(namespace):
+        made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_STREAM)
+    made.settimeout(0.0)
+    return made
+
+
+async def _ask_stream(stream: trio.SocketStream, address: str, check: HealthCheck) -> Answer:
+    async with stream:
+        if check.kind is HealthKind.TCP:
+            return Answer(good=True)
+        return await _ask_http(stream, address, check)
 
 
 async def _ask_http(stream: trio.SocketStream, address: str, check: HealthCheck) -> Answer:

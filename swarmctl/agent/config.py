@@ -37,6 +37,7 @@ class AgentConfig:
         libvirt_uri: libvirt's connection.
         images: the folder that relative disk images and kernels are in.
         ovs: where the database of this node's Open vSwitch listens.
+        bridges: physical network to the bridge of this node's that is on it.
         trunk: the interface that is the port of the VM that this node is; empty on a machine.
         parent: which VM this node is: its port, its incarnation, or its name.
         sim_bulk: launch simulated instances in bulk calls (benchmarks).
@@ -55,6 +56,7 @@ class AgentConfig:
     images: Path | None = None
     sim_bulk: bool = False
     ovs: str = DEFAULT_REMOTE
+    bridges: dict[str, str] = field(factory=dict)
     trunk: str = ""
     parent: str = ""
 
@@ -162,4 +164,4 @@ def make_plugs(config: AgentConfig, owner: Owner) -> Plugs:
     """What plugs this node's instances into tenant networks."""
     if config.trunk:
         return TrunkPlugs(owner.cluster_id, owner.node, config.trunk)
-    return OvsPlugs(owner.cluster_id, owner.node, config.ovs)
+    return OvsPlugs(owner.cluster_id, owner.node, config.ovs, bridges=config.bridges)

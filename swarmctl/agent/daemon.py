@@ -35,7 +35,7 @@ from swarmctl.agent.handlers import handlers
 from swarmctl.agent.journal import Journal, open_journal
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.relays import Relays
-from swarmctl.agent.session import Session, process_name
+from swarmctl.agent.session import Session
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.timeline import Timelines
 from swarmctl.agent.tracing import Tracing
@@ -68,7 +68,7 @@ class Edges:
     random: random.Random
     wall: Callable[[], float] = time.time
     look: Callable[[Path], facts.Machine] = facts.look
-    process_name: Callable[[], str] = process_name
+    process_name: Callable[[], str] = facts.process_name
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
     boottime_ns: Callable[[], int] = guard.boottime_ns
     make_plugs: Callable[[AgentConfig, Owner], Plugs | None] = lambda *_: None
@@ -374,7 +374,7 @@ class Agent:
         now = trio.current_time()
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
-        network = await self.attaching.look() if self.attaching is not None else ""
+        network = await self.attaching.look() if self.attaching is not None else {}
         short = descriptors.shortage()
         try:
             machine = self._edges.look(self._config.data)

@@ -35,6 +35,8 @@ MEMORY_FREE_MIN: Final = 0.02
 # So many times that has to be free again, so that a node does not fall sick and heal in turns.
 PRESSURE_RELIEF: Final = 1.5
 
+_NO_NETWORK: Final[Mapping[str, str]] = {}
+
 MEMINFO: Final = Path("/proc/meminfo")
 
 
@@ -87,6 +89,11 @@ def _meminfo(text: str) -> dict[str, int]:
     return found
 
 
+def process_name() -> str:
+    """This process, for an operator who looks for it."""
+    return f"process {os.getpid()} on {os.uname().nodename}"
+
+
 def machine_labels() -> dict[str, str]:
     """Labels that every node has."""
     kernel = platform.release()
@@ -103,12 +110,12 @@ def node_facts(
     machine: Machine,
     health: Mapping[str, Health],
     process: str,
-    network: str = "",
+    network: Mapping[str, str] = _NO_NETWORK,
 ) -> NodeFacts:
     """The facts of a hello.
 
     ``process`` names this process for operators; ``network`` is what instances are plugged into, or
-    why they cannot be.
+    why they cannot be, and what OVN calls the node.
     """
     capacity = {
         "cpu_millis": machine.cpus * 1000,
@@ -130,7 +137,7 @@ def node_facts(
         release=swarmctl.__version__,
         parent=settings.parent,
         address=settings.address,
-        facts={"process": process} | ({"network": network} if network else {}),
+        facts={"process": process, **network},
     )
 
 

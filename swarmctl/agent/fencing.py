@@ -30,6 +30,7 @@ from swarmctl.agent.actions import Actions
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.drivers.api import DriverEvent, EventKind
 from swarmctl.agent.supervisor import Supervisor
+from swarmctl.proto import limits
 from swarmctl.proto.errors import EnvironmentFault
 
 _log = structlog.get_logger(__name__)
@@ -48,6 +49,9 @@ GUARD_START_S: Final = 5.0
 GUARD_END_S: Final = 1.0
 # A start has to be over well before the lease: starts take a second, and a few on a busy machine.
 LEASE_LEFT_MIN_S: Final = 5.0
+# Where nothing is fenced a lease is for what may be started: with so much left it need not be
+# renewed at every heartbeat.
+LEASE_WILL_DO_S: Final = LEASE_LEFT_MIN_S + 3 * limits.HEARTBEAT_S
 # Times that the folder is made when others remove it. What is new is left for a minute, so once
 # is enough; where nothing is (tests) any of them may be hit, and the next one may not.
 OPENED_MAX: Final = 100
@@ -73,6 +77,11 @@ class Fence(Protocol):
     @property
     def left_s(self) -> float:
         """How long the lease holds yet; negative past it."""
+        ...
+
+    @property
+    def has_listed(self) -> bool:
+        """Whether there is something that it would end."""
         ...
 
     def renew(self, until_ns: int) -> None:
@@ -116,6 +125,12 @@ class Leases:
     def is_guarded(self) -> bool:
         """Whether a guard lives on this node."""
         return self._fence is not None and self._fence.is_alive
+
+    @property
+    def will_do(self) -> bool:
+        """Whether nothing would be lost if the lease were renewed some heartbeats later."""
+        fence = self._fence
+        return fence is None or (fence.left_s > LEASE_WILL_DO_S and not fence.has_listed)
 
     def sent(self, sequence: int) -> None:
         """A heartbeat is about to be sent."""
@@ -172,6 +187,11 @@ class GuardFence:
         """How long the lease holds yet; negative past it."""
         return (self._page[guard.LEASE_NS] - self._now_ns()) / guard.NS
 
+    @property
+    def has_listed(self) -> bool:
+        """See Fence."""
+        return any(self._list.glob("*"))
+
     def renew(self, until_ns: int) -> None:
         """See Fence."""
         if until_ns > self._page[guard.LEASE_NS]:
@@ -210,7 +230,7 @@ class GuardFence:
                 await trio.sleep(LOOK_S)
         finally:
             # Nor when the folder was removed with all that the agent had.
-            if not any(self._list.glob("*")):
+            if not self.has_listed:
                 await self._dissolve()
 
     async def _dissolve(self) -> None:

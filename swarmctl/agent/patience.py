@@ -5,6 +5,9 @@ handshake, a hello with all that the node has, and an assignment of all that it 
 thousands leave at once that is what keeps it from answering the others.  So the first silence is
 noticed soon, and each one after it, of the same controller, waits twice as long: until it answers
 as it should again.  Another controller begins afresh.
+
+The only controller there is gets half a minute at once: nothing is won by leaving it.  It need not
+answer each heartbeat, either.
 """
 
 from typing import Final
@@ -27,8 +30,13 @@ class Patience:
     _times: int = 1
     _answers: int = 0
 
-    def allowed_s(self, endpoint: str, *, is_open: bool) -> float:
-        """Seconds that the controller at ``endpoint`` may be silent; is a session open with it?"""
+    def allowed_s(self, endpoint: str, *, is_open: bool, is_only: bool) -> float:
+        """Seconds that the controller at ``endpoint`` may be silent.
+
+        ``is_open`` says whether a session with it is, ``is_only`` that there is no other.
+        """
+        if is_only:
+            return limits.ONLY_CONTROLLER_SILENT_S
         usual_s = limits.CONTROLLER_SILENT_S if is_open else limits.HANDSHAKE_S
         return usual_s * (self._times if endpoint == self._endpoint else 1)
 
@@ -43,3 +51,8 @@ class Patience:
         self._answers += 1
         if self._answers >= ANSWERS_MIN:
             self._times = 1
+
+
+def is_content(heard_s: float, *, is_only: bool) -> bool:
+    """Whether a controller that was heard so many seconds ago need not answer a heartbeat now."""
+    return is_only and heard_s < limits.UNHEARD_S

@@ -6,7 +6,6 @@ and keeps time.  A connection's tasks live in a nursery of their own, which ends
 """
 
 import math
-import os
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -20,7 +19,7 @@ from swarmctl.agent import assignment
 from swarmctl.agent.alarms import Alarm, Alarms
 from swarmctl.agent.fencing import Leases
 from swarmctl.agent.outbox import Outbox
-from swarmctl.agent.patience import Patience
+from swarmctl.agent.patience import Patience, is_content
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import (
@@ -332,8 +331,10 @@ class Session:
         now = trio.current_time()
         # What kept us from waking kept us from reading: that is not the controller's silence.
         self._heard_at = min(now, self._heard_at + now - due)
-        endpoint = self._link.endpoint
-        if now - self._heard_at > self._patience.allowed_s(endpoint, is_open=self.machine.is_open):
+        endpoint, is_only = self._link.endpoint, not self._link.has_others
+        is_open = self.machine.is_open
+        allowed_s = self._patience.allowed_s(endpoint, is_open=is_open, is_only=is_only)
+        if now - self._heard_at > allowed_s:
             _log.warning("controller is silent", endpoint=endpoint)
             self._patience.silent(endpoint)
             self._feed(SessionEvent.SILENT)
@@ -347,6 +348,8 @@ class Session:
             self._send(nudge)
         self._sequence += 1
         self._leases.sent(self._sequence)
+        heard_s = trio.current_time() - self._heard_at
+        quiet = self._leases.will_do and is_content(heard_s, is_only=not self._link.has_others)
         self._send(
             Heartbeat(
                 self._sequence,
@@ -357,6 +360,7 @@ class Session:
                 self._leases.is_guarded,
                 self._wall(),
                 self._supervisor.version,
+                quiet,
             )
         )
 
@@ -493,8 +497,3 @@ class Session:
         else:
             _log.info("refused for now", error=str(error))
             self._feed(SessionEvent.REFUSED)
-
-
-def process_name() -> str:
-    """This process, for an operator who looks for it."""
-    return f"process {os.getpid()} on {os.uname().nodename}"

@@ -231,14 +231,21 @@ def _port_taken(group: BaseExceptionGroup[Any]) -> EnvironmentFault:
     metavar="REMOTE",
     help="Where Open vSwitch's database listens.",
 )
+@click.option(
+    "--bridge",
+    "bridges",
+    multiple=True,
+    metavar="PHYS=BRIDGE",
+    help="A physical network, and the bridge of Open vSwitch that its NIC is on.",
+)
 @click.option("--trunk", default="", metavar="INTERFACE", help="In a VM: its port, for pods.")
 @click.option("--parent", default="", metavar="VM", help="In a VM: which one; its port, or web.1.")
 @click.option(
     "--seed",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="In a VM with trunk: true: swarmctl.json of its seed disk, in place of --controller, "
-    "--join, --name, --trunk and --parent.",
+    help="In a VM with trunk: true: its seed disk (/dev/disk/by-label/cidata), or swarmctl.json of "
+    "it, in place of --controller, --join, --name, --trunk and --parent.",
 )
 @_supervised
 def agent(
@@ -254,6 +261,7 @@ def agent(
     docker_host: str,
     libvirt_uri: str,
     ovs: str,
+    bridges: tuple[str, ...],
     trunk: str,
     parent: str,
     seed: Path | None,
@@ -280,6 +288,7 @@ def agent(
         "docker_host": docker_host,
         "libvirt_uri": libvirt_uri,
         "ovs": ovs,
+        "bridges": dict(options.key_value("--bridge", text) for text in bridges),
         "trunk": trunk,
         "parent": parent,
         "images": images,
@@ -294,7 +303,7 @@ def agent(
         config = AgentConfig(**parts)
         check_drivers(config)  # Before a join token is spent on it.
         if seed is not None:
-            from swarmctl.agent.guest import told_by
+            from swarmctl.agent.guest import keep_way, told_by
 
             config = await told_by(seed, config)
 
@@ -302,6 +311,8 @@ def agent(
             await run_agent(config, task_status=task_status)
 
         async with trio.open_nursery() as nursery:
+            if seed is not None:
+                nursery.start_soon(keep_way, seed)
             await nursery.start(run)
             task_status.started({})
 

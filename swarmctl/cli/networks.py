@@ -19,7 +19,8 @@ from swarmctl.spec.networks import MTU_MAX, NetworkDefinition, check_definition
 
 def _provider(row: Row) -> str:
     vlan = f", VLAN {row['vlan']}" if row["vlan"] else ""
-    return f"{row['provider']}{vlan}" if row["provider"] else ""
+    uplink = ", uplink" if row.get("uplink") else ""
+    return f"{row['provider']}{vlan}{uplink}" if row["provider"] else ""
 
 
 NETWORK_COLUMNS: Final = (
@@ -64,9 +65,19 @@ def network_ls(ctx: click.Context, output: str) -> None:
     metavar="ADDRESS",
     help="The subnet's first unless given.",
 )
+@click.option(
+    "--ip-range",
+    "ip_ranges",
+    multiple=True,
+    metavar="CIDR",
+    help="Addresses are chosen from this part of the subnet.",
+)
 @click.option("--mtu", type=click.IntRange(0, MTU_MAX), default=0, help="All that fits, or less.")
-@click.option("--provider", default="", metavar="PHYS", help="A physical network to put it on.")
+@click.option(
+    "--provider", default="", metavar="PHYS[:VLAN]", help="A physical network to put it on."
+)
 @click.option("--vlan", type=click.IntRange(0, 4094), default=0, help="On the provider.")
+@click.option("--uplink", is_flag=True, help="The way out of all other networks: with --provider.")
 @click.option("--routed", is_flag=True, help="Reached from the tenant's other routed networks.")
 @click.option("--internal", is_flag=True, help="No way out.")
 @click.option("--no-port-security", is_flag=True, help="Ports may send from any address.")
@@ -77,22 +88,23 @@ def network_create(
     name: str,
     subnets: tuple[str, ...],
     gateways: tuple[str, ...],
+    ip_ranges: tuple[str, ...],
     mtu: int,
     provider: str,
     vlan: int,
+    uplink: bool,
     routed: bool,
     internal: bool,
     no_port_security: bool,
     output: str,
 ) -> None:
     """Make a network that services can be plugged into: run --network NAME."""
-    if vlan and not provider:
-        raise InvalidSpec("a VLAN is on a provider", "--vlan", "add --provider PHYS")
     definition = NetworkDefinition(
         check_tenant_network(name),
-        subnets=_subnets(subnets, gateways),
+        subnets=_with_ranges(_subnets(subnets, gateways), ip_ranges),
         mtu=mtu,
-        provider=Provider(check_network_name(provider), vlan) if provider else None,
+        provider=_provider_of(provider, vlan),
+        uplink=uplink,
         port_security=not no_port_security,
         routed=routed,
         internal=internal,
@@ -109,6 +121,35 @@ def network_create(
         return
     print(made["network"])
     say_what_is_missing([made])
+
+
+def _provider_of(text: str, vlan: int) -> Provider | None:
+    """``physnet1``, or with its VLAN as ``physnet1:30``."""
+    name, _, tag = text.partition(":")
+    if not name:
+        if vlan or tag:
+            raise InvalidSpec("a VLAN is on a provider", "--vlan", "add --provider PHYS")
+        return None
+    if tag:
+        if vlan or not tag.isdecimal():
+            raise InvalidSpec(f'"{text}" is not PHYS:VLAN', "--provider", "such as physnet1:30")
+        vlan = int(tag)
+    return Provider(_located("--provider", check_network_name, name), vlan)
+
+
+def _with_ranges(subnets: tuple[Subnet, ...], ranges: tuple[str, ...]) -> tuple[Subnet, ...]:
+    """Each subnet with the range that is in it."""
+    found = list(subnets)
+    for text in ranges:
+        for place, one in enumerate(found):
+            try:
+                found[place] = subnet(one.cidr, one.gateway, text)
+                break
+            except InvalidSpec:
+                continue  # It is in another of them, or in none.
+        else:
+            raise InvalidSpec(f"{text} is a range in none of the subnets", "--ip-range")
+    return tuple(found)
 
 
 def _subnets(subnets: tuple[str, ...], gateways: tuple[str, ...]) -> tuple[Subnet, ...]:

@@ -60,6 +60,9 @@ _FILE_MAX_BYTES: Final = 1024 * 1024
 )
 @click.option("--ip", default="", metavar="ADDRESS", help="Its address on the first of them.")
 @click.option("--network-alias", "network_aliases", multiple=True, metavar="NAME")
+@click.option(
+    "--floating", default="", metavar="auto|ADDRESS", help="Reached from outside, at the uplink's."
+)
 @click.option("-l", "--label", "labels", multiple=True, metavar="K=V")
 @click.option(
     "--restart", default="", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped."

@@ -34,6 +34,7 @@ SERVICE_COLUMNS: Final = (
     column("DESIRED", "desired", is_state=True),
     column("IMAGE", "image", may_cut=True),
     column("STACK", "stack"),
+    Column("FLOATING", lambda row: row.get("floating", ""), wide=True),
     column("REVISION", "revision", wide=True),
     age_column("CREATED", "created"),
     age_column("UPDATED", "updated", wide=True),

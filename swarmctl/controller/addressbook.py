@@ -8,7 +8,7 @@ claim one (two sources may disagree after a takeover) the first has it.
 
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 from attrs import define, field, frozen
@@ -22,6 +22,10 @@ from swarmctl.proto.errors import Conflict, InvalidSpec, NothingFits, UserError
 # A subnet of IPv6 has more addresses than programs that read JSON can count to.
 _SHOWN_MAX: Final = (1 << 53) - 1
 _log = structlog.get_logger(__name__)
+
+
+# An address of its own of a service: the holder, the network, and the address.
+Own: TypeAlias = tuple[str, NetworkKey, str]
 
 
 @frozen
@@ -125,6 +129,16 @@ class AddressBook:
         self._holders[record.key, address] = holder
         return address
 
+    def take(self, record: NetworkRecord, address: str, holder: str) -> None:
+        """That address, whichever part of the network's subnets it is in.
+
+        Raises:
+            Conflict: it is taken, or in no subnet.
+            InvalidSpec: nothing can have it: it is the gateway's, or names the subnet itself.
+        """
+        _reserve(self._pools_of(record), address, record.title)
+        self._holders[record.key, address] = holder
+
     def give_vlan(self, parent: str) -> int:
         """A VLAN that nothing else on the trunk has.
 
@@ -188,8 +202,9 @@ def _any(pools: Sequence[AddressPool]) -> tuple[str, Subnet]:
     for pool in pools:
         if pool.taken < pool.size:
             return pool.give(), pool.subnet
+    subnets = [pool.subnet for pool in pools]
     raise NothingFits(
-        f"no address of {', '.join(pool.subnet.cidr for pool in pools)} is free",
+        f"no address of {', '.join(one.ip_range or one.cidr for one in subnets)} is free",
         hint="scale something down, or give the network another subnet",
     )
 

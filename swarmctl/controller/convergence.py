@@ -27,9 +27,10 @@ _NODES_A_TURN: Final = 500
 # What has arrived is taken in first: agents that are not answered in time begin anew, and that
 # costs more than what they are told here. A flood must not keep the nodes from being told at all.
 _GIVE_WAY_S: Final = 0.1
-# While there is more to place, nodes are told when each has so many new instances on average: a
-# message costs as much as ten instances.
-_DISPATCH_A_NODE: Final = 20
+# While there is more to place, nodes are told when each has so many new instances on average, and
+# each further time when there are as many again as they were told of so far: a message costs as
+# much as ten instances, so the first is to be soon, and the later ones few and large.
+_DISPATCH_A_NODE: Final = 50
 
 
 async def gather(cluster: Cluster, idle: Callable[[], Awaitable[None]]) -> None:
@@ -53,12 +54,13 @@ async def gather(cluster: Cluster, idle: Callable[[], Awaitable[None]]) -> None:
 
 async def converge(cluster: Cluster) -> None:
     """Place what wants a node, and tell the nodes, until nothing is dirty."""
-    told = cluster.reconciler.assigned
+    began = told = cluster.reconciler.assigned
     more = True
     while more:
         more = cluster.reconciler.cycle(_SLOTS_A_TURN)
         waiting = cluster.reconciler.assigned - told
-        if more and waiting < _DISPATCH_A_NODE * len(cluster.state.nodes):
+        enough = max(_DISPATCH_A_NODE * len(cluster.state.nodes), told - began)
+        if more and waiting < enough:
             await cluster.listening.catch_up(_GIVE_WAY_S)
             continue
         told = cluster.reconciler.assigned

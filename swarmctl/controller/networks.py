@@ -20,6 +20,7 @@ from swarmctl.net.model import Network, SecurityGroup, Subnet
 from swarmctl.net.mtu import check_mtu, payload_mtu
 from swarmctl.proto.errors import Conflict, NotFound
 from swarmctl.spec.attachments import check_uses
+from swarmctl.spec.floating import AUTO
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.names import did_you_mean
 from swarmctl.spec.networks import NetworkDefinition, check_definition
@@ -36,7 +37,8 @@ class NetworkRecord:
     """A tenant network: what was asked for, and what was chosen for it.
 
     ``subnets`` and ``mtu`` are those of the definition, or what the controller chose in their
-    place; they stay, whatever is chosen for others later.
+    place; they stay, whatever is chosen for others later.  ``routers`` are the addresses that the
+    tenants' routers have on it, by tenant, if it is the uplink.
     """
 
     definition: NetworkDefinition
@@ -44,6 +46,7 @@ class NetworkRecord:
     mtu: int
     created_at: float
     updated_at: float
+    routers: dict[str, str] = field(factory=dict)
 
     @property
     def key(self) -> NetworkKey:
@@ -68,6 +71,7 @@ class NetworkRecord:
             routed=asked.routed,
             provider=asked.provider,
             resolvers=asked.resolvers,
+            internal=asked.internal,
         )
 
 
@@ -105,6 +109,11 @@ class NetworkTable:
             raise self._unknown(key, f"no network {key[1]!r}", "")
         return found
 
+    @property
+    def uplink(self) -> NetworkRecord | None:
+        """The network that all others have their way out by; None without one."""
+        return next((one for one in self.records.values() if one.definition.uplink), None)
+
     def _unknown(self, key: NetworkKey, what: str, where: str) -> NotFound:
         known = [name for tenant, name in self.records if tenant == key[0]]
         otherwise = "'swarmctl network ls' lists the networks there are"
@@ -134,6 +143,10 @@ class NetworkTable:
                 raise self._unknown(key, f"there is no network {use.network!r}", spec.name)
             for address in use.addresses:
                 subnet_of(record, address)
+            if spec.floating and use is spec.template.networks[0]:
+                every = {**self.records, **(coming or {})}
+                uplink = next((one for one in every.values() if one.definition.uplink), None)
+                check_floating_place(spec, record, uplink)
 
     @contextmanager
     def using(self, spec: ServiceSpec) -> Iterator[None]:
@@ -144,6 +157,8 @@ class NetworkTable:
         """
         self.check_service(spec)
         keys = [(spec.tenant, use.network) for use in spec.template.networks]
+        if spec.floating and self.uplink is not None:
+            keys.append(self.uplink.key)
         self._used.update(keys)
         try:
             yield
@@ -205,11 +220,12 @@ class NetworkTable:
                     raise NotFound(f"there is no security group {name!r}", f"network {asked.name}")
             record = self._settle_one(asked, after, now)
             before = after.get(asked.key)
-            if before is not None and asked.key in used:
+            if before is not None and (asked.key in used or before.routers):
                 check_change(before, record)
             after[asked.key] = record
             settled.append(record)
         check_overlaps(record.network for record in after.values())
+        _check_one_uplink(after.values())
         return settled
 
     def _settle_one(
@@ -238,24 +254,36 @@ class NetworkTable:
         return evolve(before, definition=asked, subnets=subnets, mtu=mtu, updated_at=now)
 
 
+def _check_one_uplink(records: Iterable[NetworkRecord]) -> None:
+    found = [one for one in records if one.definition.uplink]
+    if len(found) > 1:
+        raise Conflict(
+            f"network {found[0].title} is the uplink already, and there is one in a cluster",
+            f"network {found[1].title}",
+            "leave uplink out, or remove the other first",
+        )
+
+
 def check_change(before: NetworkRecord, after: NetworkRecord) -> None:
     """Refuse what the ports of a network that is in use would not survive.
 
     Raises:
         Conflict: saying which field it is.
     """
-    kept = all(one in after.subnets for one in before.subnets)
+    places = {(one.cidr, one.gateway) for one in after.subnets}
+    kept = all((one.cidr, one.gateway) in places for one in before.subnets)
     provider = before.definition.provider == after.definition.provider
     for field_, unchanged in (
         ("subnet", kept),
         ("mtu", before.mtu == after.mtu),
         ("provider", provider),
+        ("uplink", before.definition.uplink == after.definition.uplink),
     ):
         if not unchanged:
             raise Conflict(
-                f"its {field_} cannot change while instances are on it",
+                f"its {field_} cannot change while something is on it",
                 f"network {before.title}",
-                "remove its services first, or make another network",
+                "remove what is on it first, or make another network",
             )
 
 
@@ -275,6 +303,37 @@ def subnet_of(record: NetworkRecord, address: str) -> Subnet:
     )
 
 
+def check_floating_place(
+    spec: ServiceSpec, first: NetworkRecord, uplink: NetworkRecord | None
+) -> None:
+    """Refuse a floating address that cannot be.
+
+    Args:
+        spec: the service.
+        first: the network of its default route.
+        uplink: of the cluster; None without one.
+
+    Raises:
+        Conflict: there is no uplink, the address is not of it, or the network has no way out.
+    """
+    if uplink is None:
+        raise Conflict(
+            "a floating address is one of the uplink's, and there is no uplink",
+            spec.name,
+            "make it: swarmctl network create outside --uplink --provider PHYS --subnet CIDR",
+        )
+    asked = first.definition
+    if asked.internal or asked.provider is not None:
+        why = "internal" if asked.internal else "on a provider, with no router of ours"
+        raise Conflict(
+            f"no floating address leads to network {asked.name}, which is {why}",
+            spec.name,
+            "put a network before it that has its way out by the uplink",
+        )
+    if spec.floating != AUTO:
+        subnet_of(uplink, spec.floating)
+
+
 def changes(before: NetworkRecord, after: NetworkRecord) -> list[list[object]]:
     """What differs, as ``diff`` shows it: path, before, after, whether instances are made anew."""
     found: list[list[object]] = []
@@ -289,7 +348,8 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_shown, value)) or "(none)"
     if isinstance(value, Subnet):
-        return f"{value.cidr} via {value.gateway}"
+        within = f", of them {value.ip_range}" if value.ip_range else ""
+        return f"{value.cidr} via {value.gateway}{within}"
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)

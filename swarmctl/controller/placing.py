@@ -4,12 +4,14 @@ The scheduler's snapshot is an index over :class:`~swarmctl.controller.state.Clu
 module keeps it by change, and can rebuild it from the state at any time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 from swarmctl.controller.instance import Instance, scheduler_key
+from swarmctl.controller.networks import NetworkKey
 from swarmctl.controller.state import ClusterState, Node, Service
+from swarmctl.controller.uplinks import CHASSIS, PHYSICAL, maps
 from swarmctl.proto.errors import InvalidSpec, ProtocolError
 from swarmctl.proto.messages import NodeFacts
 from swarmctl.proto.states import NodeState
@@ -26,8 +28,11 @@ _GUARDED: Final = f"node.labels.{GUARD_LABEL} == alive"
 # And by this those that can plug instances into tenant networks; without OVN none has to.
 NETWORK_LABEL: Final = "swarmctl/network"
 _PLUGGABLE: Final = f"node.labels.{NETWORK_LABEL} == there"
+# And by this those that cannot, for a network on a provider that they do not map to a bridge.
+_MAPPED: Final = "swarmctl/network/"
 # How an agent's fact "network" begins where there is no switch to plug into.
 _NO_SWITCH: Final = "none"
+_NO_PROVIDERS: Final[Mapping[NetworkKey, str]] = {}
 
 
 @lru_cache(maxsize=4096)
@@ -67,7 +72,11 @@ def _constraints(spec: ServiceSpec) -> tuple[str, ...]:
     constraints, template = spec.placement.constraints, spec.template
     if template.fenced:
         constraints = (*constraints, _GUARDED)
-    return (*constraints, _PLUGGABLE) if template.networks else constraints
+    if template.networks:
+        named = (f"{_MAPPED}{spec.tenant}/{use.network}" for use in template.networks)
+        mapped = (f"node.labels.{label} != unmapped" for label in named)
+        return (*constraints, _PLUGGABLE, *mapped)
+    return constraints
 
 
 def _apart(service: Service) -> tuple[Affinity, ...]:
@@ -91,8 +100,17 @@ def _terms(tenant: str, terms: tuple[AffinityTerm, ...]) -> tuple[Affinity, ...]
     )
 
 
-def row_for(node: Node, *, plugging: bool = False) -> SchedulerNode:
-    """The scheduler's form of a node; ``plugging`` says that there are tenant networks."""
+def row_for(
+    node: Node, *, plugging: bool = False, providers: Mapping[NetworkKey, str] = _NO_PROVIDERS
+) -> SchedulerNode:
+    """The scheduler's form of a node.
+
+    Args:
+        node: the node.
+        plugging: there are tenant networks.
+        providers: the physical network of each that needs one. An agent that does not tell what its
+            node maps (an older one, or one in a VM) is taken to map them all.
+    """
     reason = unschedulable_reason(node)
     unpluggable = plugging and node.facts.facts.get("network", "").startswith(_NO_SWITCH)
     return SchedulerNode(
@@ -101,6 +119,11 @@ def row_for(node: Node, *, plugging: bool = False) -> SchedulerNode:
         | {
             GUARD_LABEL: "alive" if node.guarded else "none",
             NETWORK_LABEL: "none" if unpluggable else "there",
+        }
+        | {
+            f"{_MAPPED}{tenant}/{name}": "unmapped"
+            for (tenant, name), physical in providers.items()
+            if PHYSICAL in node.facts.facts and not maps(node, physical)
         },
         capacity=node.facts.capacity,
         drivers=frozenset(driver.name for driver in node.facts.drivers if driver.available),
@@ -138,17 +161,32 @@ class Fleet:
     """The scheduler's snapshot, kept in step with the state.
 
     ``plugging`` says that there is an OVN, so that what is on tenant networks goes only where it
-    can be plugged in.
+    can be plugged in; ``remapped`` is called when a node maps other physical networks than before.
     """
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
         self.plugging = False
+        self.remapped: Callable[[], None] = lambda: None
         self._known: set[str] = set()
+        self._providers: Mapping[NetworkKey, str] = {}
+        self._mapping: dict[str, tuple[str, str]] = {}
+
+    def set_providers(self, providers: Mapping[NetworkKey, str]) -> bool:
+        """The physical network of each network that needs one; whether any is new or different.
+
+        The nodes' rows are to be made anew then, by :meth:`node_changed`.
+        """
+        changed = dict(providers) != self._providers
+        self._providers = dict(providers)
+        return changed
 
     def node_changed(self, node: Node) -> None:
         """Its facts, labels or state are different (or it is new)."""
-        row = row_for(node, plugging=self.plugging)
+        row = row_for(node, plugging=self.plugging, providers=self._providers)
+        self._remap(
+            node.name, (node.facts.facts.get(CHASSIS, ""), node.facts.facts.get(PHYSICAL, ""))
+        )
         if node.name in self._known:
             self.snapshot.update_node(row)
         else:
@@ -159,7 +197,13 @@ class Fleet:
         """It was taken out of the registry."""
         if name in self._known:
             self._known.remove(name)
+            self._remap(name, ("", ""))
             self.snapshot.remove_node(name)
+
+    def _remap(self, name: str, mapping: tuple[str, str]) -> None:
+        if self._mapping.get(name, ("", "")) != mapping:
+            self._mapping[name] = mapping
+            self.remapped()
 
     def allocate(self, state: ClusterState, instance: Instance) -> None:
         """Count an adopted instance (placed ones are counted by committing the plan)."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import structlog
 import trio
 
-from swarmctl.controller import records, serviceaddresses
+from swarmctl.controller import floating, records, serviceaddresses, uplinks
 from swarmctl.controller.networks import NetworkKey
 from swarmctl.controller.store.api import Delete, Op, Put
 from swarmctl.controller.subports import is_subport
@@ -121,6 +121,7 @@ class Plane:
         self._ports.changed = self.wake
         self._woken = trio.Event()
         self._connections = 0
+        self._gateways: set[str] = set()
         self._found: Mapping[str, Row] | None = None
         self._told: Mapping[str, Row] = {}
 
@@ -139,6 +140,8 @@ class Plane:
             return "faulty", self.fault, self.fault_since
         if switch_key(*key) not in self._told:
             return "pending", "OVN is about to be told", 0.0
+        if why := uplinks.why_unmapped(self._cluster.state, self._ports.table.get(key)):
+            return "faulty", why, 0.0
         return "ready", "", 0.0
 
     # --- rounds ------------------------------------------------------------------------------
@@ -217,7 +220,7 @@ class Plane:
             self._found = {**aside, **wanted} if aside else wanted
         if operations:
             _log.info("OVN told", operations=len(operations), ports=len(wishes.ports))
-        told = frozenset(serviceaddresses.told_of(one) for one in wishes.services)
+        told = serviceaddresses.told_of(wishes) | floating.told_of(self._cluster.state, wishes)
         freed = serviceaddresses.free_unused(self._cluster.state, told)
         if self._ports.forgotten(leaving) or freed:
             self._cluster.state.capacity_changed = True
@@ -225,12 +228,16 @@ class Plane:
         self._cluster.announce()
 
     def _wishes(self) -> Wishes:
-        table = self._ports.table
+        table, state = self._ports.table, self._cluster.state
+        uplink = uplinks.wish(state, self._gateways)
         return Wishes(
             networks=tuple(one.network for one in table.records.values()),
             groups=tuple(one.group for one in table.groups.values()),
             ports=tuple(self._ports.wishes.values()),
-            services=tuple(serviceaddresses.wishes(self._cluster.state)),
+            services=(*serviceaddresses.wishes(state), *floating.balanced(state)),
+            floating=tuple(floating.translated(state)),
+            uplink=uplink,
+            routers=tuple(uplinks.routers(state)) if uplink is not None else (),
             relays=tuple(self._relays()),
         )
 
@@ -265,7 +272,8 @@ class Plane:
             self._ports.drop_unclaimed()
 
     def _learn(self, found: Mapping[str, Row]) -> None:
-        """Ports of which no node has told yet keep what they have."""
+        """Ports of which no node has told yet keep what they have; so do gateways."""
+        self._gateways = uplinks.chassis_of(found.values())
         for row in found.values():
             wish = port_of(self._cluster.state.cluster_id, row)
             if wish is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from attrs import Factory, define, evolve, field
 
-from swarmctl.controller.addressbook import AddressBook, Held
+from swarmctl.controller.addressbook import AddressBook, Held, Own
 from swarmctl.controller.networks import NetworkKey, NetworkRecord, NetworkTable, subnet_of
 from swarmctl.controller.subports import Subports, held
 from swarmctl.net.model import PortWish, Subnet
@@ -43,7 +43,7 @@ class Ports:
     the ports that should be, and those whose rows are still to go.  ``unclaimed`` are names of
     ports that only OVN knows of; ``templates`` those of which instances have attachments;
     ``vms`` are the instances that nested nodes are in, by node; ``services`` the addresses of
-    services, by holder and network, ``giving`` those of them that are being written.
+    services, ``giving`` those of them that are being written.
     ``changed`` is called when OVN is to be told something.
     """
 
@@ -57,8 +57,8 @@ class Ports:
     unclaimed: set[str] = field(factory=set)
     vms: "dict[str, Instance]" = field(factory=dict)
     changed: Callable[[], None] = lambda: None
-    services: dict[tuple[str, NetworkKey], str] = field(factory=dict)
-    giving: set[tuple[str, NetworkKey]] = field(factory=set)
+    services: set[Own] = field(factory=set)
+    giving: set[Own] = field(factory=set)
     templates: set[bytes] = field(factory=set)
     book: AddressBook = field(factory=AddressBook)
     subports: Subports = Factory(

@@ -11,6 +11,7 @@ never jobs, whose work would be lost, fenced instances, or what keeps data on it
 
 After a node has joined nothing happens for a while (others may follow), then a little at a time,
 and only while nodes differ by twice of what suffices on request.  One that comes back is not new.
+While much is being launched it waits: loads are uneven then, and everybody is busy.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from swarmctl.controller.availability import may_leave, serves
 from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.placing import Fleet, request_for
 from swarmctl.controller.state import ClusterState, Service
+from swarmctl.proto.states import InstanceState
 from swarmctl.scheduler import Move, Request, Resident, plan_moves
 from swarmctl.scheduler.rebalance import MARGIN
 from swarmctl.spec.models import ServiceSpec
@@ -34,6 +36,9 @@ _STEP_EVERY_GENTLY_S: Final = 5.0
 # Nodes join in groups, and are found wanting in their first minute if ever.
 _QUIET_S: Final = 60.0
 _MARGIN_GENTLE: Final = 2 * MARGIN
+# When more than this share of all instances is under way to run, much is being launched.
+_LAUNCHING_SHARE_MAX: Final = 0.01
+_LAUNCHING: Final = (InstanceState.ASSIGNED, InstanceState.PREPARING, InstanceState.STARTING)
 # What has not left its node by then does not hold up the others.
 _PATIENCE_S: Final = 120.0
 
@@ -86,6 +91,8 @@ class Rebalancing:
         if errand is None or now < errand.due or self._waits(now):
             return 0
         errand.due = now + (_STEP_EVERY_GENTLY_S if errand.gently else _STEP_EVERY_S)
+        if errand.gently and self._much_is_launched():
+            return 0
         at_once, margin = (_AT_ONCE_GENTLY, _MARGIN_GENTLE) if errand.gently else (_AT_ONCE, MARGIN)
         moves = self._planned(at_once, margin, patient=False)
         for instance, move in moves:
@@ -97,6 +104,10 @@ class Rebalancing:
         if not moves and not self._planned(1, margin, patient=True):
             self._errand = None
         return len(moves)
+
+    def _much_is_launched(self) -> bool:
+        tally = self._state.tally
+        return sum(tally[one] for one in _LAUNCHING) > _LAUNCHING_SHARE_MAX * sum(tally)
 
     def _waits(self, now: float) -> bool:
         """Whether what was moved last is still where it was."""

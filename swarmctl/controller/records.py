@@ -78,7 +78,8 @@ class ServiceRecord:
     ``revision`` counts changes of the spec, ``generation`` restarts of the whole service;
     ``completed`` are the slots of a job that have succeeded; ``previous`` is the spec before the
     last change, for ``service rollback``.  ``addresses`` are the service's own, by network: its
-    published ports are reached there, whichever instances there are.
+    published ports are reached there, whichever instances there are.  ``floating`` is the address
+    of the uplink that it has, if it asks for one.
     """
 
     spec: ServiceSpec
@@ -91,6 +92,7 @@ class ServiceRecord:
     completed: SlotSet = field(factory=SlotSet, converter=slot_set)
     previous: ServiceSpec | None = None
     addresses: dict[str, str] = field(factory=dict)
+    floating: str = ""
 
     @property
     def untouched(self) -> bool:

@@ -5,38 +5,24 @@ for as long as it is there; OVN shares the load among the instances.  Like those
 address is free again once OVN no longer answers there: :func:`free_unused`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from swarmctl.controller.addressbook import Held
-from swarmctl.controller.networks import NetworkKey
+from swarmctl.controller.addressbook import Held, Own
+from swarmctl.controller.floating import floated, owned
 from swarmctl.controller.ports import Ports
 from swarmctl.controller.records import ServiceRecord
 from swarmctl.controller.state import ClusterState
-from swarmctl.net.model import Protocol, PublishedPort, ServiceAddress
+from swarmctl.net.model import ServiceAddress, Wishes
 from swarmctl.proto.errors import Busy
+from swarmctl.spec.floating import published
 from swarmctl.spec.models import ServiceSpec
 
 if TYPE_CHECKING:
     from swarmctl.controller.cluster import Cluster
-
-
-def published(spec: ServiceSpec) -> tuple[PublishedPort, ...]:
-    """The ports that the service's addresses answer on; those of SCTP are not among them."""
-    container = spec.template.container
-    if container is None or not spec.template.networks:
-        return ()
-    found = {
-        (one.host_port or one.container_port, one.protocol): PublishedPort(
-            one.host_port or one.container_port, one.container_port, Protocol(one.protocol)
-        )
-        for one in container.ports
-        if one.protocol in (Protocol.TCP, Protocol.UDP)
-    }
-    return tuple(found.values())
 
 
 def addressed(cluster: "Cluster", record: ServiceRecord) -> ServiceRecord:
@@ -56,29 +42,34 @@ def addressed(cluster: "Cluster", record: ServiceRecord) -> ServiceRecord:
         if use.network not in addresses:
             key = (record.spec.tenant, use.network)
             holder = _holder(record.spec)
-            addresses[use.network] = ports.book.give_one(ports.table.get(key), holder)
-            ports.services[holder, key] = addresses[use.network]
-            ports.giving.add((holder, key))
+            address = ports.book.give_one(ports.table.get(key), holder)
+            addresses[use.network] = address
+            ports.services.add((holder, key, address))
+            ports.giving.add((holder, key, address))
     return evolve(record, addresses=addresses)
 
 
 @contextmanager
 def giving(cluster: "Cluster") -> Iterator[Callable[[ServiceRecord], ServiceRecord]]:
-    """While records are being written, the addresses that :func:`addressed` gave them are kept."""
+    """While records are being written, what addresses they were given is kept; see the yielded."""
     ports = cluster.state.ports
-    given: set[tuple[str, NetworkKey]] = set()
+    given: set[Own] = set()
+    taken_back = False
 
     def give(record: ServiceRecord) -> ServiceRecord:
+        nonlocal taken_back
         before = set(ports.giving)
         try:
-            return addressed(cluster, record)
+            found = floated(cluster, addressed(cluster, record))
         finally:
             given.update(ports.giving - before)
+        taken_back = taken_back or found.floating != record.floating
+        return found
 
     try:
         yield give
     finally:
-        if given:
+        if given or taken_back:
             ports.giving -= given
             ports.changed()
 
@@ -89,11 +80,14 @@ def hold(cluster: "Cluster") -> None:
     for service in cluster.state.services.values():
         for network, address in service.record.addresses.items():
             key = (service.key[0], network)
-            _hold(ports, _holder(service.record.spec), key, address)
+            _hold(ports, (_holder(service.record.spec), key, address))
+    for own in owned(cluster.state):
+        _hold(ports, own)
 
 
-def _hold(ports: Ports, holder: str, key: NetworkKey, address: str) -> None:
-    ports.services[holder, key] = address
+def _hold(ports: Ports, own: Own) -> None:
+    holder, key, address = own
+    ports.services.add(own)
     ports.book.hold(Held(key, (address,)), holder, ports.table.records.get(key))
 
 
@@ -113,7 +107,7 @@ def wishes(state: ClusterState) -> Iterator[ServiceAddress]:
                 yield ServiceAddress(spec.tenant, spec.name, use.network, address, answered)
 
 
-def free_unused(state: ClusterState, told: frozenset[tuple[str, NetworkKey]]) -> bool:
+def free_unused(state: ClusterState, told: Set[Own]) -> bool:
     """OVN answers for ``told`` only: what is of no record, nor being written, is free.
 
     Returns:
@@ -121,17 +115,21 @@ def free_unused(state: ClusterState, told: frozenset[tuple[str, NetworkKey]]) ->
     """
     ports = state.ports
     kept = {
-        (_holder(one.record.spec), (one.key[0], network))
+        (_holder(one.record.spec), (one.key[0], network), address)
         for one in state.services.values()
-        for network in one.record.addresses
+        for network, address in one.record.addresses.items()
     }
-    unused = ports.services.keys() - kept - told - ports.giving
-    for holder, key in unused:
-        address = ports.services.pop((holder, key))
+    unused = ports.services - kept - told - ports.giving - set(owned(state))
+    ports.services -= unused
+    for holder, key, address in unused:
         ports.book.free(Held(key, (address,)), holder)
     return bool(unused)
 
 
-def told_of(one: ServiceAddress) -> tuple[str, NetworkKey]:
-    """By what :func:`free_unused` knows it."""
-    return f"service/{one.tenant}/{one.service}", (one.tenant, one.network)
+def told_of(wishes: Wishes) -> set[Own]:
+    """The services' addresses on their own networks that OVN answers for."""
+    return {
+        (f"service/{one.tenant}/{one.service}", (one.tenant, one.network), one.address)
+        for one in wishes.services
+        if not one.external
+    }

@@ -442,15 +442,17 @@ class Sessions:
             _log.info("inventory diverged, asking for all of it", node=node.name)
         reported = node.report_sequence if node.unacknowledged else 0
         node.unacknowledged = 0
+        if node.guarded is not beat.guarded:
+            node.guarded = beat.guarded
+            self.refresh(node)
+            self._wake()
+        if beat.quiet and not (resync or reported):
+            return
         lease_s = self._lease(node, guarded=beat.guarded)
         self._answer(peer, HeartbeatAck(beat.sequence, resync, reported, lease_s))
 
     def _lease(self, node: Node, *, guarded: bool) -> float:
         """Renew the node's lease; for how long."""
-        if node.guarded is not guarded:
-            node.guarded = guarded
-            self.refresh(node)
-            self._wake()
         if node.needs_full:
             return 0.0  # What was replaced elsewhere it has to know first.
         return self._state.fences.grant(node.name, guarded=guarded, now=self._now())

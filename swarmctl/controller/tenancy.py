@@ -7,13 +7,14 @@ networks: they are few, and whether two subnets overlap is a question about all 
 from collections.abc import Sequence
 from typing import Final
 
-from swarmctl.controller import records
+from swarmctl.controller import records, uplinks
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.networks import (
     UNDERLAY_MTU,
     GroupRecord,
     NetworkKey,
     NetworkRecord,
+    NetworkTable,
 )
 from swarmctl.controller.plane import address_of
 from swarmctl.controller.store.api import Delete, Op, Put
@@ -44,12 +45,27 @@ async def load(cluster: Cluster, ovn: str = "", underlay_mtu: int = UNDERLAY_MTU
     for key, value in (await cluster.store.read(records.NETWORK)).items():
         record = records.decode(value, NetworkRecord, key)
         table.records[record.key] = record
+    uplinks.hold(cluster.state)
+    cluster.fleet.remapped = lambda: cluster.state.ports.changed()
+    cluster.fleet.set_providers(_providers(table))
 
 
 async def save(
     cluster: Cluster, networks: Sequence[NetworkRecord], groups: Sequence[GroupRecord] = ()
 ) -> None:
-    """Commit new or changed networks and groups, then follow; :data:`LOCK` is held."""
+    """Commit new or changed networks and groups, then follow; :data:`LOCK` is held.
+
+    Raises:
+        NothingFits: the uplink has no address left for the router that a tenant needs now.
+        Busy: it is not known yet which are taken.
+    """
+    with uplinks.joining(cluster, networks) as joined:
+        await _save(cluster, joined, groups)
+
+
+async def _save(
+    cluster: Cluster, networks: Sequence[NetworkRecord], groups: Sequence[GroupRecord]
+) -> None:
     table = cluster.state.ports.table
     ops: list[Op] = [Put(records.security_key(*one.key), records.encode(one)) for one in groups]
     ops += [Put(records.network_key(*one.key), records.encode(one)) for one in networks]
@@ -93,6 +109,8 @@ async def remove(cluster: Cluster, key: NetworkKey) -> None:
         def follow() -> None:
             del table.records[key]
             cluster.state.ports.drop_spares(key=key)
+            if record.routers:
+                uplinks.leave(cluster.state, record)
             for one in unused:
                 table.groups.pop(one, None)
             cluster.state.ports.book.drop_network(key)
@@ -103,8 +121,20 @@ async def remove(cluster: Cluster, key: NetworkKey) -> None:
 
 def _changed(cluster: Cluster) -> None:
     cluster.state.ports.changed()
+    if cluster.fleet.set_providers(_providers(cluster.state.ports.table)):
+        for node in cluster.state.nodes.values():
+            cluster.fleet.node_changed(node)
     cluster.state.capacity_changed = True  # What had no address may have one now.
     cluster.wake()
+
+
+def _providers(table: NetworkTable) -> dict[NetworkKey, str]:
+    """The networks that need a physical one on a node, and which."""
+    return {
+        key: record.definition.provider.physical_network
+        for key, record in table.records.items()
+        if record.definition.provider is not None
+    }
 
 
 def users_of(cluster: Cluster, key: NetworkKey) -> list[str]:
@@ -115,6 +145,12 @@ def users_of(cluster: Cluster, key: NetworkKey) -> list[str]:
         if service.key[0] == key[0]
         and any(use.network == key[1] for use in service.record.spec.template.networks)
     ]
+    if cluster.state.ports.table.records[key].definition.uplink:
+        found += [
+            f"the floating address of {one.record.spec.name}"
+            for one in cluster.state.services.values()
+            if one.record.spec.floating
+        ]
     found += [port.instance for port in cluster.state.ports.on_network(key)]
     leaving = sum(held.network == key for held in cluster.state.ports.leaving.values())
     if leaving:

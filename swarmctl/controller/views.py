@@ -134,6 +134,7 @@ def service_view(state: ClusterState, service: Service) -> View:
         "states": state.counts(service),
         "image": image_of(service),
         "addresses": dict(service.record.addresses),
+        "floating": service.record.floating,
         "revision": service.record.revision,
         "created": service.record.created_at,
         "updated": service.record.updated_at,

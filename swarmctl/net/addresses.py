@@ -38,6 +38,7 @@ class AddressPool:
             int(network.network_address) + 1,
             last if subnet.is_v6 else last - 1,
             never=[int(ipaddress.ip_address(subnet.gateway))],
+            chosen=_bounds(ipaddress.ip_network(subnet.ip_range)) if subnet.ip_range else None,
         )
 
     @property
@@ -64,7 +65,8 @@ class AddressPool:
         number = self._numbers.give()
         if number is None:
             raise NothingFits(
-                f"no address of {self.subnet.cidr} is free: all {self.size} are taken",
+                f"no address of {self.subnet.ip_range or self.subnet.cidr} is free: "
+                f"all {self.size} are taken",
                 f"network {self._owner}",
                 "scale something down, or give the network another subnet",
             )

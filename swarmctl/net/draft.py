@@ -22,6 +22,7 @@ class Draft:
         ports: by network, in the order of the wishes.
         services: the same ports, by network and service.
         tenants: the networks that a router of ours serves, by tenant; not those of a provider.
+        ports_by_name: the same ports.
     """
 
     def __init__(self, cluster_id: str, wishes: Wishes) -> None:
@@ -32,6 +33,7 @@ class Draft:
             (each.tenant, each.name): each for each in wishes.networks
         }
         self.ports: dict[NetworkId, list[PortWish]] = defaultdict(list)
+        self.ports_by_name: dict[str, PortWish] = {port.name: port for port in wishes.ports}
         for port in wishes.ports:
             self.ports[port.tenant, port.network].append(port)
         self.services: dict[NetworkId, dict[str, list[PortWish]]] = {

@@ -25,10 +25,14 @@ PREFIX_MAX_V6: Final = 126
 
 @frozen
 class Subnet:
-    """A range of addresses of one network: ``10.20.0.0/24``, gateway ``10.20.0.1``."""
+    """A range of addresses of one network: ``10.20.0.0/24``, gateway ``10.20.0.1``.
+
+    Of an ``ip_range`` within it are the addresses that are chosen; without one, all are.
+    """
 
     cidr: str
     gateway: str
+    ip_range: str = ""
 
     @property
     def network(self) -> IpNetwork:
@@ -46,12 +50,25 @@ class Subnet:
         return self.cidr.rpartition("/")[2]
 
 
-def subnet(cidr: str, gateway: str = "") -> Subnet:
+def subnet(cidr: str, gateway: str = "", ip_range: str = "") -> Subnet:
     """A checked subnet; without a gateway its first address becomes that.
 
     Raises:
-        InvalidSpec: it is not a range, too small, or the gateway is not an address in it.
+        InvalidSpec: it is not a range, too small, or gateway or range are not in it.
     """
+    made = _with_gateway(cidr, gateway)
+    if not ip_range:
+        return made
+    try:
+        within = ipaddress.ip_network(ip_range)
+    except ValueError as error:
+        raise InvalidSpec(f'the range "{ip_range}" is not a CIDR: {error}') from error
+    if within.version != made.network.version or not within.subnet_of(made.network):  # type: ignore[arg-type]  # of one version by now
+        raise InvalidSpec(f"the range {ip_range} is not in the subnet {made.cidr}")
+    return Subnet(made.cidr, made.gateway, str(within))
+
+
+def _with_gateway(cidr: str, gateway: str) -> Subnet:
     try:
         network = ipaddress.ip_network(cidr)
     except ValueError as error:
@@ -100,8 +117,9 @@ class Network:
     """A tenant network: one segment, with its subnets.
 
     ``routed`` networks of a tenant reach each other through its router; others reach nothing but
-    themselves and, by NAT, the world.  One on a ``provider`` has its gateway there, and no router
-    of ours.  ``resolvers`` are asked what OVN's DNS does not know.
+    themselves and, by NAT, the world, which an ``internal`` one does not.  One on a ``provider``
+    has its gateway there, and no router of ours.  ``resolvers`` are asked what OVN's DNS does not
+    know.
     """
 
     tenant: str
@@ -112,6 +130,7 @@ class Network:
     routed: bool = False
     provider: Provider | None = None
     resolvers: tuple[str, ...] = ()
+    internal: bool = False
 
     @property
     def title(self) -> str:
@@ -251,14 +270,18 @@ class FloatingAddress:
 
 @frozen
 class Uplink:
-    """The network that tenants' routers reach the world by.
+    """The network that tenants' routers reach the world by: one of a provider, among the networks.
 
     ``chassis`` are the gateway nodes (their names in OVN), the first that lives is used.
     """
 
-    subnet: Subnet
-    provider: Provider
+    network: Network
     chassis: tuple[str, ...]
+
+    def subnet_of(self, address: str) -> Subnet:
+        """The one that an address of it is in."""
+        parsed = ipaddress.ip_address(address)
+        return next(one for one in self.network.subnets if parsed in one.network)
 
 
 @frozen

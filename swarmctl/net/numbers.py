@@ -14,27 +14,52 @@ from collections.abc import Iterable
 
 
 class NumberPool:
-    """The numbers from ``first`` to ``last``, both given, but for those in ``never``."""
+    """The numbers from ``first`` to ``last``, both given, but for those in ``never``.
 
-    __slots__ = ("_cursor", "_first", "_last", "_never", "_released", "_taken")
+    Only those in ``chosen`` (first and last) are given unasked; the others can be reserved.
+    """
 
-    def __init__(self, first: int, last: int, never: Iterable[int] = ()) -> None:
+    __slots__ = (
+        "_chosen",
+        "_cursor",
+        "_first",
+        "_last",
+        "_never",
+        "_outside",
+        "_released",
+        "_taken",
+    )
+
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        never: Iterable[int] = (),
+        chosen: tuple[int, int] | None = None,
+    ) -> None:
         self._first = first
         self._last = last
+        self._chosen = (max(first, chosen[0]), min(last, chosen[1])) if chosen else (first, last)
         self._never = frozenset(number for number in never if first <= number <= last)
-        self._cursor = first
+        self._cursor = self._chosen[0]
+        # How many are taken that are never chosen.
+        self._outside = 0
         self._taken: set[int] = set()
         self._released: OrderedDict[int, None] = OrderedDict()
 
     @property
     def size(self) -> int:
         """How many there are to give, taken or not."""
-        return max(0, self._last - self._first + 1 - len(self._never))
+        never = sum(self._is_chosen(number) for number in self._never)
+        return max(0, self._chosen[1] - self._chosen[0] + 1 - never)
 
     @property
     def taken(self) -> int:
-        """How many are given or reserved."""
-        return len(self._taken)
+        """How many of those are given or reserved."""
+        return len(self._taken) - self._outside
+
+    def _is_chosen(self, number: int) -> bool:
+        return self._chosen[0] <= number <= self._chosen[1]
 
     def __contains__(self, number: int) -> bool:
         """Whether it is taken."""
@@ -46,7 +71,7 @@ class NumberPool:
 
     def give(self) -> int | None:
         """Take any that is free; None when none is."""
-        while self._cursor <= self._last:
+        while self._cursor <= self._chosen[1]:
             number = self._cursor
             self._cursor += 1
             if number not in self._taken and number not in self._never:
@@ -65,6 +90,7 @@ class NumberPool:
             return False
         self._released.pop(number, None)
         self._taken.add(number)
+        self._outside += not self._is_chosen(number)
         return True
 
     def release(self, number: int) -> bool:
@@ -72,6 +98,8 @@ class NumberPool:
         if number not in self._taken:
             return False
         self._taken.remove(number)
-        if number < self._cursor:
+        if not self._is_chosen(number):
+            self._outside -= 1
+        elif number < self._cursor:
             self._released[number] = None
         return True

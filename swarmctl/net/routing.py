@@ -2,7 +2,9 @@
 
 A network's gateway is a port of its tenant's router. Networks that are not ``routed`` are kept
 apart there by policies, so that their ports reach the world (by NAT, when there is an uplink) and
-nothing else of the tenant's.
+nothing else of the tenant's. What leaves an ``internal`` one for the world is dropped.
+
+The uplink is a network of a provider, on which each router has a port at its gateway nodes.
 
 Service addresses are load balancers on the switches of those who may use them: the choice is made
 on the client's own host. They are on the router as well, which answers ARP and ND for them: so a
@@ -19,10 +21,10 @@ from swarmctl.net.model import FloatingAddress, Network, ServiceAddress, Uplink
 from swarmctl.net.names import derived_mac
 
 PRIORITY_APART: Final = 100
+# Below the other, so that what is the tenant's own is told first.
+PRIORITY_INTERNAL: Final = 90
 # Gateways in the order they were given; OVN takes the highest that lives.
 PRIORITY_GATEWAY_MAX: Final = 100
-# The uplink's switch is nobody's network: a tenant's name cannot be empty.
-UPLINK_SWITCH: Final = "uplink"
 
 
 def draw(draft: Draft) -> None:
@@ -44,11 +46,14 @@ def draw(draft: Draft) -> None:
         for network in networks:
             _gateway(draft, key, network)
             _keep_apart(draft, key, network, networks)
+            if network.internal:
+                _keep_inside(draft, key, network, networks)
     for one in draft.wishes.services:
         if _is_served(draft, one):
             _balancer(draft, one)
-    if draft.wishes.uplink is not None:
-        _uplink(draft, draft.wishes.uplink)
+    uplink = draft.wishes.uplink
+    if uplink is not None and (uplink.network.tenant, uplink.network.name) in draft.networks:
+        _uplink(draft, uplink)
 
 
 def gateway_mac(draft: Draft, network: Network) -> str:
@@ -102,6 +107,22 @@ def _keep_apart(draft: Draft, router: str, network: Network, networks: list[Netw
             match=f'inport == "{inport}" && ip{version}.dst == {{{", ".join(cidrs)}}}',
             action="drop",
         )
+
+
+def _keep_inside(draft: Draft, router: str, network: Network, networks: list[Network]) -> None:
+    """Drop what goes from a network to anything that is not the tenant's."""
+    inport = draft.named("gw", network.tenant, network.name)
+    for version, is_v6 in ((4, False), (6, True)):
+        own = [one.cidr for each in networks for one in each.subnets if one.is_v6 is is_v6]
+        if any(one.is_v6 is is_v6 for one in network.subnets):
+            draft.add(
+                "Logical_Router_Policy",
+                f"inside/{network.title}/{version}",
+                parent=router,
+                priority=PRIORITY_INTERNAL,
+                match=f'inport == "{inport}" && ip{version}.dst != {{{", ".join(own)}}}',
+                action="drop",
+            )
 
 
 # --- service addresses ----------------------------------------------------------------------------
@@ -164,17 +185,14 @@ def _endpoint(address: str, port: int) -> str:
 
 
 def _uplink(draft: Draft, uplink: Uplink) -> None:
-    switch = draft.add("Logical_Switch", f"switch/{UPLINK_SWITCH}", name=draft.named(UPLINK_SWITCH))
-    draft.localnet(switch, draft.named("localnet", UPLINK_SWITCH), uplink.provider)
     served = draft.tenants
     for router in draft.wishes.routers:
         if router.tenant in served:
-            _join_uplink(draft, uplink, switch, router.tenant, router.address)
+            _join_uplink(draft, uplink, router.tenant, router.address)
             _masquerade(draft, router.tenant, router.address, served[router.tenant])
     joined = {router.tenant for router in draft.wishes.routers}
-    ports = {port.name: port for port in draft.wishes.ports}
     for floating in draft.wishes.floating:
-        port = ports.get(floating.port)
+        port = draft.ports_by_name.get(floating.port)
         if port is None or floating.tenant not in joined or port.tenant != floating.tenant:
             continue
         network = draft.networks.get((port.tenant, port.network))
@@ -182,16 +200,18 @@ def _uplink(draft: Draft, uplink: Uplink) -> None:
             _float(draft, floating, port.addresses)
 
 
-def _join_uplink(draft: Draft, uplink: Uplink, switch: str, tenant: str, address: str) -> None:
+def _join_uplink(draft: Draft, uplink: Uplink, tenant: str, address: str) -> None:
     router, name = router_key(tenant), draft.named("up", tenant)
+    subnet = uplink.subnet_of(address)
     port = draft.add(
         "Logical_Router_Port",
         f"uplink/{tenant}",
         parent=router,
         name=name,
         mac=derived_mac(f"{draft.cluster_id}/uplink/{tenant}"),
-        networks=frozenset((f"{address}/{uplink.subnet.prefix}",)),
+        networks=frozenset((f"{address}/{subnet.prefix}",)),
     )
+    switch = switch_key(uplink.network.tenant, uplink.network.name)
     _router_port_of_switch(draft, switch, name, **{"nat-addresses": "router"})
     for place, chassis in enumerate(uplink.chassis):
         draft.add(
@@ -206,8 +226,8 @@ def _join_uplink(draft: Draft, uplink: Uplink, switch: str, tenant: str, address
         "Logical_Router_Static_Route",
         f"default/{tenant}",
         parent=router,
-        ip_prefix="::/0" if uplink.subnet.is_v6 else "0.0.0.0/0",
-        nexthop=uplink.subnet.gateway,
+        ip_prefix="::/0" if subnet.is_v6 else "0.0.0.0/0",
+        nexthop=subnet.gateway,
     )
 
 
@@ -215,7 +235,7 @@ def _masquerade(draft: Draft, tenant: str, address: str, networks: list[Network]
     """The tenant's ports have the router's address outside; of the same version only."""
     for network in networks:
         for subnet in network.subnets:
-            if subnet.is_v6 == (":" in address):
+            if subnet.is_v6 == (":" in address) and not network.internal:
                 draft.add(
                     "NAT",
                     f"nat/{network.title}/{subnet.cidr}",

@@ -102,14 +102,14 @@ def dhcp_options(draft: Draft, network: Network, subnet: Subnet, *, relayed: boo
             "server_mac": server_mac,
             "lease_time": str(LEASE_S),
             "mtu": str(network.mtu),
-            "router": subnet.gateway,
             "domain_name": f'"{network.tenant}"',
         }
+        if not network.internal:
+            options["router"] = subnet.gateway
         if relayed:
             # Whoever takes these routes passes over `router` (RFC 3442): the default is among them.
-            options["classless_static_route"] = (
-                f"{{{LINK_LOCAL},0.0.0.0, 0.0.0.0/0,{subnet.gateway}}}"
-            )
+            way_out = "" if network.internal else f", 0.0.0.0/0,{subnet.gateway}"
+            options["classless_static_route"] = f"{{{LINK_LOCAL},0.0.0.0{way_out}}}"
     return draft.add(
         "DHCP_Options",
         f"dhcp/{network.title}/{subnet.cidr}",

@@ -34,6 +34,13 @@ STORM_WINDOW_S: Final = 10.0
 STORM_BRAKE_S: Final = 300.0
 # An agent that hears nothing for this long says hello again (heartbeats are acknowledged).
 CONTROLLER_SILENT_S: Final = 5.0
+# The same where there is no other controller to turn to: to leave the only one costs it a handshake
+# and a hello with all that the node has, and finds nobody else. A wire that is dead is noticed by
+# its probes, within seconds; this is for what neither side can see.
+ONLY_CONTROLLER_SILENT_S: Final = 30.0
+# An agent that has heard the only controller so lately needs no answer to its heartbeats: three in
+# four are saved so, and in half a minute there still are some four that it would have to miss.
+UNHEARD_S: Final = 6.0
 # Hello, welcome and enrolment are one round trip each; a busy controller may take a while.
 HANDSHAKE_S: Final = 10.0
 # First wait before a new connection, doubled up to the second value: a controller that starts

@@ -219,6 +219,8 @@ class Heartbeat(Message):
     ``reasons`` name what is wrong on the node: it is sick while there is one.  ``guarded`` says
     that its guard would end fenced instances now.  ``wall_s`` is the node's clock, in epoch
     seconds; 0 says nothing.  ``version`` is that of the last assignment that it has taken in.
+    ``quiet`` says that it needs no answer which has nothing to tell but that the controller lives:
+    the agent has heard that lately, and will ask again.
     """
 
     TAG: ClassVar[int] = 5
@@ -230,6 +232,7 @@ class Heartbeat(Message):
     guarded: bool = False
     wall_s: float = 0.0
     version: int = 0
+    quiet: bool = False
 
 
 @frozen

@@ -9,7 +9,7 @@ from typing import Any, Final
 from attrs import evolve
 
 from swarmctl.proto.errors import InvalidSpec
-from swarmctl.spec.models import HealthCheck, HealthKind
+from swarmctl.spec.models import HealthCheck, HealthKind, ServiceSpec
 from swarmctl.spec.reading import Field
 from swarmctl.spec.sizes import parse_duration
 
@@ -82,6 +82,25 @@ def _read_test(field: Field, *, is_vm: bool) -> HealthCheck:
     if is_vm:
         raise field.fail(_NO_COMMANDS, _VM_HINT)
     return command_check(tuple(words) if how == "CMD" else (*_SHELL, *words))
+
+
+def check_health(spec: ServiceSpec) -> None:
+    """Refuse a check that its node could never make.
+
+    Raises:
+        InvalidSpec: it asks a VM over a tenant network, into which its node has no way: there is no
+            network namespace of the VM's on the node, as there is of a container's.
+    """
+    template = spec.template
+    check = template.checked
+    own = template.container or template.vm
+    if check is not None and check.port and own is not None and own.network == "none":
+        raise InvalidSpec("without a network it cannot be asked", hint='use "test"')
+    if template.vm is not None and template.networks and check is not None and check.port:
+        raise InvalidSpec(
+            f"its node has no way into {template.networks[0].network}, so it cannot ask the VM",
+            hint="use guest_agent: true, or leave the VM on the node's own network",
+        )
 
 
 def command_check(command: tuple[str, ...]) -> HealthCheck:

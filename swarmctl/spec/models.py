@@ -269,7 +269,8 @@ class ServiceSpec:
 
     ``driver`` is what starts its instances; empty means docker for containers and libvirt for VMs.
     An instance keeps the driver that it was placed with.  ``max_unavailable`` is how many copies
-    may be away at a time when we replace or move them; 0 leaves that to who does it.
+    may be away at a time when we replace or move them; 0 leaves that to who does it.  ``floating``
+    is an address of the uplink that leads to it, or ``auto`` for any; it restarts nothing.
     """
 
     name: str
@@ -282,6 +283,7 @@ class ServiceSpec:
     fencing: str = "none"
     driver: str = ""
     max_unavailable: int = 0
+    floating: str = ""
 
     @property
     def driver_name(self) -> str:

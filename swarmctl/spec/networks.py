@@ -6,6 +6,7 @@ largest MTU that fits into one encapsulation.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from attrs import field, frozen
@@ -40,6 +41,7 @@ _KNOWN: Final = (
     "provider",
     "port_security",
     "routed",
+    "uplink",
     "resolvers",
     "security_group",
     "security_groups",
@@ -50,10 +52,7 @@ _IPAM: Final = {
     "driver": "has no effect, addresses are the controller's to give",
     "options": "has no effect",
 }
-_IPAM_CONFIG: Final = {
-    "ip_range": "not supported yet, addresses are given from the whole subnet",
-    "aux_addresses": "not supported yet, ignored",
-}
+_IPAM_CONFIG: Final = {"aux_addresses": "not supported yet, ignored"}
 
 
 @frozen
@@ -61,8 +60,8 @@ class NetworkDefinition:
     """A tenant network as it was asked for.
 
     Without ``subnets`` one is chosen; an ``mtu`` of 0 is all that fits.  ``routed`` networks of a
-    tenant reach each other; an ``internal`` one has no way out.  ``security_groups`` are those of
-    all its ports, by name.
+    tenant reach each other; an ``internal`` one has no way out.  Through the ``uplink``, a network
+    on a provider, all others have theirs.  ``security_groups`` are those of all its ports, by name.
     """
 
     name: str
@@ -76,6 +75,7 @@ class NetworkDefinition:
     internal: bool = False
     resolvers: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
+    uplink: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -172,6 +172,7 @@ def _read_definition(
         internal=flag("internal", otherwise=False),
         resolvers=_read_resolvers(fields["resolvers"]) if "resolvers" in fields else (),
         security_groups=_read_groups(fields, groups),
+        uplink=flag("uplink", otherwise=False),
     )
     try:
         check_definition(definition)
@@ -193,11 +194,16 @@ def check_definition(definition: NetworkDefinition) -> None:
     if not 0 <= definition.mtu <= MTU_MAX:
         raise InvalidSpec(f"an MTU of {definition.mtu} is not between 0 and {MTU_MAX}")
     for one in definition.subnets:
-        subnet(one.cidr, one.gateway)
+        subnet(one.cidr, one.gateway, one.ip_range)
     for resolver in definition.resolvers:
         parse_address(resolver)
     if definition.provider is not None:
         _check_provider(definition, definition.provider)
+    elif definition.uplink:
+        raise InvalidSpec(
+            "an uplink is a network on a provider: the one that leads outside",
+            hint="say which: provider: {network: NAME, vlan: N}",
+        )
     if definition.security_groups and not definition.port_security:
         raise InvalidSpec(
             "port_security: false leaves the security group without a hold",
@@ -226,14 +232,17 @@ def _read_ipam(field: Field) -> tuple[Subnet, ...]:
     fields = field.fields(("config",), _IPAM)
     found: list[Subnet] = []
     for item in fields["config"].elements() if "config" in fields else []:
-        options = item.fields(("subnet", "gateway"), _IPAM_CONFIG)
+        options = item.fields(("subnet", "gateway", "ip_range"), _IPAM_CONFIG)
         if "subnet" not in options:
             raise item.fail("a subnet is missing", 'such as "subnet: 10.20.0.0/24"')
         text = options["subnet"].text()
         gateway = options["gateway"].text() if "gateway" in options else ""
         place = options.get("gateway", options["subnet"])
         options["subnet"].parse(subnet)
-        found.append(place.parse(lambda _, text=text, gateway=gateway: subnet(text, gateway)))  # type: ignore[misc]  # bound by the loop's values
+        made = place.parse(lambda _, text=text, gateway=gateway: subnet(text, gateway))  # type: ignore[misc]  # bound by the loop's values
+        if "ip_range" in options:
+            made = options["ip_range"].parse(partial(subnet, made.cidr, made.gateway))
+        found.append(made)
     for number, one in enumerate(found):
         for other in found[:number]:
             if one.network.version == other.network.version and one.network.overlaps(other.network):

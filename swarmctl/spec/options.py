@@ -15,6 +15,7 @@ from swarmctl.proto.limits import REPLICAS_MAX, STOP_GRACE_S
 from swarmctl.spec import mounts, ports, processes
 from swarmctl.spec.attachments import MODES, NETWORKS_MAX, Plugging, parse_address
 from swarmctl.spec.environments import parse_assignment
+from swarmctl.spec.floating import check_floating, parse_floating
 from swarmctl.spec.health import RETRIES_MAX, parse_period, shell_check
 from swarmctl.spec.machines import check_ssh_key, check_user_data, check_vm, with_defaults
 from swarmctl.spec.models import (
@@ -104,6 +105,7 @@ class RunOptions:
     networks: Sequence[str] = ()
     ip: str = ""
     network_aliases: Sequence[str] = ()
+    floating: str = ""
     restart: str = ""
     stop_timeout: str = ""
     tty: bool = False
@@ -169,7 +171,7 @@ def build_service(
         fenced=options.fencing == "lease",
         networks=plugging.uses,
     )
-    return ServiceSpec(
+    spec = ServiceSpec(
         name=_build_name(options),
         template=template,
         replicas=options.replicas,
@@ -178,7 +180,13 @@ def build_service(
         ),
         fencing=options.fencing or "none",
         driver=_optional("--driver", options.driver, partial(check_driver, is_vm=options.vm), ""),
+        floating=_optional("--floating", options.floating, parse_floating, ""),
     )
+    try:
+        check_floating(spec)
+    except InvalidSpec as error:
+        raise InvalidSpec(error.what, "--floating", error.hint) from error
+    return spec
 
 
 def _refuse(options: RunOptions, unfit: Mapping[str, str], *, is_vm: bool) -> None:

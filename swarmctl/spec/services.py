@@ -8,7 +8,8 @@ from swarmctl.proto.limits import STOP_GRACE_S
 from swarmctl.spec.attachments import check_copies, read_plugging
 from swarmctl.spec.containers import Surroundings, read_container
 from swarmctl.spec.deploys import read_deploy
-from swarmctl.spec.health import read_health
+from swarmctl.spec.floating import check_floating, parse_floating
+from swarmctl.spec.health import check_health, read_health
 from swarmctl.spec.machines import read_vm, with_defaults
 from swarmctl.spec.models import Resources, ServiceSpec, Template
 from swarmctl.spec.names import check_driver, check_service_name
@@ -43,6 +44,7 @@ _KNOWN: Final = (
     "restart",
     "stop_grace_period",
     "healthcheck",
+    "floating",
     *_CONTAINER_ONLY,
     "scale",
     "cpus",
@@ -80,8 +82,6 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
     grace = fields.get("stop_grace_period")
     reserved = deploy.demand.reserved
     health = read_health(fields["healthcheck"], is_vm=is_vm) if "healthcheck" in fields else None
-    if plugging.own == "none" and health is not None and health.port:
-        raise fields["healthcheck"].fail("without a network it cannot be asked", 'use "test"')
     template = Template(
         container=None if is_vm else read_container(fields, plugging.own, surroundings),
         vm=read_vm(fields["vm"], plugging, surroundings.resolve) if is_vm else None,
@@ -95,7 +95,7 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
         fenced=deploy.fencing == "lease",
         networks=plugging.uses,
     )
-    return ServiceSpec(
+    spec = ServiceSpec(
         name=name,
         template=template,
         replicas=deploy.replicas,
@@ -107,7 +107,20 @@ def read_service(name: str, field: Field, surroundings: Surroundings) -> Service
         if "driver" in fields
         else "",
         max_unavailable=deploy.max_unavailable,
+        floating=fields["floating"].parse(parse_floating) if "floating" in fields else "",
     )
+    _check_whole(spec, fields)
+    return spec
+
+
+def _check_whole(spec: ServiceSpec, fields: dict[str, Field]) -> None:
+    """Refuse what is wrong only beside something else."""
+    for key, check in (("floating", check_floating), ("healthcheck", check_health)):
+        if key in fields:
+            try:
+                check(spec)
+            except InvalidSpec as error:
+                raise fields[key].fail(error.what, error.hint) from error
 
 
 def _check_name(name: str, field: Field) -> None:

@@ -164,6 +164,10 @@ class Link(Protocol):
         """The address of the live connection, or the one tried last."""
 
     @property
+    def has_others(self) -> bool:
+        """Whether there are other addresses than :attr:`endpoint`."""
+
+    @property
     def last_failure(self) -> LinkFailure | None:
         """Why the last attempt failed; None after a success."""
 

@@ -132,6 +132,11 @@ class SupervisedLink:
         """The address of the live connection, or the one to try."""
         return self._endpoints[self._position % len(self._endpoints)]
 
+    @property
+    def has_others(self) -> bool:
+        """Whether there are other addresses than :attr:`endpoint`."""
+        return len(self._endpoints) > 1
+
     async def wait_connected(self) -> int:
         """See :meth:`swarmctl.transport.api.Link.wait_connected`."""
         await trio.lowlevel.checkpoint()

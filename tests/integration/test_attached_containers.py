@@ -10,6 +10,7 @@ import trio
 from attrs import evolve
 
 from swarmctl.agent.attaching import Attaching
+from swarmctl.agent.checks import Checker
 from swarmctl.agent.drivers.api import Found, Launch, Owner, Phase
 from swarmctl.agent.drivers.docker import DockerDriver
 from swarmctl.agent.drivers.oci import OciDriver
@@ -18,7 +19,7 @@ from swarmctl.agent.supervisor import Supervisor
 from swarmctl.net.plugging.ovs import OvsPlugs
 from swarmctl.proto import incarnation
 from swarmctl.proto.messages import Attachment
-from swarmctl.spec.models import ContainerSpec, Template
+from swarmctl.spec.models import ContainerSpec, HealthCheck, HealthKind, Template
 from tests.integration.driver_contract import eventually
 from tests.integration.ovs_sandbox import OvsSandbox, need_ovs, ovs
 from tests.integration.test_docker_driver import IMAGE
@@ -218,6 +219,25 @@ async def test_a_sweep_removes_what_nobody_has(docked: Fleet) -> None:
 
     assert [one.port for one in await docked.plugs.list()] == [kept.attachments[0].port]
     assert await docked.driver.places.placed() == (kept.incarnation,)
+
+
+@pytest.mark.parametrize("check", ["tcp", "http", "closed"])
+async def test_checks_reach_into_the_containers_network(fleet: Fleet, check: str) -> None:
+    """By its own namespace, at its own address, where no process of the node could ask it."""
+    serve = "mkdir -p /tmp/w; echo well >/tmp/w/index.html; httpd -p 8080 -h /tmp/w; echo ready; "
+    launch = fleet.launch(7, "sh", "-c", f"{serve} while :; do sleep 1; done")
+    await fleet.start(launch)
+    await fleet.until_output(launch, "ready")
+    instance = fleet_instance(fleet, launch)
+    checker = Checker(fleet.supervisor, {fleet.driver.name: fleet.driver}, lambda: None)
+    kind = HealthKind.HTTP if check == "http" else HealthKind.TCP
+    port = 8081 if check == "closed" else 8080
+
+    answer = await checker.ask(instance, HealthCheck(kind, port=port, path="/index.html"))
+
+    assert answer is not None
+    assert answer.good is (check != "closed")
+    assert answer.said == ("" if answer.good else "10.20.0.7:8081: connection refused")
 
 
 async def test_the_executor_plugs_in_and_out(fleet: Fleet) -> None:

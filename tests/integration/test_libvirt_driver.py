@@ -12,6 +12,7 @@ import pytest
 import trio
 from attrs import evolve
 
+from lab.config import GUEST_CMDLINE
 from swarmctl.agent.drivers.api import EventKind, Found, Launch, Owner, Phase
 from swarmctl.agent.drivers.libvirt import LibvirtDriver, hypervisor, states
 from swarmctl.agent.drivers.libvirt.connection import load
@@ -37,7 +38,6 @@ GUEST = Path(os.environ.get("SWARMCTL_LAB_CACHE", "/var/cache/swarmctl-lab")) / 
 KERNEL = GUEST / "vmlinuz"
 INITRD = GUEST / "initrd.img"
 TESTDISK = GUEST / "testdisk.qcow2"
-CMDLINE = "console=ttyS0 quiet panic=-1"
 READY = b"swarmctl guest ready"
 MIB = 1 << 20
 MEMORY = Resources(memory_bytes=96 * MIB)
@@ -45,7 +45,7 @@ MEMORY = Resources(memory_bytes=96 * MIB)
 
 def guest(**changes) -> VmSpec:
     """The lab's guest: ready in about two seconds."""
-    spec = VmSpec(kernel=str(KERNEL), initrd=str(INITRD), cmdline=CMDLINE, network="none")
+    spec = VmSpec(kernel=str(KERNEL), initrd=str(INITRD), cmdline=GUEST_CMDLINE, network="none")
     return evolve(spec, **changes)
 
 

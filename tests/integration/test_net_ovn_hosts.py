@@ -29,7 +29,6 @@ from swarmctl.net.model import (
     ServiceAddress,
     Uplink,
     Wishes,
-    subnet,
 )
 from swarmctl.net.mtu import GENEVE_V4_BYTES
 from swarmctl.net.ovn import OvnNorthbound
@@ -331,10 +330,12 @@ def test_the_world_is_reached_and_reaches(hosts, pods):
         *("set", "Open_vSwitch", "."),
         f"external_ids:ovn-bridge-mappings=physical:{lab_hosts.PHYSICAL_BRIDGE}",
     )
+    outer = network("acme", "outer", "192.0.2.0/24", provider=Provider("physical"))
     published = ServiceAddress("acme", "web", "front", "192.0.2.80", (PublishedPort(80, 8080),))
     world = evolve(
         WORLD,
-        uplink=Uplink(subnet("192.0.2.0/24"), Provider("physical"), (first.name,)),
+        networks=(*WORLD.networks, outer),
+        uplink=Uplink(outer, (first.name,)),
         routers=(RouterAddress("acme", "192.0.2.10"),),
         floating=(FloatingAddress("acme", "192.0.2.100", WEB.name),),
         services=(*WORLD.services, evolve(published, external=True)),

@@ -306,8 +306,11 @@ def left_of(root: Path, place) -> list[str]:
 
 
 def commands_in(container: str) -> bytes:
-    pids = guard.find(frozenset({container.encode()}))
-    return b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+    found = b""
+    for pid in guard.find(frozenset({container.encode()})):
+        with contextlib.suppress(OSError):  # It has just ended.
+            found += Path(f"/proc/{pid}/cmdline").read_bytes()
+    return found
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -358,7 +361,7 @@ async def test_a_namespace_is_there_to_be_plugged_before_the_start(harness):
     await driver.remove(launch.incarnation)
 
     assert found.addresses == ("10.9.8.7",)
-    assert driver.network_namespace(launch.incarnation) == place.namespace_path
+    assert await driver.network_namespace(launch.incarnation) == str(place.namespace_path)
     assert not place.namespace_path.exists()
 
 

@@ -141,7 +141,7 @@ class FakeController:
                 self.send(SayHello(), peer)
             case Heartbeat():
                 self.beats.append(message)
-                if self.ack_beats:
+                if self.ack_beats and not message.quiet:
                     self.send(HeartbeatAck(message.sequence))
             case Report():
                 self.reports.append(message)

@@ -16,6 +16,7 @@ class LeasedFence:
 
     is_alive = True
     left_s = 30.0
+    has_listed = True
 
     def renew(self, until_ns):
         """The lease holds anyway."""

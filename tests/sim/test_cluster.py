@@ -124,7 +124,7 @@ async def test_what_a_machine_was_never_told_to_have_is_taken_off_the_books(
         await trio.sleep(1)
         world.heal()
 
-        await world.until(lambda: not node.instances, patience_s=20)
+        await world.until(lambda: not node.instances, patience_s=60)
         assert node.leaving == {}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import subprocess
 import tarfile
 
 import pytest
+import yaml
 
-from lab import cpio, firewall, guest, kvm, testbox, testdisk
+from lab import cpio, debian, firewall, guest, kvm, testbox, testdisk
 
 
 def test_a_cpio_archive_is_what_the_cpio_format_says(tmp_path):
@@ -134,3 +136,23 @@ def test_only_dockers_rules_are_taken_out_of_the_firewall():
         ["-X", "DOCKER"],
         ["-X", "DOCKER-USER"],
     ]  # fmt: skip
+
+
+def test_a_debian_disk_begins_with_grub_before_its_partition():
+    """GRUB's first sector, the partition's place in it, and the core from the second sector on."""
+    made = debian.boot_sectors(b"\xeb\x63" + bytes(510), b"\x52core" + bytes(1000), 4096)
+
+    assert made[:2] == b"\xeb\x63"
+    assert made[446] == 0x80, "bootable"
+    assert (made[450], struct.unpack_from("<II", made, 454)) == (0x83, (2048, 4096))
+    assert made[510:517] == b"\x55\xaa\x52core"
+
+
+def test_a_debian_guest_is_told_to_start_the_agent_by_user_data_alone():
+    """By the unit that the documentation gives, from the seed disk."""
+    said = yaml.safe_load(debian.user_data())
+
+    assert debian.user_data().startswith("#cloud-config\n")
+    (unit,) = said["write_files"]
+    assert "swarmctl agent --seed /dev/disk/by-label/cidata" in unit["content"]
+    assert said["runcmd"][0][-1] == unit["path"].rpartition("/")[2]

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from lab import image, venv
+from lab import bootstrap, image, venv
 from lab.demo.cluster import Demo, cluster_id_in, config_folder
 
 LOCK = """attrs==26.1.0 \\
@@ -54,7 +54,9 @@ def test_an_image_is_built_from_two_files():
 
 def test_a_base_is_known_by_its_recipe():
     """Another release of Debian is another base."""
-    assert image.recipe("bookworm") != image.recipe("trixie")
+    made_of = image.MMDEBSTRAP_OPTIONS
+    assert bootstrap.recipe("bookworm", made_of) != bootstrap.recipe("trixie", made_of)
+    assert bootstrap.recipe("bookworm", made_of) != bootstrap.recipe("bookworm", made_of[1:])
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", "null", '{"cluster": 1}'])

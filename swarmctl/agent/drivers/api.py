@@ -17,7 +17,7 @@ What happens without a call (a container ends, a domain is killed) comes as a
 agent lists.
 
 Optional abilities are protocols of their own: :class:`Logs`, :class:`Exec`, :class:`Console`,
-:class:`Pluggable`, :class:`NodeLinks`.
+:class:`Pluggable`, :class:`Enclosing`, :class:`NodeLinks`.
 
 All errors are those of :mod:`swarmctl.proto.errors`: :class:`UserError` subclasses when the
 spec cannot work (no such image, no such command), :class:`DriverUnavailable` when the daemon
@@ -212,6 +212,19 @@ class Pluggable(Protocol):
     """A driver whose instances can have ports on tenant networks."""
 
     places: Places
+
+
+@runtime_checkable
+class Enclosing(Protocol):
+    """A driver whose instances with ports have a network namespace on this node."""
+
+    async def network_namespace(self, incarnation: int) -> str:
+        """The path by which it is entered.
+
+        Raises:
+            NotFound: the instance has none.
+            DriverUnavailable: the daemon does not answer.
+        """
 
 
 @frozen

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from swarmctl.controller import tenancy
+from swarmctl.controller import tenancy, uplinks
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.targets import tenant_of
 from swarmctl.controller.nesting import vm_of
@@ -196,6 +196,8 @@ def _view(cluster: Cluster, record: NetworkRecord) -> View:
         "stack": asked.stack,
         "subnets": [one.cidr for one in record.subnets],
         "gateways": [one.gateway for one in record.subnets],
+        "ip_ranges": [one.ip_range for one in record.subnets],
+        "uplink": asked.uplink,
         "mtu": record.mtu,
         "provider": f"{asked.provider.physical_network}" if asked.provider else "",
         "vlan": asked.provider.vlan if asked.provider else 0,
@@ -233,6 +235,7 @@ def _inspect(cluster: Cluster, record: NetworkRecord) -> View:
             if (record.key[0], name) in groups and groups[record.key[0], name].group.rules
         },
         "attached": [_port_view(cluster, port, owners.get(port.name, 0)) for port in ports],
+        **({"uplinked": found} if (found := uplinks.view(cluster.state, record)) else {}),
         "spare_subports": cluster.state.ports.subports.count(record.key),
     }
 

@@ -24,6 +24,8 @@ from swarmctl.proto import limits
 from swarmctl.proto.errors import Conflict, InvalidSpec, ProtocolError
 from swarmctl.spec import wire
 from swarmctl.spec.diff import diff_services
+from swarmctl.spec.floating import check_floating
+from swarmctl.spec.health import check_health
 from swarmctl.spec.models import ServiceSpec
 from swarmctl.spec.names import check_service_name, check_tenant_name
 from swarmctl.transport.rpc import Call, Handler
@@ -153,6 +155,7 @@ def _specs(call: Call) -> list[ServiceSpec]:
     specs = [wire.decode_service(one) for one in encoded]
     for spec in specs:
         _check(spec)
+        check_health(spec)
     names = [(spec.tenant, spec.name) for spec in specs]
     if len(set(names)) != len(names):
         raise InvalidSpec("a service is given twice", call.method)
@@ -172,6 +175,7 @@ def check(service: Service) -> None:
     spec = service.record.spec
     check_service_name(spec.name)
     check_tenant_name(spec.tenant)
+    check_floating(spec)
     # All that the scheduler would refuse later, when nobody is there to be told.
     made = request_for(service, [1])
     if spec.replicas == 1:
@@ -257,7 +261,8 @@ async def _rollback(cluster: Cluster, key: ServiceKey) -> Any:
             updated_at=cluster.wall(),
             revision=before.revision + 1,
         )
-        await cluster.save_services([_without_overrides_beyond(record)])
+        with giving(cluster) as give:
+            await cluster.save_services([give(_without_overrides_beyond(record))])
     return _result(record.spec, "rolled back", before.spec)
 
 

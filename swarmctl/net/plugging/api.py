@@ -38,7 +38,8 @@ class Switch:
 
     ``userspace``: packets are carried by a process, which fills in no checksums that a sender left
     to its network card.  ``encapsulation`` is how, and ``address`` from where, its packets go to
-    other hosts; empty where that is not known.
+    other hosts; empty where that is not known.  ``chassis`` is what OVN calls this node;
+    ``physical_networks`` are those that are mapped to a bridge here.
     """
 
     kind: str
@@ -47,6 +48,8 @@ class Switch:
     userspace: bool = False
     encapsulation: str = ""
     address: str = ""
+    chassis: str = ""
+    physical_networks: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

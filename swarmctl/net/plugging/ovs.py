@@ -9,8 +9,9 @@ longer than its deadline.  A call that its caller gave up may still finish: what
 found by :meth:`OvsPlugs.list`, as after a crash.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 DEFAULT_REMOTE: Final = "unix:/run/openvswitch/db.sock"
+NO_BRIDGES: Final[Mapping[str, str]] = {}
 # Each plug is a dozen netlink messages and one transaction, about 20 ms; the kernel serializes
 # most of it anyway.
 THREADS: Final = 4
@@ -44,11 +46,18 @@ class OvsPlugs:
         node: and of which node.
         remote: where the switch's database listens.
         namespace: the network namespace that the switch is in; empty is this process's own.
+        bridges: physical network to bridge, as the switch is to have them mapped for OVN.
     """
 
     def __init__(
-        self, cluster_id: str, node: str, remote: str = DEFAULT_REMOTE, namespace: str = ""
+        self,
+        cluster_id: str,
+        node: str,
+        remote: str = DEFAULT_REMOTE,
+        namespace: str = "",
+        bridges: Mapping[str, str] = NO_BRIDGES,
     ) -> None:
+        self._bridges = bridges
         self._cluster_id = cluster_id
         self._node = node
         self._devices = Devices(cluster_id, node)
@@ -75,7 +84,8 @@ class OvsPlugs:
     async def probe(self) -> Switch:
         """See Plugs."""
         database = await self._opened()
-        self._switch = await self._call(database.look, "say how it is", PROBE_S, self._probes)
+        look = partial(database.look, self._bridges)
+        self._switch = await self._call(look, "say how it is", PROBE_S, self._probes)
         return self._switch
 
     async def plug(self, attachment: Attachment, target: Target, incarnation: int) -> None:

@@ -6,7 +6,7 @@ loop: a small table that the library's thread keeps up, so that waiting for OVN 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from attrs import frozen
@@ -27,6 +27,8 @@ KEY_INCARNATION: Final = "swarmctl-incarnation"
 KEY_PORT: Final = "iface-id"
 # Set by ovn-controller once the flows of the port are in the switch.
 KEY_INSTALLED: Final = "ovn-installed"
+# In the switch's own row: which bridge leads to which physical network.
+KEY_MAPPINGS: Final = "ovn-bridge-mappings"
 
 
 @frozen
@@ -132,11 +134,13 @@ class Database:
         """End the connection and its thread."""
         self._connection.stop(timeout=self._connection.timeout)
 
-    def look(self) -> Switch:
+    def look(self, bridges: Mapping[str, str]) -> Switch:
         """The switch, and the bridge that OVN integrates.
 
+        ``bridges`` are mapped to their physical networks if they are not; others stay as they are.
+
         Raises:
-            DriverUnavailable: it is away, or has no such bridge.
+            DriverUnavailable: it is away, or has no integration bridge.
         """
         if not self._copy.is_connected:
             raise DriverUnavailable(
@@ -154,6 +158,12 @@ class Database:
             raise DriverUnavailable(
                 f"Open vSwitch has no bridge {name}", self._remote, "is ovn-controller running?"
             )
+        mapped = mappings_of(ids.get(KEY_MAPPINGS, ""))
+        wanted = {**mapped, **bridges}
+        if wanted != mapped:
+            text = ",".join(f"{physical}:{bridge}" for physical, bridge in wanted.items())
+            change = ("external_ids", {KEY_MAPPINGS: text})
+            self._execute(self._tables.db_set("Open_vSwitch", ".", change), KEY_MAPPINGS)
         return Switch(
             "ovs",
             version[0] if version else "",
@@ -161,6 +171,8 @@ class Database:
             kinds[name] == "netdev",
             encapsulation=ids.get("ovn-encap-type", ""),
             address=ids.get("ovn-encap-ip", ""),
+            chassis=ids.get("system-id", ""),
+            physical_networks=tuple(sorted(one for one in wanted if wanted[one] in kinds)),
         )
 
     def add(self, bridge: str, device: str, external_ids: dict[str, str]) -> None:
@@ -190,6 +202,12 @@ class Database:
         with self._connection.lock:
             rows = self._tables.tables["Interface"].rows.values()
             return {row.name: _interface(row) for row in rows}
+
+
+def mappings_of(text: str) -> dict[str, str]:
+    """Physical network to bridge, as ``ovn-bridge-mappings`` has them: ``physnet1:br-ex,…``."""
+    pairs = (one.partition(":") for one in text.split(",") if ":" in one)
+    return {name.strip(): bridge.strip() for name, _, bridge in pairs}
 
 
 def _explained(error: Exception, device: str, remote: str) -> SwarmError:

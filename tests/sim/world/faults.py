@@ -157,13 +157,9 @@ async def _freeze_leader(world):
     process, endpoint = world.controllers[world.serving], world.endpoints[world.serving]
     process.freeze()
     world.books.fire("freeze-leader", process.name)
-    end = trio.current_time() + world.random.uniform(1.0, 12.0)
-    while trio.current_time() < end:
-        if not world.network.blocks_endpoint(endpoint):
-            world.network.block(endpoint=endpoint)
-        await trio.sleep(0.25)
+    await _keep_blocked(world, 1.0, 12.0, endpoint=endpoint)
     process.thaw()
-    world.network.unblock()
+    _end_partitions(world)
 
 
 async def _leader_without_store(world):
@@ -225,7 +221,21 @@ async def _partition_of(world, name, direction):
         world.network.block(public_key=world.keys[machine.name].public, direction=direction)
     world.books.fire(name, count)
     await trio.sleep(world.random.uniform(0.5, 12.0))
-    world.network.unblock()  # All: a partition that began later ends early.
+    _end_partitions(world)
+
+
+async def _keep_blocked(world, at_least_s, at_most_s, **whom):
+    """For a while of that length, whatever else ends meanwhile: where one partition ends all do."""
+    end = trio.current_time() + world.random.uniform(at_least_s, at_most_s)
+    while trio.current_time() < end:
+        if not world.network.blocks(**whom):
+            world.network.block(**whom)
+        await trio.sleep(0.1)
+
+
+def _end_partitions(world):
+    """All of them: one that began later ends early."""
+    world.network.unblock()
     world.restore_isolation()
 
 
@@ -234,14 +244,8 @@ async def _cut_off(world):
     machine = _fencing_machine(world)
     key = world.keys[machine.name].public
     world.books.fire("cut-off", machine.name)
-    end = trio.current_time() + world.random.uniform(14.0, 20.0)
-    while trio.current_time() < end:
-        # Again and again: where another partition ends, all do.
-        if not world.network.blocks(key):
-            world.network.block(public_key=key)
-        await trio.sleep(0.1)
-    world.network.unblock()
-    world.restore_isolation()
+    await _keep_blocked(world, 14.0, 20.0, public_key=key)
+    _end_partitions(world)
 
 
 async def _sever(world):

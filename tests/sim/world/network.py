@@ -34,13 +34,10 @@ class Network(MemoryNetwork):
         self.drop = self.duplicate = self.reorder = self.slow = 0.0
         self.unblock()
 
-    def blocks(self, public_key):
-        """Whether a partition is made for just that one."""
-        return any(one.public_key == public_key for one in self._partitions)
-
-    def blocks_endpoint(self, endpoint):
-        """Whether a partition is made for all that goes there."""
-        return any((one.endpoint, one.public_key) == (endpoint, None) for one in self._partitions)
+    def blocks(self, *, endpoint=None, public_key=None):
+        """Whether a partition is made for just that."""
+        wanted = (endpoint, public_key)
+        return any((one.endpoint, one.public_key) == wanted for one in self._partitions)
 
     def _decide(self, passage):
         name = self.names.get(passage.public_key, "?")

@@ -195,6 +195,21 @@ def test_a_lease_counts_from_the_heartbeat_that_asked_for_it(fence):
     assert fence.left_s < 10
 
 
+def test_a_lease_can_wait_where_it_is_long_and_nothing_is_fenced(fence):
+    """Then the controller need not answer each heartbeat."""
+    leases = Leases(fence)
+    assert Leases(None).will_do
+    assert not leases.will_do
+    lease(fence, 8)
+    assert not leases.will_do
+    lease(fence, 30)
+    assert leases.will_do
+    fence.enlist(7, "7")
+    assert not leases.will_do
+    fence.dismiss(7)
+    assert leases.will_do
+
+
 def test_dismissed_instances_are_not_killed(guarded, victim):
     """What was removed from the list is nobody's business any more."""
     process, name = victim

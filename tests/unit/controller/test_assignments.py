@@ -119,7 +119,7 @@ def test_what_is_on_its_way_is_not_sent_again():
     harness = cluster("a")
     harness.apply(spec(replicas=2))
     harness.step(deliver=False)
-    for _ in range(4):
+    for _ in range(14):
         harness.beat()
     assert not harness.state.nodes["a"].needs_full
     for _ in range(4):

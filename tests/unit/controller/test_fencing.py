@@ -6,7 +6,7 @@ from harness import FakeNode, Harness, cluster, spec
 
 from swarmctl.controller.election import LEASE_TTL_S, Election, Place
 from swarmctl.controller.etcd.address import EtcdAddress
-from swarmctl.proto.messages import HeartbeatAck
+from swarmctl.proto.messages import HeartbeatAck, Report
 from swarmctl.proto.states import InstanceState
 
 # Lease, drift and kill margin: 30 * 1.01 + 5.
@@ -228,6 +228,29 @@ def test_leases_are_granted_with_heartbeats_and_not_before_the_node_knows_all():
     harness.sessions.on_message(node.peer, "node:n1", node.heartbeat())
     (ack,) = [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
     assert ack.lease_s == 0.0
+
+
+def test_a_quiet_heartbeat_is_answered_only_if_there_is_something_to_say():
+    """Such as that reports have come, or that both sides differ."""
+    harness = cluster("n1")
+    node = harness.nodes["n1"]
+
+    def answers(beat):
+        harness.outbox.clear()
+        harness.sessions.on_message(node.peer, "node:n1", beat)
+        return [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
+
+    assert answers(evolve(node.heartbeat(), quiet=True)) == []
+    assert len(answers(node.heartbeat())) == 1
+
+    harness.sessions.on_message(node.peer, "node:n1", Report(1, ()))
+    (ack,) = answers(evolve(node.heartbeat(), quiet=True))
+    assert ack.reported == 1
+
+    differs = evolve(node.heartbeat(), inventory_digest=12345, quiet=True)
+    assert answers(differs) == []  # It may have crossed something.
+    (ack,) = answers(differs)
+    assert ack.resync
 
 
 def test_a_controller_that_may_not_grant_grants_nothing():

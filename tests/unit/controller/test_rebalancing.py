@@ -91,6 +91,23 @@ async def test_a_node_that_joins_is_filled_gently(autojump_clock, tmp_path):
         assert starts(rig) == before
 
 
+async def test_a_node_that_joins_is_not_filled_while_much_is_launched(autojump_clock, tmp_path):
+    """Loads are uneven then, and everybody is busy; afterwards it is."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        await crowded(rig)
+        await rig.apply(spec("more", 1, cpu_millis=100))
+        rig.cluster.reconciler.cycle()
+        rig.cluster.sessions.flush()  # It takes its node long.
+        for _ in range(300):
+            await trio.sleep(0.5)
+            rig.cluster.relocate(trio.current_time())
+        holders = rig.cluster.state.services[("default", "web")].holders.values()
+        assert not any(one.removing for one in holders)
+
+        await pass_s(rig, 60)
+        assert counts(rig)["c"] >= 2
+
+
 async def test_jobs_stay_where_they_are(autojump_clock, tmp_path):
     """Their work would be lost."""
     async with a_rig(tmp_path, None, "a") as rig:

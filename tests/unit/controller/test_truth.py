@@ -322,7 +322,7 @@ def test_a_lost_assignment_is_repaired_by_the_digest():
     harness.step(deliver=False)
     assert harness.running() == {}
 
-    harness.run()
+    harness.run(cycles=20)
 
     assert sorted(harness.running()) == [1, 2]
 

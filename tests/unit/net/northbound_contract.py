@@ -64,6 +64,7 @@ def some_wishes(count=5):
             network("acme", "front", "10.20.0.0/16", "fd00::/64"),
             network("acme", "storage", "10.40.0.0/16", provider=Provider("storage", 7)),
             network("zeta", "front"),
+            wishes.OUTSIDE,
         ),
         groups=(SecurityGroup("acme", "web", rules),),
         ports=(*ports, pod),

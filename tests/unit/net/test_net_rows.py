@@ -232,7 +232,7 @@ def test_the_world_is_reached_through_the_uplink():
     """Masquerading for a tenant's networks, floating addresses, gateways in order."""
     one = port(1)
     rows = rows_of(
-        networks=(network(), network("zeta", "front", "10.20.0.0/16")),
+        networks=(network(), network("zeta", "front", "10.20.0.0/16"), wishes.OUTSIDE),
         ports=(one,),
         uplink=wishes.uplink,
         routers=(RouterAddress("acme", "192.0.2.10"),),
@@ -258,6 +258,24 @@ def test_the_world_is_reached_through_the_uplink():
     balancer = "balancer/acme/front/web/192.0.2.80/tcp"
     assert rows["router/acme"].columns["load_balancer"] == {balancer}
     assert rows["switch/acme/front"].columns["load_balancer"] == frozenset()
+
+
+def test_an_internal_network_has_no_way_out():
+    """Not by an address translated, nor as it is; nor is its VMs' DHCP answered with a router."""
+    rows = rows_of(
+        networks=(network(internal=True), network("acme", "back", "10.30.0.0/16"), wishes.OUTSIDE),
+        uplink=wishes.uplink,
+        routers=(RouterAddress("acme", "192.0.2.10"),),
+    )
+
+    assert [nat["logical_ip"] for nat in of_table(rows, "NAT")] == ["10.30.0.0/16"]
+    assert (
+        rows["inside/acme/front/4"]
+        .columns["match"]
+        .endswith("ip4.dst != {10.20.0.0/16, 10.30.0.0/16}")
+    )
+    assert "router" not in rows["dhcp/acme/front/10.20.0.0/16"].columns["options"]
+    assert "router" in rows["dhcp/acme/back/10.30.0.0/16"].columns["options"]
 
 
 # --- security groups ------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ services = st.builds(
     ),
     st.booleans(),
 )
-uplink = Uplink(subnet("192.0.2.0/24"), Provider("physical"), ("gw1", "gw2"))
+OUTSIDE = network("acme", "outside", "192.0.2.0/24", provider=Provider("physical"))
+uplink = Uplink(OUTSIDE, ("gw1", "gw2"))
 
 
 def unique(elements, key, most):
@@ -117,7 +118,9 @@ def unique(elements, key, most):
 
 worlds = st.builds(
     Wishes,
-    networks=unique(networks, lambda one: (one.tenant, one.name), 4),
+    networks=unique(networks, lambda one: (one.tenant, one.name), 4).flatmap(
+        lambda some: st.sampled_from([some, (*some, OUTSIDE)])
+    ),
     groups=unique(groups, lambda one: (one.tenant, one.name), 4),
     ports=unique(ports, lambda one: one.name, 8),
     services=unique(services, lambda one: (one.tenant, one.network, one.service), 3).map(

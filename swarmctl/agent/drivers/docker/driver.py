@@ -122,6 +122,10 @@ class DockerDriver:
         self._ids: dict[int, str] = {}
         self._seen: dict[str, Found] = {}
 
+    async def network_namespace(self, incarnation: int) -> str:
+        """See :class:`swarmctl.agent.drivers.api.Enclosing`: it is its holder's."""
+        return await self.places.namespace_of(incarnation)
+
     def close(self) -> None:
         """Close idle connections; the driver can still be used."""
         self._calls.close()

@@ -27,7 +27,7 @@ from swarmctl.agent.drivers.docker.config import (
 from swarmctl.agent.drivers.docker.faults import translate
 from swarmctl.net.plugging.api import InNamespace, Switch
 from swarmctl.proto import incarnation as incarnations
-from swarmctl.proto.errors import LaunchFailed
+from swarmctl.proto.errors import LaunchFailed, NotFound
 
 REPOSITORY: Final = "swarmctl/holder"
 # Raised when what is in the image changes.
@@ -115,6 +115,26 @@ class Holders:
             raise translate(409, error.text, launch.instance, "hold its network") from None
         path = f"/proc/{pid}/ns/net"
         return tuple(InNamespace(path, f"eth{i}") for i, _ in enumerate(launch.attachments))
+
+    async def namespace_of(self, incarnation: int) -> str:
+        """Where the namespace that the holder of ``incarnation`` holds is entered.
+
+        Raises:
+            NotFound: it has no holder, or that one has ended.
+        """
+        label = incarnations.label(incarnation)
+        filters = {"label": [*owner_filter(self._owner), f"{LABEL_HOLDS}={label}"]}
+
+        def look(client: Client) -> int:
+            found = client.containers(filters=filters)
+            return int(client.inspect_container(found[0]["Id"])["State"]["Pid"]) if found else 0
+
+        pid: int = await self._calls.run(
+            look, where=label, doing="say where its network is", deadline_s=LIST_S
+        )
+        if not pid:
+            raise NotFound("nothing holds its network", label)
+        return f"/proc/{pid}/ns/net"
 
     async def displace(self, incarnation: int) -> None:
         """Remove the holder of ``incarnation``."""

@@ -232,13 +232,16 @@ class OciDriver:
         ) as session:
             yield session
 
-    def network_namespace(self, incarnation: int) -> Path:
+    async def network_namespace(self, incarnation: int) -> str:
         """Where the network namespace of a launch with attachments is.
 
         It is there from its creation on, before its start, through all its starts, to its removal;
         a restart of the machine leaves an empty one to be plugged anew.
         """
-        return self._layout.place(container_id(self.owner, incarnation)).namespace_path
+        place = self._layout.place(container_id(self.owner, incarnation))
+        if not await trio.Path(place.namespace_path).exists():
+            raise NotFound("it has no network namespace", incarnations.label(incarnation))
+        return str(place.namespace_path)
 
     # --- the folder and the threads -----------------------------------------------------------
 
