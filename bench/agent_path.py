@@ -171,6 +171,7 @@ class ScriptedLink:
 
     endpoint = "tcp://10.0.0.1:7077"
     connected = True
+    has_others = False
 
     def __init__(self, script: Script) -> None:
         self._script = script

@@ -93,7 +93,9 @@ def _hops(ends: Sequence[View], way: Way, *, same_host: bool) -> list[View]:
         addresses = f"{one['underlay_address']} to {other['underlay_address']}, " if known else ""
         around = f"{addresses}one header of {one['encapsulation_bytes']} bytes around it"
         left = min(end["mtu"] for end in ends)
-        between.append(hop("geneve", other["host"], f"{around}; packets up to {left}"))
+        between.append(
+            hop("geneve", f"{one['host']} to {other['host']}", f"{around}; packets up to {left}")
+        )
     return [*one["hops"][:-1], *between, *reversed(other["hops"][:-1])]
 
 

@@ -91,7 +91,7 @@ def _other_end(cluster: Cluster, call: Call) -> tuple[Instance | None, str]:
 
     Raises:
         NotFound: no instance is called so, is on a node, or has the address.
-        InvalidSpec: it is a service's own address.
+        InvalidSpec: it is a service's own address, on a network or floating.
     """
     named, tenant = call.text("to", ""), tenant_of(call)
     if not named:
@@ -104,9 +104,10 @@ def _other_end(cluster: Cluster, call: Call) -> tuple[Instance | None, str]:
             raise NotFound(f"no instance of {named} is on any node now", "--to") from None
         return found[0], ""
     for service in cluster.state.services.values():
-        if service.key[0] == tenant and address in service.record.addresses.values():
+        own = {*service.record.addresses.values(), service.record.floating}
+        if service.key[0] == tenant and address in own:
             raise InvalidSpec(
-                f"{address} is shared by the instances of {service.key[1]}",
+                f"{address} is service {service.key[1]}'s own, led by OVN to its instances",
                 "--to",
                 f"name one of them, such as {service.key[1]}.1",
             )

@@ -386,6 +386,8 @@ async def test_what_publishes_ports_has_an_address_of_its_own(autojump_clock, tm
 
         await until(lambda: balanced() == [{"10.20.0.2:8080": "10.20.0.3:80,10.20.0.4:80"}])
         assert (await rig.ask("service.inspect", name="web"))["addresses"] == rig.record().addresses
+        with pytest.raises(InvalidSpec, match="is service web's own"):
+            await rig.ask("instance.trace", name="web.1", to="10.20.0.2")
         again = await rig.apply(publishing())
         assert again["services"][0]["action"] == "unchanged"
 
