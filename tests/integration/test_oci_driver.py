@@ -358,10 +358,10 @@ async def test_a_namespace_is_there_to_be_plugged_before_the_start(harness):
         return b"plugged" in b"".join(chunks) and b"10.9.8.7\tweb-1" in b"".join(chunks)
 
     await eventually(said, harness.deadline_s)
+    assert await driver.network_namespace(launch.incarnation) == str(place.namespace_path)
     await driver.remove(launch.incarnation)
 
     assert found.addresses == ("10.9.8.7",)
-    assert await driver.network_namespace(launch.incarnation) == str(place.namespace_path)
     assert not place.namespace_path.exists()
 
 
