@@ -13,18 +13,16 @@ a master boot record with GRUB behind it, and one partition.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
-from lab import bootstrap, guest, podhost, procs, testdisk
-from lab.config import EMULATED, Paths, paths_from
-from lab.faults import Interrupted, LabFault
-from lab.report import Report, Step
-from lab.state import exclusive
+from lab import alone, bootstrap, guest, podhost, testdisk
+from lab.config import EMULATED, Paths
+from lab.faults import LabFault
+from lab.report import Step
 
 UNIT = podhost.ROOT / "packaging" / "swarmctl-guest.service"
 MEMORY_MIB = 1024
@@ -178,23 +176,8 @@ def _fill(paths: Paths, root: Path, step: Step) -> None:
 
 def ensure(paths: Paths) -> Path:
     """As :func:`up`, without a word."""
-    with Report(io.StringIO()) as quiet, quiet.step("Debian guest") as step:
-        return up(paths, step)
-
-
-def main() -> int:
-    """Make what is missing; the exit code."""
-    paths, report = paths_from(), Report()
-    procs.heed_interrupts()
-    try:
-        with exclusive(paths), report, report.step("Debian guest") as step:
-            up(paths, step)
-    except LabFault:
-        return 1
-    except (Interrupted, KeyboardInterrupt):
-        return 130
-    return 0
+    return alone.quietly("Debian guest", up, paths)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone.command("Debian guest", up))

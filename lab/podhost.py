@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -22,11 +21,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import fetch, guest, procs, testbox
-from lab.config import EMULATED, IMAGE_TAG, Paths, paths_from
-from lab.faults import Interrupted, LabFault
-from lab.report import Report, Step
-from lab.state import exclusive
+from lab import alone, fetch, guest, procs, testbox
+from lab.config import EMULATED, IMAGE_TAG, Paths
+from lab.faults import LabFault
+from lab.report import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 # The one file without its packing: emulated, it would take 20 s to unpack itself at each start.
@@ -277,23 +275,8 @@ def tool(*command: str) -> None:
 
 def ensure(paths: Paths) -> PodHost:
     """As :func:`up`, without a word."""
-    with Report(io.StringIO()) as quiet, quiet.step("pod host") as step:
-        return up(paths, step)
-
-
-def main() -> int:
-    """Make what is missing; the exit code."""
-    paths, report = paths_from(), Report()
-    procs.heed_interrupts()
-    try:
-        with exclusive(paths), report, report.step("pod host") as step:
-            up(paths, step)
-    except LabFault:
-        return 1
-    except (Interrupted, KeyboardInterrupt):
-        return 130
-    return 0
+    return alone.quietly("pod host", up, paths)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone.command("pod host", up))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 
 from swarmctl.client import Client
 from swarmctl.proto import incarnation as incarnations
@@ -45,6 +45,11 @@ class Check:
         """Whether both sides agree, and nothing is wrong."""
         wrong = (self.missing, self.unknown, self.twice, self.over_capacity, self.misplaced)
         return not any(wrong) and not self.replaced
+
+    @property
+    def may_be_under_way(self) -> bool:
+        """Whether what is wrong can come of two looks that were not at one moment, all of it."""
+        return bool(self.missing or self.unknown) and evolve(self, missing=0, unknown=0).passed
 
     def to_json(self) -> dict[str, int | bool]:
         """For the report."""

@@ -32,6 +32,8 @@ _PLUGGABLE: Final = f"node.labels.{NETWORK_LABEL} == there"
 _MAPPED: Final = "swarmctl/network/"
 # How an agent's fact "network" begins where there is no switch to plug into.
 _NO_SWITCH: Final = "none"
+# Of a node that has told of no Open vSwitch: its name there, and its physical networks.
+_UNMAPPED: Final = ("", "")
 _NO_PROVIDERS: Final[Mapping[NetworkKey, str]] = {}
 
 
@@ -197,13 +199,17 @@ class Fleet:
         """It was taken out of the registry."""
         if name in self._known:
             self._known.remove(name)
-            self._remap(name, ("", ""))
+            self._remap(name, _UNMAPPED)
             self.snapshot.remove_node(name)
 
     def _remap(self, name: str, mapping: tuple[str, str]) -> None:
-        if self._mapping.get(name, ("", "")) != mapping:
+        if self._mapping.get(name, _UNMAPPED) == mapping:
+            return
+        if mapping == _UNMAPPED:
+            del self._mapping[name]
+        else:
             self._mapping[name] = mapping
-            self.remapped()
+        self.remapped()
 
     def allocate(self, state: ClusterState, instance: Instance) -> None:
         """Count an adopted instance (placed ones are counted by committing the plan)."""

@@ -256,42 +256,6 @@ async def test_lossy_link_heals(autojump_clock, tmp_path):
         assert {one.state for one in world.controller.now.values()} == {RUNNING}
 
 
-async def test_silent_controller_is_greeted_again(autojump_clock, tmp_path):
-    """Heartbeats that stay unanswered make the agent begin anew."""
-    async with a_world(tmp_path) as world:
-        await started(world, 1)
-        world.controller.ack_beats = False
-        hellos = len(world.controller.hellos)
-        await world.controller.until(lambda: len(world.controller.hellos) > hellos + 1)
-        world.controller.ack_beats = True
-        await world.controller.until_agreed()
-
-
-async def test_heartbeats_want_an_answer_now_and_then(autojump_clock, tmp_path):
-    """The only controller is asked whether it lives when it has said nothing for a while."""
-    async with a_world(tmp_path) as world:
-        await started(world, 1)
-        world.controller.beats.clear()
-        await trio.sleep(60)
-
-        asked = [one for one in world.controller.beats if not one.quiet]
-        assert 0 < len(asked) < len(world.controller.beats)
-        assert len(world.controller.hellos) == 1
-
-
-async def test_each_heartbeat_wants_an_answer_where_there_are_other_controllers(
-    autojump_clock, tmp_path
-):
-    """One that hangs is to be left soon."""
-    async with a_world(tmp_path) as world:
-        world.controller.want(1, template())
-        await world.start_agent(controllers=(world.controller.endpoint, "tcp://10.0.0.2:7077"))
-        await world.controller.until_state(1, RUNNING)
-        await trio.sleep(10)
-
-        assert not any(one.quiet for one in world.controller.beats)
-
-
 async def test_missing_template_is_asked_for(autojump_clock, tmp_path):
     """An assignment whose template did not come along leads to a hello, and then to all of it."""
     async with a_world(tmp_path) as world:

@@ -133,3 +133,16 @@ def test_skew_counts_places_without_any():
 
     lists[1]["instances"] = []
     assert skew(specs, lists) == 2
+
+
+def test_only_what_two_looks_can_differ_by_is_looked_at_again():
+    """A copy that moved between them; not one too many, which the nodes' own lists show."""
+    known, lists = cluster()
+    assert not compare(SPECS, known, lists).may_be_under_way
+
+    known.pop(incarnations.label(lists[0]["instances"].pop()[1]))
+    lists[0]["instances"].append(["docker", incarnations.make(1, 99), "web", 2, "running"])
+    assert compare(SPECS, known, lists).may_be_under_way
+
+    lists[1]["instances"].append(["docker", incarnations.make(1, 100), "web", 2, "running"])
+    assert not compare(SPECS, known, lists).may_be_under_way
