@@ -32,6 +32,7 @@ def report(trial: Trial) -> dict[str, Any]:
         "scenario": plain(scenario),
         "kind": scenario.kind,
         "interrupted": trial.interrupted,
+        "gave_up": trial.gave_up,
         "nodes": scenario.nodes,
         "instances": scenario.instances,
         "services": len(scenario.specs()),
@@ -123,6 +124,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     )
     if found["interrupted"]:
         yield "  interrupted: this is what there was"
+    if found["gave_up"]:
+        yield f"  gave up: {found['gave_up']}; this is what there was"
     took = found["seconds_to_all_running"]
     if took is None:
         yield f"  {found['running']:,} running after {found['seconds']:.2f} s, not all"

@@ -8,6 +8,7 @@ from bench.launch.progress import Progress
 from bench.launch.report import report
 from bench.launch.scenario import Scenario, changed, load
 from bench.launch.trial import Trial
+from swarmctl.proto.errors import DeadlineExceeded, EnvironmentFault
 
 # Simulated nodes in one process: each takes four of its 20,000 descriptors, and memory.
 _NODES_A_PROCESS: Final = 2_500
@@ -22,13 +23,16 @@ _SERVICES_MAX: Final = 1_000
 def run(scenario: Scenario, progress: Progress) -> dict[str, Any]:
     """Run ``scenario``; its report, as the JSON file has it.
 
-    Ctrl-C ends it early: the report is of what there is, and says so.
+    Ctrl-C ends it early, and so does what does not come about in time: the report is of what there
+    is, and says so.
     """
     progress.phase(f"starting {scenario.nodes:,} simulated nodes", 0)
     with bench_cluster(scenario) as cluster:
         trial = Trial(scenario, cluster, cluster.connect(), progress)
         try:
             runs.carry_out(trial)
+        except (EnvironmentFault, DeadlineExceeded) as error:
+            trial.gave_up = str(error)
         except KeyboardInterrupt:
             trial.interrupted = True
             # The old connection may be in the middle of an answer.

@@ -44,7 +44,7 @@ class Trial:
     """See the module's docstring.
 
     ``specs`` are the services that there should be, by name; ``found`` is what the runner has to
-    say beside the launch itself.
+    say beside the launch itself; ``gave_up`` says what did not come about in time.
     """
 
     scenario: Scenario
@@ -58,6 +58,7 @@ class Trial:
     checked: Check | None = None
     found: dict[str, Any] = field(factory=dict)
     interrupted: bool = False
+    gave_up: str = ""
 
     def launch(self, on_look: Callable[[int, float], None] | None = None, **until: Any) -> None:
         """Submit the scenario's services and wait until all run: the figures of the report."""
@@ -119,7 +120,7 @@ class Trial:
         """How many the controller knows to run."""
         return int(statistics(self.client)["states"].get("running", 0))
 
-    def wait_ready(self, nodes: int) -> float:
+    def wait_ready(self, nodes: int, timeout_s: float = _READY_S) -> float:
         """Wait until exactly ``nodes`` are ready; seconds that it took.
 
         On a machine that is too small for all of them a few are late, and sick, at any time: when
@@ -130,10 +131,10 @@ class Trial:
         """
         began = time.monotonic()
         while (found := int(statistics(self.client)["nodes_ready"])) != nodes:
-            if time.monotonic() - began > _READY_S:
+            if time.monotonic() - began > timeout_s:
                 if found < nodes * _READY_SHARE:
                     raise EnvironmentFault(
-                        f"{found} of {nodes} nodes are ready after {_READY_S:g} s"
+                        f"{found} of {nodes} nodes are ready after {timeout_s:g} s"
                     )
                 self.found["late_nodes"] = {"not_ready": nodes - found}
                 break

@@ -263,6 +263,7 @@ def test_the_guest_boots_from_its_kernel_reads_its_seed_and_powers_off_by_acpi(g
     )
 
 
+@pytest.mark.slow  # Two boots under emulation; every run boots the same guest from its kernel.
 def test_the_test_disk_boots_by_itself_and_counts_its_boots(guest, domain):
     """Firmware, boot loader, kernel, all from the image; what the guest writes is kept."""
     disk = domain.folder / "disk.qcow2"

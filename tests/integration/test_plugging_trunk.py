@@ -79,6 +79,7 @@ def python_archive() -> bytes:
     return archive.finish()
 
 
+@pytest.mark.slow  # A minute of an emulated guest; every run has nested pods on real VLANs.
 def test_the_contract_holds_in_a_vm(tmp_path: Path) -> None:
     """The whole suite, with real VLANs, in a guest's own namespaces."""
     missing = [str(path) for path in (KERNEL, INITRD) if not path.exists()]

@@ -19,7 +19,10 @@ from tests.integration.test_store_etcd_faults import client, grant
 
 __all__ = ["client", "etcd"]
 
-ENTRIES = {f"service/default/s{n:03}": bytes([n]) * (n * 20_000) for n in range(60)}
+# Most are small; the last ones take several of a store's own.
+ENTRIES = {
+    f"service/default/s{n:03}": bytes([n]) * (n * (100 if n < 57 else 40_000)) for n in range(60)
+}
 
 # As many, for what does not depend on how large they are.
 SMALL = {key: value[:20] for key, value in ENTRIES.items()}
@@ -44,8 +47,10 @@ async def fill_small(address):
 async def fill(address):
     store = await opened(address)
     await store.take_term(above=41)
-    for key, value in ENTRIES.items():
-        await store.commit([Put(key, value)])
+    puts = [Put(key, value) for key, value in ENTRIES.items()]
+    await store.commit(puts[:-3])
+    for put in puts[-3:]:
+        await store.commit([put])
     return store
 
 

@@ -81,14 +81,15 @@ def run(trial: Trial) -> None:
     trial.cluster.kill_controller()
     trial.client.close()
     trial.client = trial.cluster.connect()
-    serves_s = time.monotonic() - killed
+    # As it comes: a run that gives up has shown what it had come to.
+    found = trial.found["failover"] = {"seconds_to_serving": time.monotonic() - killed}
     first = load.next()
     load.accept(first)
-    accepted_s = time.monotonic() - killed
+    found["seconds_to_first_accepted"] = time.monotonic() - killed
     trial.wait_until(lambda: _runs(trial, first.name), "the first runs", trial.scenario.timeout_s)
-    placed_s = time.monotonic() - killed
+    found["seconds_to_first_running"] = time.monotonic() - killed
     trial.wait_until(lambda: _ready(trial) == nodes, "all are back", trial.scenario.timeout_s)
-    back_s = time.monotonic() - killed
+    found["seconds_to_all_back"] = time.monotonic() - killed
     for spec in under_way:
         load.accept(spec)
     spec = service(
@@ -99,15 +100,9 @@ def run(trial: Trial) -> None:
         placement=Placement(max_replicas_per_node=1),
     )
     trial.launch_more([spec])
-    everywhere_s = time.monotonic() - killed
+    found["seconds_to_placed_on_all"] = time.monotonic() - killed
     has = trial.incarnations()
-    trial.found["failover"] = _found(trial, load, had, has) | {
-        "seconds_to_serving": serves_s,
-        "seconds_to_first_accepted": accepted_s,
-        "seconds_to_first_running": placed_s,
-        "seconds_to_all_back": back_s,
-        "seconds_to_placed_on_all": everywhere_s,
-    }
+    found |= _found(trial, load, had, has)
     trial.check(replaced=trial.found["failover"]["instances_replaced"])
 
 

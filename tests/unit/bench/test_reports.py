@@ -24,6 +24,7 @@ def finding(**changed):
         "services": 10,
         "running": 500,
         "interrupted": False,
+        "gave_up": "",
         "measured": "2030-01-01T00:00:00Z",
         "seconds_to_all_running": 0.5,
         "seconds": 0.5,
@@ -153,10 +154,19 @@ def test_the_text_of_an_interrupted_run_says_so():
     assert "did not run" in text
 
 
+def test_the_text_of_a_run_that_gave_up_says_what_did_not_come_about():
+    """What there is stays worth something."""
+    text = report.text(finding(gave_up="7 of 9 nodes are ready after 60 s"))
+
+    assert "gave up: 7 of 9 nodes are ready after 60 s" in text
+    assert "500 simulated instances" in text
+
+
 @pytest.mark.parametrize(
     ("changed", "code"),
     [
         ({}, 0),
+        ({"gave_up": "nobody came"}, 1),
         ({"seconds_to_all_running": None}, 1),
         ({"check": {"passed": False}}, 1),
         ({"check": None}, 1),

@@ -452,7 +452,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(service=st.dictionaries(_KEYS, _VALUES, max_size=6), top=st.dictionaries(_KEYS, _VALUES))
 def test_any_structure_loads_or_is_refused_clearly(service, top):
     """Whatever the shape, the answer is a stack or one InvalidSpec with a place."""
