@@ -1,6 +1,6 @@
 """The controller as a running process: sockets, clocks and tasks around a :class:`Cluster`.
 
-Its tasks: *receive* decodes what arrives, for the sessions or the request server; *reconcile* runs
+Its tasks: *receive* (:mod:`swarmctl.controller.receiving`) takes in what arrives; *reconcile* runs
 cycles when woken, and sends each node one assignment a cycle; *tick* notices silence; *commit*
 raises the term, and makes completions durable, which a disk that refuses holds up, and that alone.
 
@@ -9,9 +9,7 @@ It serves only after its term is committed (DESIGN 8.1).
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
-from time import perf_counter
 from time import time as wall_clock
 from typing import Final
 
@@ -50,27 +48,17 @@ from swarmctl.controller.handlers import (
     traces,
 )
 from swarmctl.controller.networks import UNDERLAY_MTU
+from swarmctl.controller.receiving import Receiver
 from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
 from swarmctl.folder import DataFolder
 from swarmctl.proto import codec, limits
-from swarmctl.proto.errors import (
-    Busy,
-    Conflict,
-    EnvironmentFault,
-    InternalError,
-    ProtocolError,
-    StaleTerm,
-    StorageFault,
-    SwarmError,
-    sole_error,
-)
-from swarmctl.proto.messages import Enrol, Heartbeat, Message, Refuse, Report
+from swarmctl.proto.errors import Busy, Conflict, StaleTerm, StorageFault, sole_error
+from swarmctl.proto.messages import Message
 from swarmctl.transport.answers import Answers
-from swarmctl.transport.api import Arrival, Authorize, Listener, PeerId
-from swarmctl.transport.bounds import BATCH_MAX, BATCH_MAX_BYTES
+from swarmctl.transport.api import Authorize, Listener, PeerId
 from swarmctl.transport.bulk import BulkServer
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.rpc import Handler, RpcServer
@@ -81,11 +69,6 @@ _STORE_FILE: Final = "store.db"
 _TICK_S: Final = 0.5
 # A disk that refused is asked again after this.
 _STORE_RETRY_S: Final = 1.0
-# Messages handled before other tasks get their turn: about 5 ms of work.
-_MESSAGES_A_TURN: Final = 200
-# After heartbeats the sockets are left alone for so long, so that many are read at one waking: to
-# wake costs as much as to answer three. A request waits by as much at the most.
-_REST_S: Final = 0.002
 
 OpenListener = Callable[[Sequence[str], KeyPair, Authorize], AbstractAsyncContextManager[Listener]]
 OpenStore = Callable[[Path, str], Awaitable[Store]]
@@ -213,11 +196,8 @@ class Controller:
         for node in cluster.state.nodes.values():
             node.heard_at = began
         self._answers = Answers(listener.send, listener.disconnect)
+        self.receiver = Receiver(cluster, listener, self._answers)
         self._to_commit = trio.Event()
-        self._enrolments = 0
-        self._malformed_by: dict[PeerId, int] = {}
-        self._last_was_heartbeat = False
-        self.malformed = 0
 
     @classmethod
     async def start(
@@ -267,7 +247,7 @@ class Controller:
             async with trio.open_nursery() as nursery:
                 others = RpcServer(admins_only(_handlers(self.cluster, self._listener)), nursery)
                 server = BulkServer(others, applying.bulk(self.cluster), nursery)
-                nursery.start_soon(self._receive, server, nursery)
+                nursery.start_soon(self.receiver.run, server, nursery)
                 nursery.start_soon(self._answers.run)
                 nursery.start_soon(self._reconcile, server)
                 nursery.start_soon(self._tick)
@@ -287,105 +267,6 @@ class Controller:
             await trio.sleep_forever()
         finally:
             self.cluster.stop()
-
-    # --- receiving ---------------------------------------------------------------------------
-
-    async def _receive(self, server: BulkServer, nursery: trio.Nursery) -> None:
-        while True:
-            arrivals = await self._listener.receive_batch()
-            self._note_taken(arrivals)
-            for number, arrival in enumerate(arrivals, 1):
-                self._take(server, nursery, arrival)
-                if number % _MESSAGES_A_TURN == 0:
-                    await trio.lowlevel.checkpoint()
-            for peer in self._listener.take_departed():
-                self._malformed_by.pop(peer, None)
-                server.peer_departed(peer)
-                self._answers.peer_departed(peer)
-                self.cluster.sessions.peer_departed(peer)
-                self.cluster.caller.fail_peer(peer, "the agent's connection has ended")
-            self.cluster.listening.done()
-            if arrivals and self._last_was_heartbeat:
-                await trio.sleep(_REST_S)
-
-    def _note_taken(self, arrivals: list[Arrival]) -> None:
-        """Our own delays are not the nodes' silence: see listening."""
-        size_bytes = sum(len(arrival.payload) for arrival in arrivals)
-        # Nodes may have two connections each, and there are clients.
-        peers = 2 * len(self.cluster.state.nodes) + BATCH_MAX
-        emptied = len(arrivals) < BATCH_MAX and size_bytes < BATCH_MAX_BYTES
-        self.cluster.listening.took(len(arrivals), peers, emptied=emptied)
-
-    def _take(self, server: BulkServer, nursery: trio.Nursery, arrival: Arrival) -> None:
-        """Take a message in, whatever it is: a bad one harms its sender only."""
-        try:
-            self._handle(server, nursery, arrival)
-        except ProtocolError as error:
-            self._refuse_malformed(arrival, error)
-        except Exception as error:  # noqa: BLE001 - one peer's message must not end the controller for all: it is logged with its trace, and the peer begins again
-            _log.exception("message not handled", user=arrival.user_id)
-            text = f"{type(error).__name__}: {error}"[: limits.TEXT_MAX_CHARS]
-            self._try_send(arrival.peer, Refuse(InternalError.code, text))
-            self._end_connection(arrival.peer)
-
-    def _handle(self, server: BulkServer, nursery: trio.Nursery, arrival: Arrival) -> None:
-        cluster = self.cluster
-        began = perf_counter()
-        message = codec.decode(arrival.payload)
-        self._last_was_heartbeat = isinstance(message, Heartbeat)
-        if cluster.sessions.on_message(arrival.peer, arrival.user_id, message):
-            if isinstance(message, Report):
-                cluster.meters.add("acknowledge", perf_counter() - began)
-            return
-        if cluster.caller.on_message(arrival.peer, message):
-            return
-        if isinstance(message, Enrol):
-            self._begin_enrolment(nursery, arrival, message)
-            return
-        if isinstance(message, Refuse):
-            _log.warning("refused by an agent", user=arrival.user_id, what=message.what)
-            return
-        answer = partial(self._answers.send, arrival.peer)
-        size_bytes = len(arrival.payload)
-        if not server.on_message(arrival.peer, arrival.user_id, message, answer, size_bytes):
-            raise ProtocolError(f"a {type(message).__name__} is not for a controller")
-
-    def _refuse_malformed(self, arrival: Arrival, error: ProtocolError) -> None:
-        """Answered and counted; the session goes on (DESIGN 7), unless it is all that comes."""
-        self.malformed += 1
-        count = self._malformed_by[arrival.peer] = self._malformed_by.get(arrival.peer, 0) + 1
-        _log.warning("malformed message", user=arrival.user_id, error=str(error))
-        self._try_send(arrival.peer, Refuse(error.code, error.what[: limits.TEXT_MAX_CHARS]))
-        if count >= limits.MALFORMED_MAX:
-            self._end_connection(arrival.peer)
-
-    def _end_connection(self, peer: PeerId) -> None:
-        self.cluster.sessions.peer_departed(peer)
-        self._listener.disconnect(peer)
-
-    def _begin_enrolment(self, nursery: trio.Nursery, arrival: Arrival, request: Enrol) -> None:
-        if self._enrolments >= limits.ENROLMENTS_MAX:
-            self._try_send(arrival.peer, Refuse(Busy.code, "too many nodes enrol at once"))
-            return
-        self._enrolments += 1
-        nursery.start_soon(self._enrol, arrival, request)
-
-    async def _enrol(self, arrival: Arrival, request: Enrol) -> None:
-        try:
-            answer: Message = await nodes.enrol(self.cluster, arrival.user_id, request)
-        except SwarmError as error:
-            # What is wrong here (a full disk) may be mended; what is wrong there stays so.
-            final = not isinstance(error, EnvironmentFault)
-            answer = Refuse(error.code, error.what, error.where, error.hint, final)
-        finally:
-            self._enrolments -= 1
-        self._try_send(arrival.peer, answer)
-
-    def _try_send(self, peer: bytes, message: Message) -> None:
-        try:
-            self.cluster.send(peer, message)
-        except SwarmError as error:
-            _log.debug("answer not delivered", error=str(error))
 
     # --- reconciling -------------------------------------------------------------------------
 
@@ -424,7 +305,7 @@ class Controller:
             try:
                 if self._term_is_low:
                     await self._raise_term(self.cluster.sessions.term_seen)
-                await completions.commit_gathered(self.cluster, self._try_send)
+                await completions.commit_gathered(self.cluster, self.receiver.try_send)
                 await self.cluster.state.victims.write(self.cluster)
             except (StorageFault, Busy) as error:
                 _log.error("store refuses, trying again", error=str(error))

@@ -80,6 +80,10 @@ BULK_WAIT_S: Final = 0.5
 BULK_UNDER_WAY: Final = 2_000
 # Bytes of simple requests that wait; four of the largest messages, or 50,000 usual ones.
 BULK_BYTES: Final = 32 * 1024 * 1024
+# Messages of nodes that were read and wait: one of each of 10,000 nodes, and what those say
+# meanwhile; and their bytes, as hellos with inventories are larger.
+BACKLOG_MESSAGES: Final = 20_000
+BACKLOG_BYTES: Final = 64 * 1024 * 1024
 # Bytes of answers that wait for clients to read; as much as may come in.
 ANSWERS_BYTES: Final = 32 * 1024 * 1024
 # Records of simple requests that share a transaction, in bytes: below any store's bound.

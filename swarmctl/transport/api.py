@@ -107,6 +107,9 @@ class Listener(Protocol):
         The list is empty when the only news is that peers departed (:meth:`take_departed`).
         """
 
+    def receive_nowait(self) -> list[Arrival]:
+        """What is waiting, up to the same bound; empty when nothing is."""
+
     def take_departed(self) -> list[PeerId]:
         """Peers whose connection ended since the last call; each had sent something before.
 

@@ -255,12 +255,13 @@ class MemoryListener(ListenerBase):
         """See :meth:`swarmctl.transport.api.Listener.receive_batch`."""
         await trio.lowlevel.checkpoint()
         while True:
-            batch = self._drain()
+            batch = self.receive_nowait()
             if batch or self._connections.any_departed():
                 return batch
             await self.queue.wait()
 
-    def _drain(self) -> list[Arrival]:
+    def receive_nowait(self) -> list[Arrival]:
+        """See :meth:`swarmctl.transport.api.Listener.receive_nowait`."""
         batch: list[Arrival] = []
         size = 0
         for _ in range(self._bounds.batch_max):

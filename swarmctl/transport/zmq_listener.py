@@ -103,12 +103,13 @@ class ZmqListener(ListenerBase):
         # The only checkpoint before a message is taken; none comes after it.
         await trio.lowlevel.checkpoint()
         while True:
-            batch = self._drain()
+            batch = self.receive_nowait()
             if batch or self._connections.any_departed():
                 return batch
             await self._readable.wait()
 
-    def _drain(self) -> list[Arrival]:
+    def receive_nowait(self) -> list[Arrival]:
+        """See :meth:`swarmctl.transport.api.Listener.receive_nowait`."""
         batch: list[Arrival] = []
         size = 0
         receive = self._socket.recv

@@ -85,7 +85,7 @@ async def test_nonsense_from_a_peer_changes_nothing_for_the_others(autojump_cloc
         await trio.sleep(1)
 
         assert world.ended == []
-        assert world.controller.malformed > limits.MALFORMED_MAX
+        assert world.controller.receiver.malformed > limits.MALFORMED_MAX
         assert world.listener.statistics().connections > 3
         if role == "node":
             await world.start_node("n2")

@@ -112,6 +112,23 @@ async def test_all_that_waits_comes_in_bounded_batches(carrier, server_keys, age
     assert [a.payload for b in batches for a in b] == [b"%d" % n for n in range(1000)]
 
 
+async def test_what_waits_can_be_taken_without_waiting(listener, link):
+    """All that has arrived, in order; an empty batch when there is nothing."""
+    assert listener.receive_nowait() == []
+    for number in range(10):
+        link.send(b"%d" % number)
+    got = await listener.receive_batch()
+    while len(got) < 10:
+        await trio.lowlevel.checkpoint()
+        got += listener.receive_nowait()
+    assert [arrival.payload for arrival in got] == [b"%d" % number for number in range(10)]
+    assert listener.receive_nowait() == []
+
+    link.send(b"later")
+    (arrival,) = await listener.receive_batch()
+    assert arrival.payload == b"later"
+
+
 async def test_sending_while_receiving_loses_no_wake_up(listener, link):
     """Echoes in both directions, with senders touching the sockets all the time, never stall."""
     count = 1000
