@@ -88,7 +88,7 @@ def run(trial: Trial) -> None:
     found["seconds_to_first_accepted"] = time.monotonic() - killed
     trial.wait_until(lambda: _runs(trial, first.name), "the first runs", trial.scenario.timeout_s)
     found["seconds_to_first_running"] = time.monotonic() - killed
-    trial.wait_until(lambda: _ready(trial) == nodes, "all are back", trial.scenario.timeout_s)
+    trial.wait_ready(nodes, trial.scenario.timeout_s)
     found["seconds_to_all_back"] = time.monotonic() - killed
     for spec in under_way:
         load.accept(spec)
