@@ -26,8 +26,8 @@ PLANT ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-net demo-net-down down purge test soak test-slow check quick bench bench-net
-.PHONY: bench-compare docs binary image lock venv ready
+.PHONY: help demo demo-net demo-net-down down purge test test-together test-seeds soak test-slow check
+.PHONY: quick bench bench-net bench-compare docs binary image lock venv ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,9 +50,15 @@ purge: down demo-net-down ## down, and remove the caches and the built files too
 
 test: ready ## every test, real daemons included, as CI runs it
 	@$(MAKE) --no-print-directory check image
-	$(PYTEST) -q -m 'not slow and not alone' -n $(WORKERS) --dist loadfile tests/integration tests/e2e tests/unit tests/sim
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-together test-seeds
 	$(PYTEST) -q -m 'not slow and alone' tests
-	$(PY) -m tests.sim.world --for $(SIMULATE_S) --at-least 200
+
+# Beside each other: the tests wait for daemons half of the time, and the seeds take what they leave.
+test-together: venv
+	$(PYTEST) -q -m 'not slow and not alone' -n $(WORKERS) --dist loadfile tests/integration tests/e2e tests/unit tests/sim
+
+test-seeds: venv
+	nice -n 19 $(PY) -m tests.sim.world --for $(SIMULATE_S) --at-least 200
 
 soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
 	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT))
