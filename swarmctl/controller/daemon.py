@@ -17,7 +17,7 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from swarmctl import descriptors
+from swarmctl import descriptors, garbage
 from swarmctl.controller import (
     completions,
     holding,
@@ -327,9 +327,10 @@ class Controller:
 
     async def _tick(self) -> None:
         sessions = self.cluster.sessions
-        short = ""
+        short, heap = "", garbage.Heap()
         while True:
             await trio.sleep(_TICK_S)
+            heap.look(self.receiver.departed)
             before, short = short, descriptors.shortage()
             if bool(short) is not bool(before):
                 _log.error("short", what=short) if short else _log.info("no shortage any more")

@@ -103,6 +103,8 @@ class Receiver:
         self._malformed_by: dict[PeerId, int] = {}
         self._last_was_heartbeat = False
         self.malformed = 0
+        # Peers that have gone so far.
+        self.departed = 0
 
     async def run(self, server: BulkServer, nursery: trio.Nursery) -> None:
         """Receive until cancelled; requests are for ``server``, enrolments are tasks."""
@@ -157,6 +159,7 @@ class Receiver:
 
     def _depart(self, server: BulkServer, peer: PeerId) -> None:
         """Its connection has ended."""
+        self.departed += 1
         self._malformed_by.pop(peer, None)
         server.peer_departed(peer)
         self._answers.peer_departed(peer)
