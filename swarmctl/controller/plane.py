@@ -202,7 +202,7 @@ class Plane:
             found = await northbound.read()
             self._learn(found)
         self._settle_ports()
-        leaving = list(self._ports.leaving)
+        untold = self._ports.untold()
         wishes = self._wishes()
         unknown = self._unknown_networks()
         aside = {key: row for key, row in found.items() if is_of(row, unknown)} if unknown else {}
@@ -222,7 +222,7 @@ class Plane:
             _log.info("OVN told", operations=len(operations), ports=len(wishes.ports))
         told = serviceaddresses.told_of(wishes) | floating.told_of(self._cluster.state, wishes)
         freed = serviceaddresses.free_unused(self._cluster.state, told)
-        if self._ports.forgotten(leaving) or freed:
+        if self._ports.told(*untold) or freed:
             self._cluster.state.capacity_changed = True
             self._cluster.wake()
         self._cluster.announce()

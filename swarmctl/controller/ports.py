@@ -5,7 +5,7 @@ by its incarnation, addresses from the networks' pools, a VLAN where its node is
 them as long as its incarnation lives, and what was given is in two other places: the node's
 inventory and OVN's northbound database.  After a takeover either brings it back, by :meth:`adopt`
 and :meth:`find`.  An address is free again once the node has confirmed that the instance is gone
-(:meth:`leave`) and OVN that the port is (:meth:`forgotten`).
+(:meth:`leave`) and OVN that the port is (:meth:`told`).
 
 What is not on tenant networks is in none of these tables, and costs nothing.
 """
@@ -70,8 +70,9 @@ class Ports:
     # --- before placing ----------------------------------------------------------------------
 
     def begin_cycle(self) -> None:
-        """What was promised to slots that found no node is free again."""
+        """What was promised to slots that found no node is free again; VMs may have been told of."""
         self._promised.clear()
+        self.adopt_late()  # Before VLANs of their trunks are given.
 
     def admit(self, service: "Service", slots: Sequence[int], *, settled: bool) -> list[int]:
         """Those of ``slots`` for which there are addresses; the others are noted with the reason.
@@ -159,7 +160,7 @@ class Ports:
         port = port_name(self.cluster_id, instance.incarnation, index)
         given = self.book.give(record, use.addresses, port)
         try:
-            vlan = self.book.give_vlan(parent) if parent else 0
+            vlan = self.book.give_vlan(parent, lambda _: port) if parent else 0
         except NothingFits:
             self.book.free(Held(record.key, tuple(address for address, _ in given)), port)
             raise
@@ -169,12 +170,14 @@ class Ports:
     def _undo(self, one: Attachment, parent: str) -> None:
         """What was plugged a moment ago is not needed."""
         spare = self.wishes.get(one.port)
-        if spare is None or not self.subports.give_back(spare):
+        if spare is None:
             self.book.free(_held(one, parent), one.port)
+        elif not self.subports.give_back(spare):
+            self._to_go(spare)
 
     def warm(self, parent: str, keys: Iterable[NetworkKey]) -> None:
-        """Have spares of networks on a trunk."""
-        if not self.active:
+        """Have spares of networks on a trunk; not while VLANs may be taken there that none knows."""
+        if not self.active or self.is_late:
             return
         made = 0
         for key in keys:
@@ -239,6 +242,8 @@ class Ports:
         """
         self.attachments[instance.incarnation] = attachments
         self.templates.add(instance.template)
+        for one in attachments:
+            self.leaving.pop(one.port, None)  # See find: it is not to go after all.
         parent = ""
         try:
             parent = trunk() if any(one.vlan for one in attachments) else ""
@@ -266,13 +271,20 @@ class Ports:
                 again()
 
     def find(self, wish: PortWish) -> None:
-        """OVN has a port of an instance of which no node has told yet."""
+        """OVN has a port of an instance of which no node has told yet.
+
+        If something was given before its rows could be read, and that port has it too, the port is
+        to go: there would be two with one address.
+        """
         if wish.name in self.wishes or wish.name in self.leaving:
             return
-        self.unclaimed.add(wish.name)
-        self.wishes[wish.name] = wish
-        key = (wish.tenant, wish.network)
-        self.book.hold(held(wish), wish.name, self.table.records.get(key))
+        key, what = (wish.tenant, wish.network), held(wish)
+        self.book.hold(what, wish.name, self.table.records.get(key))
+        if self.book.holds(what, wish.name):
+            self.unclaimed.add(wish.name)
+            self.wishes[wish.name] = wish
+        else:
+            self.leaving[wish.name] = what
 
     def claim(self, instance: "Instance") -> None:
         """A node has the instance and does not know its ports any more: OVN does.
@@ -342,10 +354,18 @@ class Ports:
         else:
             self.book.free(held(wish), wish.name)
 
-    def forgotten(self, ports: Iterable[str]) -> bool:
-        """OVN has these no more: their addresses are free. Whether there were any."""
+    def untold(self) -> tuple[list[str], list[str]]:
+        """What a round that begins now is to tell OVN, for :meth:`told`."""
+        return list(self.leaving), self.subports.untold()
+
+    def told(self, leaving: Iterable[str], returning: Iterable[str]) -> bool:
+        """OVN has ``leaving`` no more: their addresses are free. Whether there were any.
+
+        And ``returning`` are spares there, without name or group, for whoever comes.
+        """
+        self.subports.told(returning)
         freed = False
-        for port in ports:
+        for port in leaving:
             held = self.leaving.pop(port, None)
             if held is not None:
                 self.book.free(held, port)

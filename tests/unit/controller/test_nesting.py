@@ -140,7 +140,7 @@ async def test_vlans_that_run_out_are_a_reason(autojump_clock, tmp_path):
         await nest(rig)
         [trunk] = rig.nodes["host"].instances.values()
         for _ in range(VLAN_MAX):
-            rig.cluster.state.ports.book.give_vlan(trunk.attachments[0].port)
+            rig.cluster.state.ports.book.give_vlan(trunk.attachments[0].port, str)
         before = rig.cluster.fleet.snapshot.allocated("inner")
         await rig.apply(pods(1))
         rig.run()
@@ -231,3 +231,61 @@ async def test_a_takeover_finds_the_spares_again(autojump_clock, tmp_path):
         await until(lambda: not rig.cluster.state.ports.unclaimed)
         assert rig.cluster.state.ports.subports.count(("default", "front")) == SPARES
         await until(lambda: rows(rig) == before)
+
+
+async def test_a_port_that_ovn_has_as_anothers_is_given_to_nobody(autojump_clock, tmp_path):
+    """Until OVN was told, it is in the groups of the service that had it, and has its names."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("small", "10.40.0.0/27"))
+        inner = await nest(rig)
+        await rig.apply(evolve(service("web", 9, "small"), placement=INSIDE))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 10)
+        kept = len(spares(rig))
+        [gone] = [one for one in inner.instances.values() if one.slot == 9]
+        port = gone.attachments[0].port
+
+        rig.database.go_away()
+        await rig.ask("service.scale", replicas={"web": 8})
+        rig.run()
+        await rig.apply(evolve(service("other", kept + 1, "small"), placement=INSIDE))
+        rig.run()
+        used = {one.attachments[0].port for one in inner.instances.values()}
+        assert len(used) == 8 + kept + 1
+        assert port not in used
+
+        rig.database.come_back()
+        await until(lambda: spares(rig) == {port})
+
+
+async def test_spares_that_could_not_be_known_share_nothing(autojump_clock, tmp_path):
+    """With OVN away in a takeover, pods are given what spares have there: those go, once seen."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        disk, database, nodes = rig.disk, rig.database, rig.nodes
+
+    database.go_away()
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("inner")
+        rig.connect("host")
+        rig.run()
+        await rig.apply(pods(4))
+        rig.run()
+        assert len(rig.running()) == 4
+
+        database.come_back()
+        await until(lambda: rig.cluster.state.ports.known)
+        await until(lambda: not rig.cluster.state.ports.leaving)
+        await rig.apply(pods(4 + 2 * SPARES))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 5 + 2 * SPARES)
+        texts = [text for row in rows(rig).values() for text in row.columns["addresses"]]
+        given = [text.split()[1] for text in texts if " " in text]
+        assert len(set(given)) == len(given)
+        tags = [row.columns["tag_request"] for row in rows(rig).values()]
+        tags = [tag for tag in tags if tag]
+        assert len(set(tags)) == len(tags)
