@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 from swarmctl.controller.networks import NetworkKey, NetworkRecord
 from swarmctl.net.addresses import AddressPool
 from swarmctl.net.model import Subnet
-from swarmctl.net.vlans import VlanPool
+from swarmctl.net.vlans import VLAN_MAX, VlanPool
 from swarmctl.proto.errors import Conflict, InvalidSpec, NothingFits, UserError
 
 # A subnet of IPv6 has more addresses than programs that read JSON can count to.
@@ -69,6 +69,11 @@ class AddressBook:
         fewest = min(by_version.values(), key=lambda pools: sum(pool.size for pool in pools))
         size = sum(pool.size for pool in fewest)
         return sum(pool.taken for pool in fewest), min(size, _SHOWN_MAX)
+
+    def vlans_free(self, port: str) -> int:
+        """How many more VLANs the port can carry."""
+        pool = self._trunks.get(port)
+        return pool.free if pool is not None else VLAN_MAX
 
     def is_trunk(self, port: str) -> bool:
         """Whether VLANs of the port were given."""

@@ -70,7 +70,7 @@ class Ports:
     # --- before placing ----------------------------------------------------------------------
 
     def begin_cycle(self) -> None:
-        """What was promised to slots that found no node is free again; VMs may have been told of."""
+        """What was promised to slots that found no node is free again; VMs may be known now."""
         self._promised.clear()
         self.adopt_late()  # Before VLANs of their trunks are given.
 
@@ -153,6 +153,8 @@ class Ports:
     def _plug(
         self, record: NetworkRecord, use: NetworkUse, instance: "Instance", index: int, parent: str
     ) -> Attachment:
+        if why := self.too_wide(record, parent):
+            raise NothingFits(why, hint="make the VM's network wider, or this one with that --mtu")
         spare = self.subports.take(parent, record.key) if parent and not use.addresses else None
         if spare is not None:
             given = [(address, subnet_of(record, address)) for address in spare.addresses]
@@ -163,9 +165,25 @@ class Ports:
             vlan = self.book.give_vlan(parent, lambda _: port) if parent else 0
         except NothingFits:
             self.book.free(Held(record.key, tuple(address for address, _ in given)), port)
+            self.drop_spares(parent=parent)  # Of other networks: their VLANs are needed more.
             raise
         mac = mac_address(self.cluster_id, instance.incarnation, index)
         return _attachment(record, port, mac, given, vlan, first=index == 0)
+
+    def too_wide(self, record: NetworkRecord, parent: str) -> str:
+        """Why nothing of the network can be plugged into a trunk; empty when it can, or on a host.
+
+        Its peers and its router send packets of its MTU, which the trunk would lose.
+        """
+        found = parse_port_name(self.cluster_id, parent)
+        own = self.attachments.get(found[0], ()) if found is not None else ()
+        trunk = next((one for one in own if one.port == parent), None)
+        if trunk is None or not 0 < trunk.mtu < record.mtu:
+            return ""
+        return (
+            f"network {record.title} has an MTU of {record.mtu}, and the VM's own network"
+            f" {trunk.network} carries {trunk.mtu}"
+        )
 
     def _undo(self, one: Attachment, parent: str) -> None:
         """What was plugged a moment ago is not needed."""
@@ -176,13 +194,13 @@ class Ports:
             self._to_go(spare)
 
     def warm(self, parent: str, keys: Iterable[NetworkKey]) -> None:
-        """Have spares of networks on a trunk; not while VLANs may be taken there that none knows."""
+        """Have spares of networks on a trunk, once it is known which VLANs are taken there."""
         if not self.active or self.is_late:
             return
         made = 0
         for key in keys:
             record = self.table.records.get(key)
-            if record is not None:
+            if record is not None and not self.too_wide(record, parent):
                 made += self.subports.top_up(parent, record)
         if made:
             self.changed()
@@ -361,10 +379,9 @@ class Ports:
     def told(self, leaving: Iterable[str], returning: Iterable[str]) -> bool:
         """OVN has ``leaving`` no more: their addresses are free. Whether there were any.
 
-        And ``returning`` are spares there, without name or group, for whoever comes.
+        And ``returning`` are spares there, without name or group, for whoever comes; likewise.
         """
-        self.subports.told(returning)
-        freed = False
+        freed = self.subports.told(returning)
         for port in leaving:
             held = self.leaving.pop(port, None)
             if held is not None:

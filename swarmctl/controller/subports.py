@@ -90,14 +90,20 @@ class Subports:
         """What was given back, and OVN was not told yet."""
         return [name for names in self.returning.values() for name in names]
 
-    def told(self, names: Iterable[str]) -> None:
-        """OVN knows of these, which were :meth:`untold`, that they are nobody's now."""
+    def told(self, names: Iterable[str]) -> bool:
+        """OVN knows of these, which were :meth:`untold`, that they are nobody's; whether any are.
+
+        They are spares now, but for those that were dropped since.
+        """
+        found = False
         for name in names:
             wish = self.wishes.get(name)
             place = _place(wish) if wish is not None else ("", ("", ""))
             if name in self.returning.get(place, ()):
                 self.returning[place].remove(name)
                 self.spares.setdefault(place, []).append(name)
+                found = True
+        return found
 
     def _kept(self, place: _Place) -> int:
         return len(self.spares.get(place, ())) + len(self.returning.get(place, ()))
@@ -137,6 +143,10 @@ class Subports:
                     del kept[place]
                     for name in names:
                         yield self.wishes[name]
+
+    def any_on(self, parent: str) -> bool:
+        """Whether a trunk has spares, of whichever network."""
+        return any(names and place[0] == parent for place, names in self.spares.items())
 
     def count(self, key: NetworkKey) -> int:
         """How many spares a network has."""

@@ -3,6 +3,7 @@
 from attrs import evolve
 
 from swarmctl.controller.subports import SPARES
+from swarmctl.net.model import Provider
 from swarmctl.net.vlans import VLAN_MAX
 from swarmctl.spec.models import DiskSpec, NetworkUse, Placement, ServiceSpec, Template, VmSpec
 from tests.unit.controller.networks_fixture import (
@@ -289,3 +290,83 @@ async def test_spares_that_could_not_be_known_share_nothing(autojump_clock, tmp_
         tags = [row.columns["tag_request"] for row in rows(rig).values()]
         tags = [tag for tag in tags if tag]
         assert len(set(tags)) == len(tags)
+
+
+async def join_in(rig, name, parent):
+    """A node that says which VM it is."""
+    node = await rig.join(name)
+    node.parent = parent
+    rig.disconnect(name)
+    rig.connect(name)
+    rig.run()
+    return node
+
+
+async def test_a_trunk_that_takes_nothing_is_passed_over(autojump_clock, tmp_path):
+    """An empty VM that is not known is the scheduler's first choice, once: pods go to another."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(evolve(service("busy", 4), placement=INSIDE))
+        rig.run()
+        strange = await join_in(rig, "strange", "7-99")
+        anywhere = Placement(constraints=("node.labels.name != host",))
+        await rig.apply(evolve(service("web", 2), placement=anywhere))
+        rig.run()
+        assert rig.running() == [1, 2]
+        assert not strange.instances
+
+        strange.parent = "db.1"
+        rig.disconnect("strange")
+        rig.connect("strange")
+        await rig.apply(evolve(service("more", 2), placement=anywhere))
+        rig.run()
+        assert strange.instances
+        assert len(strange.instances) + len(inner.instances) == 8
+
+
+async def test_a_full_trunk_is_passed_over_until_a_vlan_is_free(autojump_clock, tmp_path):
+    """Spares of other networks leave it first; their VLANs are for whoever comes."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("back", "10.40.0.0/24"))
+        inner = await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        trunk = rig.cluster.state.ports.wishes[inner.instances.popitem()[1].attachments[0].port]
+        book = rig.cluster.state.ports.book
+        while book.vlans_free(trunk.parent):
+            book.give_vlan(trunk.parent, str)
+        await rig.apply(evolve(service("other", 2, "back"), placement=INSIDE))
+        rig.step()
+        assert rig.running("other") == []
+        assert rig.cluster.state.nodes["inner"].obstacles
+
+        def placed():
+            rig.run()
+            return rig.running("other") == [1, 2]
+
+        await until(placed)
+        assert not rig.cluster.state.nodes["inner"].obstacles
+
+
+async def test_a_trunk_is_too_narrow_for_a_wider_network(autojump_clock, tmp_path):
+    """Its router would send what the trunk loses: pods of it are not there, and it says why."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("disks", "10.40.0.0/24", provider=Provider("physnet1", 3)))
+        inner = await nest(rig)
+        await rig.apply(evolve(service("web", 1, "disks"), placement=INSIDE), service("own"))
+        rig.run()
+        [view] = [one for one in await rig.ask("instance.list") if one["service"] == "web"]
+        assert view["state"] == "pending"
+        assert (
+            "network default/disks has an MTU of 1500, and the VM's own network default/trunks"
+            " carries 1442"
+        ) in view["reason"]
+
+        await rig.apply(service("free", 4, "disks"))
+        rig.run()
+        assert rig.running("free") == [1, 2, 3, 4]
+        assert {one.service for one in inner.instances.values()} <= {"own"}
+        await rig.apply(evolve(service("front", 1), placement=INSIDE))
+        rig.run()
+        assert rig.running("front") == [1]
