@@ -90,18 +90,29 @@ class Ports:
             return []
         count, why = len(slots), ""
         keys: list[NetworkKey] = []
+        short: list[NetworkKey] = []
         for use in service.record.spec.template.networks:
             key = (service.key[0], use.network)
             keys.append(key)
             room, reason = self._room(key, use)
             if room < count:
                 count, why = room, reason
+            if self._lacks(key, use, len(slots) - room):
+                short.append(key)
         if count < len(slots):
             service.unplaced |= dict.fromkeys(slots[count:], why)
-            for key in keys:
-                self.drop_spares(key=key)  # Their addresses are needed more.
+        for key in short:
+            self.drop_spares(key=key)  # Their addresses are needed more.
         self._promised.update(dict.fromkeys(keys, count))
         return list(slots[:count])
+
+    def _lacks(self, key: NetworkKey, use: NetworkUse, beyond: int) -> bool:
+        """Whether spares of the network have what is asked for: a fixed address, or ``beyond``."""
+        if not use.addresses:
+            return beyond > 0
+        holders = (self.book.holder(key, address) for address in use.addresses)
+        wishes = (self.wishes.get(holder) for holder in holders if holder is not None)
+        return any(wish is not None and not wish.service for wish in wishes)
 
     def _room(self, key: NetworkKey, use: NetworkUse) -> tuple[int, str]:
         """How many more instances the network can take, and what it is short of."""
@@ -122,7 +133,9 @@ class Ports:
 
     def _whose(self, port: str) -> str:
         wish = self.wishes.get(port)
-        return wish.instance if wish is not None else "a port that OVN has not removed yet"
+        if wish is None:
+            return "a port that OVN has not removed yet"
+        return wish.instance if wish.service else f"the spare port {port}"
 
     # --- placed ------------------------------------------------------------------------------
 
@@ -409,8 +422,12 @@ class Ports:
         ]
 
     def in_use(self) -> set[NetworkKey]:
-        """The networks that something is on, or was on until OVN confirms that it is gone."""
+        """The networks that something is on, or was on until OVN confirms that it is gone.
+
+        Services are on them, too, with their addresses, whether or not they have copies.
+        """
         found = {(one.tenant, one.network) for one in self.wishes.values() if one.service}
+        found |= {key for _, key, _ in self.services}
         return found | {one.network for one in self.leaving.values()}
 
 
