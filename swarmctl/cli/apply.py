@@ -22,6 +22,7 @@ from swarmctl.cli.waiting import (
     wait_options,
 )
 from swarmctl.client import Client
+from swarmctl.net.locations import WITHOUT_OVN
 from swarmctl.proto.errors import InvalidSpec, UserError
 from swarmctl.spec import wire
 from swarmctl.spec.diff import Change, diff_services
@@ -147,6 +148,7 @@ def _settled(client: Client, files: "StackFiles", stack: Stack) -> Stack:
                 "(start the controller with --ovn to have tenant networks)",
                 file=sys.stderr,
             )
+        print(f"warning: without OVN {WITHOUT_OVN}", file=sys.stderr)
     return stack
 
 

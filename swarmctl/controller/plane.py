@@ -27,7 +27,7 @@ from swarmctl.controller.subports import is_subport
 from swarmctl.net import relays
 from swarmctl.net.diff import Operation, difference, transactions
 from swarmctl.net.draft import switch_key
-from swarmctl.net.locations import NORTHBOUND_NONE
+from swarmctl.net.locations import NORTHBOUND_NONE, WITHOUT_OVN
 from swarmctl.net.model import PortWish, Relay, Wishes
 from swarmctl.net.names import parse_port_name
 from swarmctl.net.northbound import Northbound
@@ -134,7 +134,8 @@ class Plane:
     def standing(self, key: NetworkKey) -> tuple[str, str, float]:
         """How OVN and a network stand: a state, why, and since when."""
         if not self.address:
-            why = "this cluster has no OVN (controller --ovn): the node's own is used in its place"
+            own = "the node's own is used in its place"
+            why = f"this cluster has no OVN (controller --ovn): {own}; {WITHOUT_OVN}"
             return "absent", why, 0.0
         if self.fault:
             return "faulty", self.fault, self.fault_since
@@ -158,10 +159,13 @@ class Plane:
         ):
             nursery.start_soon(self._watch, northbound)
             while True:
-                await self._wait_woken()
+                woken = await self._wait_woken()
                 began = trio.current_time()
                 try:
-                    await self._round(northbound)
+                    if woken:
+                        await self._round(northbound)
+                    else:
+                        self._settle_ports()  # Which wakes, if there is anything to tell.
                 except (EnvironmentFault, Conflict) as error:
                     self._failed(error)
                     await trio.sleep(_RETRY_S)
@@ -176,12 +180,16 @@ class Plane:
                     self._succeeded()
                     await trio.sleep(min(_REST_MAX_S, trio.current_time() - began))
 
-    async def _wait_woken(self) -> None:
+    async def _wait_woken(self) -> bool:
+        """False when only the ports are to be looked at that wait for nodes."""
         waits = self._ports.unclaimed or self._ports.is_late
         with trio.move_on_after(_LOOK_AGAIN_S if waits else float("inf")):
             await self._woken.wait()
+        if not self._woken.is_set():
+            return False
         await trio.sleep(_GATHER_S)
         self._woken = trio.Event()
+        return True
 
     async def _watch(self, northbound: Northbound) -> None:
         """After a new connection it may be another database."""
@@ -262,6 +270,8 @@ class Plane:
         return {"/".join(key) for key in here - known}
 
     def _settle_ports(self) -> None:
+        if self._cluster.hold:
+            return
         self._ports.adopt_late()
         nodes = self._cluster.state.nodes.values()
         if self._ports.unclaimed and all(node.reported for node in nodes):

@@ -370,3 +370,42 @@ async def test_a_trunk_is_too_narrow_for_a_wider_network(autojump_clock, tmp_pat
         await rig.apply(evolve(service("front", 1), placement=INSIDE))
         rig.run()
         assert rig.running("front") == [1]
+
+
+async def test_spares_stay_where_nothing_is_short(autojump_clock, tmp_path):
+    """A service that waits for one network's address takes no spares from its other network."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("tiny", "10.40.0.0/29"))
+        await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        await rig.apply(
+            evolve(service("both", 9, "front", "tiny"), placement=OUTSIDE),
+            evolve(service("fixed", 1, addresses=["10.20.0.250"]), placement=OUTSIDE),
+        )
+        rig.run()
+        other = service("same", 1, addresses=["10.20.0.250"])
+        await rig.apply(evolve(other, placement=OUTSIDE))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 13)
+        assert rig.running("same") == []
+        assert len(spares(rig)) == SPARES
+
+
+async def test_a_spare_leaves_a_fixed_address_to_who_asks_for_it(autojump_clock, tmp_path):
+    """It is nobody's, so nobody need be waited for."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        wishes = rig.cluster.state.ports.wishes.values()
+        address = next(one.addresses[0] for one in wishes if not one.service)
+        await rig.apply(evolve(service("own", 1, addresses=[address]), placement=OUTSIDE))
+
+        def placed():
+            rig.run()
+            return rig.running("own") == [1]
+
+        await until(placed)
