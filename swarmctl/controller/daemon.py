@@ -248,9 +248,7 @@ class Controller:
             addresses=config.advertise or listener.endpoints,
             wall=wall,
         )
-        await tenancy.load(
-            cluster, config.ovn, config.underlay_mtu, underlay_is_v6=config.underlay_is_v6
-        )
+        await tenancy.load(cluster, config.ovn, config.underlay_mtu, is_v6=config.underlay_is_v6)
         await loading.load(cluster)
         serviceaddresses.hold(cluster)
         cluster.hold = await holding.read(store)

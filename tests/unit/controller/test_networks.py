@@ -200,7 +200,7 @@ async def test_a_service_without_copies_keeps_its_address_and_so_its_subnet(
 async def test_over_ipv6_less_fits(autojump_clock, tmp_path):
     """Between hosts that speak IPv6 the header around a packet is longer."""
     async with a_rig(tmp_path, None) as rig:
-        await tenancy.load(rig.cluster, underlay_is_v6=True)
+        await tenancy.load(rig.cluster, is_v6=True)
         await create(rig)
         [found] = await rig.ask("network.list")
         assert found["mtu"] == 1422
