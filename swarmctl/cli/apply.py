@@ -22,7 +22,6 @@ from swarmctl.cli.waiting import (
     wait_options,
 )
 from swarmctl.client import Client
-from swarmctl.net.locations import WITHOUT_OVN
 from swarmctl.proto.errors import InvalidSpec, UserError
 from swarmctl.spec import wire
 from swarmctl.spec.diff import Change, diff_services
@@ -148,7 +147,11 @@ def _settled(client: Client, files: "StackFiles", stack: Stack) -> Stack:
                 "(start the controller with --ovn to have tenant networks)",
                 file=sys.stderr,
             )
-        print(f"warning: without OVN {WITHOUT_OVN}", file=sys.stderr)
+        print(
+            "warning: without OVN nothing keeps networks apart, and security groups, internal and "
+            "the services' names are not in force",
+            file=sys.stderr,
+        )
     return stack
 
 

@@ -27,7 +27,7 @@ from swarmctl.controller.subports import is_subport
 from swarmctl.net import relays
 from swarmctl.net.diff import Operation, difference, transactions
 from swarmctl.net.draft import switch_key
-from swarmctl.net.locations import NORTHBOUND_NONE, WITHOUT_OVN
+from swarmctl.net.locations import NORTHBOUND_NONE
 from swarmctl.net.model import PortWish, Relay, Wishes
 from swarmctl.net.names import parse_port_name
 from swarmctl.net.northbound import Northbound
@@ -134,8 +134,10 @@ class Plane:
     def standing(self, key: NetworkKey) -> tuple[str, str, float]:
         """How OVN and a network stand: a state, why, and since when."""
         if not self.address:
-            own = "the node's own is used in its place"
-            why = f"this cluster has no OVN (controller --ovn): {own}; {WITHOUT_OVN}"
+            why = (
+                "this cluster has no OVN (controller --ovn): the node's own is used in its place,"
+                " without isolation, security groups or names"
+            )
             return "absent", why, 0.0
         if self.fault:
             return "faulty", self.fault, self.fault_since

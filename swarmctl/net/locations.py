@@ -7,12 +7,6 @@ from swarmctl.proto.errors import InvalidSpec
 #: In place of an address: this cluster is to do without OVN from now on.
 NORTHBOUND_NONE: Final = "none"
 
-#: What a cluster without OVN does not have, though its networks are called so.
-WITHOUT_OVN: Final = (
-    "nothing keeps networks apart, and security groups, internal and the services' names"
-    " are not in force"
-)
-
 
 def check_northbound(text: str) -> str:
     """``text`` when the northbound database can be there; empty says nothing.
