@@ -147,6 +147,11 @@ def _settled(client: Client, files: "StackFiles", stack: Stack) -> Stack:
                 "(start the controller with --ovn to have tenant networks)",
                 file=sys.stderr,
             )
+        print(
+            "warning: without OVN nothing keeps networks apart, and security groups, internal and "
+            "the services' names are not in force",
+            file=sys.stderr,
+        )
     return stack
 
 

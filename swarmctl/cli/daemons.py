@@ -96,6 +96,11 @@ def _supervised(command: _F) -> _F:
     show_default=True,
     help="The MTU of the network between the hosts.",
 )
+@click.option(
+    "--underlay-ipv6",
+    is_flag=True,
+    help="The hosts speak IPv6 to each other: its header is 20 bytes longer.",
+)
 @click.option("--context-name", default="default", hidden=True)
 @_supervised
 def controller(
@@ -109,6 +114,7 @@ def controller(
     rebuild: bool,
     ovn: str,
     underlay_mtu: int,
+    underlay_ipv6: bool,
     log_level: str,
     notify_fd: int,
     lifeline_fd: int,
@@ -143,6 +149,7 @@ def controller(
             rebuild=rebuild,
             ovn=ovn,
             underlay_mtu=underlay_mtu,
+            underlay_is_v6=underlay_ipv6,
         )
         run: Any = run_controller
         if etcd is not None:

@@ -2,11 +2,11 @@
 
 A holder is a port, by its name, or a service, by ``service/NAME``.  Pools are made when they are
 first asked, from the subnets that the network has then, and take in what is held of it; so a subnet
-may be added while the network is in use.  Only the holder of an address can free it: of two who
-claim one (two sources may disagree after a takeover) the first has it.
+may be added while the network is in use.  Only the holder of an address or VLAN can free it: of two
+who claim one (two sources may disagree after a takeover) the first has it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 from swarmctl.controller.networks import NetworkKey, NetworkRecord
 from swarmctl.net.addresses import AddressPool
 from swarmctl.net.model import Subnet
-from swarmctl.net.vlans import VlanPool
+from swarmctl.net.vlans import VLAN_MAX, VlanPool
 from swarmctl.proto.errors import Conflict, InvalidSpec, NothingFits, UserError
 
 # A subnet of IPv6 has more addresses than programs that read JSON can count to.
@@ -45,6 +45,7 @@ class AddressBook:
     _holders: dict[tuple[NetworkKey, str], str] = field(factory=dict)
     _pools: dict[NetworkKey, tuple[AddressPool, ...]] = field(factory=dict)
     _trunks: dict[str, VlanPool] = field(factory=dict)
+    _tags: dict[str, dict[int, str]] = field(factory=dict)
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -68,6 +69,11 @@ class AddressBook:
         fewest = min(by_version.values(), key=lambda pools: sum(pool.size for pool in pools))
         size = sum(pool.size for pool in fewest)
         return sum(pool.taken for pool in fewest), min(size, _SHOWN_MAX)
+
+    def vlans_free(self, port: str) -> int:
+        """How many more VLANs the port can carry."""
+        pool = self._trunks.get(port)
+        return pool.free if pool is not None else VLAN_MAX
 
     def is_trunk(self, port: str) -> bool:
         """Whether VLANs of the port were given."""
@@ -139,13 +145,22 @@ class AddressBook:
         _reserve(self._pools_of(record), address, record.title)
         self._holders[record.key, address] = holder
 
-    def give_vlan(self, parent: str) -> int:
-        """A VLAN that nothing else on the trunk has.
+    def give_vlan(self, parent: str, holder: Callable[[int], str]) -> int:
+        """A VLAN that nothing else on the trunk has; ``holder`` is what the port with it is called.
 
         Raises:
             NothingFits: there is none.
         """
-        return self._trunks.setdefault(parent, VlanPool(parent)).give()
+        vlan = self._trunks.setdefault(parent, VlanPool(parent)).give()
+        self._tags.setdefault(parent, {})[vlan] = holder(vlan)
+        return vlan
+
+    def holds(self, held: Held, holder: str) -> bool:
+        """Whether all of it is the holder's."""
+        tags = self._tags.get(held.parent, {})
+        if held.parent and held.vlan and tags.get(held.vlan) != holder:
+            return False
+        return all(self.holder(held.network, address) == holder for address in held.addresses)
 
     def hold(self, held: Held, holder: str, record: NetworkRecord | None) -> None:
         """What is observed is so, whoever may claim the same.
@@ -164,6 +179,9 @@ class AddressBook:
                 _take(pools, address)
         if held.vlan and held.parent:
             trunk = self._trunks.setdefault(held.parent, VlanPool(held.parent))
+            first = self._tags.setdefault(held.parent, {}).setdefault(held.vlan, holder)
+            if first != holder:
+                _log.error("a VLAN has two ports", vlan=held.vlan, ports=[first, holder])
             if held.vlan not in trunk:
                 trunk.reserve(held.vlan)
 
@@ -176,12 +194,15 @@ class AddressBook:
             if self._holders.get((held.network, address)) == holder:
                 del self._holders[held.network, address]
                 _release(pools, address)
-        if held.vlan and held.parent in self._trunks:
+        tags = self._tags.get(held.parent, {})
+        if held.vlan and tags.get(held.vlan) == holder:
+            del tags[held.vlan]
             self._trunks[held.parent].release(held.vlan)
 
     def drop_trunk(self, parent: str) -> None:
         """A VM's port is gone, and its VLANs with it."""
         self._trunks.pop(parent, None)
+        self._tags.pop(parent, None)
 
     def drop_network(self, key: NetworkKey) -> None:
         """A network was removed, with nothing on it."""

@@ -100,6 +100,7 @@ class ControllerConfig:
     rebuild: bool = False
     ovn: str = ""
     underlay_mtu: int = UNDERLAY_MTU
+    underlay_is_v6: bool = False
 
 
 @frozen
@@ -227,7 +228,7 @@ class Controller:
             addresses=config.advertise or listener.endpoints,
             wall=wall,
         )
-        await tenancy.load(cluster, config.ovn, config.underlay_mtu)
+        await tenancy.load(cluster, config.ovn, config.underlay_mtu, is_v6=config.underlay_is_v6)
         await loading.load(cluster)
         serviceaddresses.hold(cluster)
         cluster.hold = await holding.read(store)

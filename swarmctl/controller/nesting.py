@@ -6,14 +6,20 @@ whichever it was told.  The VM's first port carries the pods' VLANs.
 
 Which VM that is, is found once a session and remembered (``Ports.vms``): a name may mean another
 incarnation later, and then the node in the one before is still in that.
+
+What a trunk cannot take is found out when something is to be plugged into it; it is an *obstacle*
+from then on, by which the scheduler passes the node over, until it is none any more.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from swarmctl.controller.guests import vm_of_token
 from swarmctl.controller.instance import Instance
+from swarmctl.controller.networks import NetworkKey
 from swarmctl.controller.state import ClusterState, Node
 from swarmctl.net.names import parse_port_name
+from swarmctl.net.vlans import VLAN_MAX
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import NothingFits
 
@@ -80,6 +86,29 @@ def trunk_of(state: ClusterState, node: Node) -> str:
             hint="plug the VM's service into a tenant network, with trunk: true",
         )
     return ports[0].port
+
+
+def obstacle(state: ClusterState, node: Node, key: NetworkKey | None) -> str:
+    """Why nothing can be plugged into a network on ``node``, or into any (None); or nothing."""
+    try:
+        parent = trunk_of(state, node)
+    except NothingFits as error:
+        return error.what if key is None else ""
+    if not parent:
+        return ""
+    if key is None:
+        free = state.ports.book.vlans_free(parent) or state.ports.subports.any_on(parent)
+        return "" if free else f"all {VLAN_MAX} VLANs of the trunk are taken on {node.name}"
+    record = state.ports.table.records.get(key)
+    return state.ports.too_wide(record, parent) if record is not None else ""
+
+
+def look_at(state: ClusterState, node: Node, keys: Iterable[NetworkKey | None]) -> bool:
+    """Note which of these are obstacles on ``node``; whether that is news."""
+    found = {key: why for key in keys if (why := obstacle(state, node, key))}
+    changed = found != node.obstacles
+    node.obstacles = found
+    return changed
 
 
 def nodes_in(state: ClusterState, vm: Instance) -> list[Node]:

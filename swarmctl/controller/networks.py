@@ -90,11 +90,15 @@ class GroupRecord:
 
 @define(eq=False)
 class NetworkTable:
-    """See the module's docstring. ``underlay_mtu`` is that of the network between the hosts."""
+    """See the module's docstring.
+
+    ``underlay_mtu`` is that of the network between the hosts, ``underlay_is_v6`` its version of IP.
+    """
 
     records: dict[NetworkKey, NetworkRecord] = field(factory=dict)
     groups: dict[NetworkKey, GroupRecord] = field(factory=dict)
     underlay_mtu: int = UNDERLAY_MTU
+    underlay_is_v6: bool = False
     _used: Counter[NetworkKey] = field(factory=Counter)
     _removed: set[NetworkKey] = field(factory=set)
 
@@ -133,7 +137,7 @@ class NetworkTable:
         Raises:
             InvalidSpec: what it asks for makes no sense by itself.
             NotFound: there is no such network.
-            Conflict: a fixed address is in none of its subnets.
+            Conflict: a fixed address is in none of its subnets, or a trunk's network has no IPv4.
         """
         check_uses(spec)
         for use in spec.template.networks:
@@ -143,6 +147,8 @@ class NetworkTable:
                 raise self._unknown(key, f"there is no network {use.network!r}", spec.name)
             for address in use.addresses:
                 subnet_of(record, address)
+            if use is spec.template.networks[0]:
+                check_trunk(spec, record)
             if spec.floating and use is spec.template.networks[0]:
                 every = {**self.records, **(coming or {})}
                 uplink = next((one for one in every.values() if one.definition.uplink), None)
@@ -213,6 +219,7 @@ class NetworkTable:
         known = {*self.groups, *((one.tenant, one.name) for one in groups)}
         used = set(in_use)
         settled: list[NetworkRecord] = []
+        moved: list[NetworkRecord] = []
         for asked in definitions:
             check_definition(asked)
             for name in asked.security_groups:
@@ -222,10 +229,14 @@ class NetworkTable:
             before = after.get(asked.key)
             if before is not None and (asked.key in used or before.routers):
                 check_change(before, record)
+            if before is None or before.definition.provider != asked.provider:
+                moved.append(record)
             after[asked.key] = record
             settled.append(record)
         check_overlaps(record.network for record in after.values())
         _check_one_uplink(after.values())
+        for record in moved:
+            _check_segment(record, after.values())
         return settled
 
     def _settle_one(
@@ -247,7 +258,9 @@ class NetworkTable:
             # Its frames are on the physical network as they are.
             payload = self.underlay_mtu
         else:
-            payload = payload_mtu(self.underlay_mtu, with_v6=with_v6)
+            payload = payload_mtu(
+                self.underlay_mtu, underlay_is_v6=self.underlay_is_v6, with_v6=with_v6
+            )
         mtu = check_mtu(asked.mtu, payload, f"network {asked.name}", with_v6=with_v6)
         if before is None:
             return NetworkRecord(asked, subnets, mtu, now, now)
@@ -262,6 +275,20 @@ def _check_one_uplink(records: Iterable[NetworkRecord]) -> None:
             f"network {found[1].title}",
             "leave uplink out, or remove the other first",
         )
+
+
+def _check_segment(record: NetworkRecord, others: Iterable[NetworkRecord]) -> None:
+    """One network a segment: two would each take the other's addresses for free."""
+    provider = record.definition.provider
+    for other in others:
+        same = other.definition.provider == provider
+        if provider is not None and same and other.key != record.key:
+            vlan = f"VLAN {provider.vlan} of " if provider.vlan else ""
+            raise Conflict(
+                f"network {other.title} is on {vlan}{provider.physical_network} already",
+                f"network {record.title}",
+                "use that one, with a further subnet if need be, or another VLAN",
+            )
 
 
 def check_change(before: NetworkRecord, after: NetworkRecord) -> None:
@@ -301,6 +328,22 @@ def subnet_of(record: NetworkRecord, address: str) -> Subnet:
     raise Conflict(
         f"{address} is in no subnet of the network", f"network {record.title}", f"it has {listed}"
     )
+
+
+def check_trunk(spec: ServiceSpec, first: NetworkRecord) -> None:
+    """Refuse a trunk whose VM would reach no controller: the relay (net/relays) is of IPv4.
+
+    Raises:
+        Conflict: its first network has no IPv4.
+    """
+    vm = spec.template.vm
+    if vm is not None and vm.trunk and all(one.is_v6 for one in first.subnets):
+        raise Conflict(
+            f"the agent in a VM with trunk: true reaches the controllers by IPv4, of which network"
+            f" {first.definition.name} has no subnet",
+            spec.name,
+            "give the network a subnet of IPv4, too, or put another network first",
+        )
 
 
 def check_floating_place(

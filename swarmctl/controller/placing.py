@@ -28,7 +28,8 @@ _GUARDED: Final = f"node.labels.{GUARD_LABEL} == alive"
 # And by this those that can plug instances into tenant networks; without OVN none has to.
 NETWORK_LABEL: Final = "swarmctl/network"
 _PLUGGABLE: Final = f"node.labels.{NETWORK_LABEL} == there"
-# And by this those that cannot, for a network on a provider that they do not map to a bridge.
+# And by this those that cannot for one network: one on a provider that they do not map to a bridge,
+# or one that their trunk is too narrow for.
 _MAPPED: Final = "swarmctl/network/"
 # How an agent's fact "network" begins where there is no switch to plug into.
 _NO_SWITCH: Final = "none"
@@ -76,7 +77,7 @@ def _constraints(spec: ServiceSpec) -> tuple[str, ...]:
         constraints = (*constraints, _GUARDED)
     if template.networks:
         named = (f"{_MAPPED}{spec.tenant}/{use.network}" for use in template.networks)
-        mapped = (f"node.labels.{label} != unmapped" for label in named)
+        mapped = (f"node.labels.{label} != none" for label in named)
         return (*constraints, _PLUGGABLE, *mapped)
     return constraints
 
@@ -114,7 +115,15 @@ def row_for(
             node maps (an older one, or one in a VM) is taken to map them all.
     """
     reason = unschedulable_reason(node)
-    unpluggable = plugging and node.facts.facts.get("network", "").startswith(_NO_SWITCH)
+    unpluggable = plugging and (
+        None in node.obstacles or node.facts.facts.get("network", "").startswith(_NO_SWITCH)
+    )
+    unmapped = (
+        key
+        for key, physical in providers.items()
+        if PHYSICAL in node.facts.facts and not maps(node, physical)
+    )
+    closed = {*unmapped, *(key for key in node.obstacles if key is not None)}
     return SchedulerNode(
         name=node.name,
         labels=node.labels
@@ -122,11 +131,7 @@ def row_for(
             GUARD_LABEL: "alive" if node.guarded else "none",
             NETWORK_LABEL: "none" if unpluggable else "there",
         }
-        | {
-            f"{_MAPPED}{tenant}/{name}": "unmapped"
-            for (tenant, name), physical in providers.items()
-            if PHYSICAL in node.facts.facts and not maps(node, physical)
-        },
+        | {f"{_MAPPED}{tenant}/{name}": "none" for tenant, name in closed},
         capacity=node.facts.capacity,
         drivers=frozenset(driver.name for driver in node.facts.drivers if driver.available),
         schedulable=not reason,

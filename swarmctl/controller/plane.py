@@ -134,7 +134,10 @@ class Plane:
     def standing(self, key: NetworkKey) -> tuple[str, str, float]:
         """How OVN and a network stand: a state, why, and since when."""
         if not self.address:
-            why = "this cluster has no OVN (controller --ovn): the node's own is used in its place"
+            why = (
+                "this cluster has no OVN (controller --ovn): the node's own is used in its place,"
+                " without isolation, security groups or names"
+            )
             return "absent", why, 0.0
         if self.fault:
             return "faulty", self.fault, self.fault_since
@@ -158,10 +161,13 @@ class Plane:
         ):
             nursery.start_soon(self._watch, northbound)
             while True:
-                await self._wait_woken()
+                woken = await self._wait_woken()
                 began = trio.current_time()
                 try:
-                    await self._round(northbound)
+                    if woken:
+                        await self._round(northbound)
+                    else:
+                        self._settle_ports()  # Which wakes, if there is anything to tell.
                 except (EnvironmentFault, Conflict) as error:
                     self._failed(error)
                     await trio.sleep(_RETRY_S)
@@ -176,12 +182,16 @@ class Plane:
                     self._succeeded()
                     await trio.sleep(min(_REST_MAX_S, trio.current_time() - began))
 
-    async def _wait_woken(self) -> None:
+    async def _wait_woken(self) -> bool:
+        """False when only the ports are to be looked at that wait for nodes."""
         waits = self._ports.unclaimed or self._ports.is_late
         with trio.move_on_after(_LOOK_AGAIN_S if waits else float("inf")):
             await self._woken.wait()
+        if not self._woken.is_set():
+            return False
         await trio.sleep(_GATHER_S)
         self._woken = trio.Event()
+        return True
 
     async def _watch(self, northbound: Northbound) -> None:
         """After a new connection it may be another database."""
@@ -202,7 +212,7 @@ class Plane:
             found = await northbound.read()
             self._learn(found)
         self._settle_ports()
-        leaving = list(self._ports.leaving)
+        untold = self._ports.untold()
         wishes = self._wishes()
         unknown = self._unknown_networks()
         aside = {key: row for key, row in found.items() if is_of(row, unknown)} if unknown else {}
@@ -222,7 +232,7 @@ class Plane:
             _log.info("OVN told", operations=len(operations), ports=len(wishes.ports))
         told = serviceaddresses.told_of(wishes) | floating.told_of(self._cluster.state, wishes)
         freed = serviceaddresses.free_unused(self._cluster.state, told)
-        if self._ports.forgotten(leaving) or freed:
+        if self._ports.told(*untold) or freed:
             self._cluster.state.capacity_changed = True
             self._cluster.wake()
         self._cluster.announce()
@@ -262,6 +272,8 @@ class Plane:
         return {"/".join(key) for key in here - known}
 
     def _settle_ports(self) -> None:
+        if self._cluster.hold:
+            return
         self._ports.adopt_late()
         nodes = self._cluster.state.nodes.values()
         if self._ports.unclaimed and all(node.reported for node in nodes):

@@ -5,7 +5,7 @@ by its incarnation, addresses from the networks' pools, a VLAN where its node is
 them as long as its incarnation lives, and what was given is in two other places: the node's
 inventory and OVN's northbound database.  After a takeover either brings it back, by :meth:`adopt`
 and :meth:`find`.  An address is free again once the node has confirmed that the instance is gone
-(:meth:`leave`) and OVN that the port is (:meth:`forgotten`).
+(:meth:`leave`) and OVN that the port is (:meth:`told`).
 
 What is not on tenant networks is in none of these tables, and costs nothing.
 """
@@ -70,8 +70,9 @@ class Ports:
     # --- before placing ----------------------------------------------------------------------
 
     def begin_cycle(self) -> None:
-        """What was promised to slots that found no node is free again."""
+        """What was promised to slots that found no node is free again; VMs may be known now."""
         self._promised.clear()
+        self.adopt_late()  # Before VLANs of their trunks are given.
 
     def admit(self, service: "Service", slots: Sequence[int], *, settled: bool) -> list[int]:
         """Those of ``slots`` for which there are addresses; the others are noted with the reason.
@@ -89,18 +90,29 @@ class Ports:
             return []
         count, why = len(slots), ""
         keys: list[NetworkKey] = []
+        short: list[NetworkKey] = []
         for use in service.record.spec.template.networks:
             key = (service.key[0], use.network)
             keys.append(key)
             room, reason = self._room(key, use)
             if room < count:
                 count, why = room, reason
+            if self._lacks(key, use, len(slots) - room):
+                short.append(key)
         if count < len(slots):
             service.unplaced |= dict.fromkeys(slots[count:], why)
-            for key in keys:
-                self.drop_spares(key=key)  # Their addresses are needed more.
+        for key in short:
+            self.drop_spares(key=key)  # Their addresses are needed more.
         self._promised.update(dict.fromkeys(keys, count))
         return list(slots[:count])
+
+    def _lacks(self, key: NetworkKey, use: NetworkUse, beyond: int) -> bool:
+        """Whether spares of the network have what is asked for: a fixed address, or ``beyond``."""
+        if not use.addresses:
+            return beyond > 0
+        holders = (self.book.holder(key, address) for address in use.addresses)
+        wishes = (self.wishes.get(holder) for holder in holders if holder is not None)
+        return any(wish is not None and not wish.service for wish in wishes)
 
     def _room(self, key: NetworkKey, use: NetworkUse) -> tuple[int, str]:
         """How many more instances the network can take, and what it is short of."""
@@ -121,7 +133,9 @@ class Ports:
 
     def _whose(self, port: str) -> str:
         wish = self.wishes.get(port)
-        return wish.instance if wish is not None else "a port that OVN has not removed yet"
+        if wish is None:
+            return "a port that OVN has not removed yet"
+        return wish.instance if wish.service else f"the spare port {port}"
 
     # --- placed ------------------------------------------------------------------------------
 
@@ -152,6 +166,8 @@ class Ports:
     def _plug(
         self, record: NetworkRecord, use: NetworkUse, instance: "Instance", index: int, parent: str
     ) -> Attachment:
+        if why := self.too_wide(record, parent):
+            raise NothingFits(why, hint="make the VM's network wider, or this one with that --mtu")
         spare = self.subports.take(parent, record.key) if parent and not use.addresses else None
         if spare is not None:
             given = [(address, subnet_of(record, address)) for address in spare.addresses]
@@ -159,27 +175,45 @@ class Ports:
         port = port_name(self.cluster_id, instance.incarnation, index)
         given = self.book.give(record, use.addresses, port)
         try:
-            vlan = self.book.give_vlan(parent) if parent else 0
+            vlan = self.book.give_vlan(parent, lambda _: port) if parent else 0
         except NothingFits:
             self.book.free(Held(record.key, tuple(address for address, _ in given)), port)
+            self.drop_spares(parent=parent)  # Of other networks: their VLANs are needed more.
             raise
         mac = mac_address(self.cluster_id, instance.incarnation, index)
         return _attachment(record, port, mac, given, vlan, first=index == 0)
 
+    def too_wide(self, record: NetworkRecord, parent: str) -> str:
+        """Why nothing of the network can be plugged into a trunk; empty when it can, or on a host.
+
+        Its peers and its router send packets of its MTU, which the trunk would lose.
+        """
+        found = parse_port_name(self.cluster_id, parent)
+        own = self.attachments.get(found[0], ()) if found is not None else ()
+        trunk = next((one for one in own if one.port == parent), None)
+        if trunk is None or not 0 < trunk.mtu < record.mtu:
+            return ""
+        return (
+            f"network {record.title} has an MTU of {record.mtu}, and the VM's own network"
+            f" {trunk.network} carries {trunk.mtu}"
+        )
+
     def _undo(self, one: Attachment, parent: str) -> None:
         """What was plugged a moment ago is not needed."""
         spare = self.wishes.get(one.port)
-        if spare is None or not self.subports.give_back(spare):
+        if spare is None:
             self.book.free(_held(one, parent), one.port)
+        elif not self.subports.give_back(spare):
+            self._to_go(spare)
 
     def warm(self, parent: str, keys: Iterable[NetworkKey]) -> None:
-        """Have spares of networks on a trunk."""
-        if not self.active:
+        """Have spares of networks on a trunk, once it is known which VLANs are taken there."""
+        if not self.active or self.is_late:
             return
         made = 0
         for key in keys:
             record = self.table.records.get(key)
-            if record is not None:
+            if record is not None and not self.too_wide(record, parent):
                 made += self.subports.top_up(parent, record)
         if made:
             self.changed()
@@ -239,6 +273,8 @@ class Ports:
         """
         self.attachments[instance.incarnation] = attachments
         self.templates.add(instance.template)
+        for one in attachments:
+            self.leaving.pop(one.port, None)  # See find: it is not to go after all.
         parent = ""
         try:
             parent = trunk() if any(one.vlan for one in attachments) else ""
@@ -266,13 +302,20 @@ class Ports:
                 again()
 
     def find(self, wish: PortWish) -> None:
-        """OVN has a port of an instance of which no node has told yet."""
+        """OVN has a port of an instance of which no node has told yet.
+
+        If something was given before its rows could be read, and that port has it too, the port is
+        to go: there would be two with one address.
+        """
         if wish.name in self.wishes or wish.name in self.leaving:
             return
-        self.unclaimed.add(wish.name)
-        self.wishes[wish.name] = wish
-        key = (wish.tenant, wish.network)
-        self.book.hold(held(wish), wish.name, self.table.records.get(key))
+        key, what = (wish.tenant, wish.network), held(wish)
+        self.book.hold(what, wish.name, self.table.records.get(key))
+        if self.book.holds(what, wish.name):
+            self.unclaimed.add(wish.name)
+            self.wishes[wish.name] = wish
+        else:
+            self.leaving[wish.name] = what
 
     def claim(self, instance: "Instance") -> None:
         """A node has the instance and does not know its ports any more: OVN does.
@@ -342,10 +385,17 @@ class Ports:
         else:
             self.book.free(held(wish), wish.name)
 
-    def forgotten(self, ports: Iterable[str]) -> bool:
-        """OVN has these no more: their addresses are free. Whether there were any."""
-        freed = False
-        for port in ports:
+    def untold(self) -> tuple[list[str], list[str]]:
+        """What a round that begins now is to tell OVN, for :meth:`told`."""
+        return list(self.leaving), self.subports.untold()
+
+    def told(self, leaving: Iterable[str], returning: Iterable[str]) -> bool:
+        """OVN has ``leaving`` no more: their addresses are free. Whether there were any.
+
+        And ``returning`` are spares there, without name or group, for whoever comes; likewise.
+        """
+        freed = self.subports.told(returning)
+        for port in leaving:
             held = self.leaving.pop(port, None)
             if held is not None:
                 self.book.free(held, port)
@@ -372,8 +422,12 @@ class Ports:
         ]
 
     def in_use(self) -> set[NetworkKey]:
-        """The networks that something is on, or was on until OVN confirms that it is gone."""
+        """The networks that something is on, or was on until OVN confirms that it is gone.
+
+        Services are on them, too, with their addresses, whether or not they have copies.
+        """
         found = {(one.tenant, one.network) for one in self.wishes.values() if one.service}
+        found |= {key for _, key, _ in self.services}
         return found | {one.network for one in self.leaving.values()}
 
 

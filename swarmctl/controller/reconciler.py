@@ -18,11 +18,11 @@ from typing import Final
 
 from swarmctl.controller.instance import Instance, Placing, ServiceKey, scheduler_key
 from swarmctl.controller.meters import Meters
-from swarmctl.controller.nesting import trunk_of
-from swarmctl.controller.placing import Fleet, request_for
+from swarmctl.controller.nesting import look_at, trunk_of
+from swarmctl.controller.placing import NETWORK_LABEL, Fleet, request_for
 from swarmctl.controller.preempting import Preempting
 from swarmctl.controller.records import SlotWish
-from swarmctl.controller.state import ClusterState, Service
+from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto.errors import UserError
 from swarmctl.proto.states import Desired, InstanceState
 from swarmctl.scheduler import Plan, Request, plan
@@ -79,6 +79,7 @@ class Reconciler:
         state = self._state
         if state.capacity_changed:
             state.capacity_changed = False
+            self._look_again()
             self._retry_unplaced()
         if self.preempting.active:
             # First: what they were waiting for must not go to others.
@@ -218,9 +219,12 @@ class Reconciler:
         with self._meters.stage("assign"):
             for batch in made.placements.batches():
                 self._assign(wanting[batch.service], batch.slots, batch.nodes, placing)
+        passed_over = self._passed_over() if made.unplaced else ""
         for rejected in made.unplaced:
             service = wanting[rejected.service]
             text = str(rejected.rejection)
+            if any(NETWORK_LABEL in reason.subject for reason in rejected.rejection.reasons):
+                text += passed_over
             service.unplaced |= dict.fromkeys(rejected.slots, text)
             happened = f"{len(rejected.slots)} not placed: {text}"
             # It is tried again and again: what stays as it was is no news.
@@ -260,7 +264,8 @@ class Reconciler:
     def _attach(self, service: Service, placed: list[Instance]) -> list[Instance]:
         """Those of ``placed`` that have got their ports; the others are nowhere, with the reason.
 
-        Addresses were counted before, so it is a trunk's VLANs, or two who want one address.
+        Addresses were counted before, so it is something about a trunk, by which the node is passed
+        over from now on, or two who want one address.
         """
         attached: list[Instance] = []
         for one in placed:
@@ -271,4 +276,26 @@ class Reconciler:
             except UserError as error:
                 service.unplaced[one.slot] = error.what
                 self._fleet.snapshot.free(one.node, scheduler_key(one.key), service.amounts)
+                self._pass_over(service, self._state.nodes[one.node])
         return attached
+
+    def _pass_over(self, service: Service, node: Node) -> None:
+        """What could not be plugged in on a node is tried on another, if it is for the node."""
+        tenant, uses = service.key[0], service.record.spec.template.networks
+        keys = {None, *node.obstacles, *((tenant, use.network) for use in uses)}
+        if look_at(self._state, node, keys):
+            self._fleet.node_changed(node)
+            self._state.dirty_services.add(service.key)
+
+    def _look_again(self) -> None:
+        """Nodes that could take no port may be able to."""
+        for node in self._state.nodes.values():
+            if node.obstacles and look_at(self._state, node, node.obstacles):
+                self._fleet.node_changed(node)
+
+    def _passed_over(self) -> str:
+        """Why nodes were passed over for their trunk, in few words."""
+        obstacles = (node.obstacles.values() for node in self._state.nodes.values())
+        found = sorted({why for one in obstacles for why in one})
+        more = f" (and {len(found) - 1} more such)" if len(found) > 1 else ""
+        return f"; {found[0]}{more}" if found else ""

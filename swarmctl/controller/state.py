@@ -79,7 +79,8 @@ class Node:
     ``lost`` are those that were lost with it, by incarnation, with state, since and reason before.
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at`` is
-    when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat.
+    when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat;
+    ``obstacles``: why nothing can be plugged into a network there, or into any (None).
     """
 
     record: NodeRecord
@@ -105,6 +106,7 @@ class Node:
     unacknowledged: int = 0
     told_at: float = 0.0
     guarded: bool = False
+    obstacles: dict[tuple[str, str] | None, str] = field(factory=dict)
 
     @property
     def name(self) -> str:

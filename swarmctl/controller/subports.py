@@ -4,10 +4,15 @@ A pod in a VM would wait until OVN has its port; so some are kept ready for each
 made many at once, with name, MAC, addresses and VLAN, and no instance.  A pod that comes is given
 one, and its port goes back among the spares when it is gone.  A subport is therefore named after
 its trunk and VLAN, not after an instance.
+
+What goes back is *returning* at first: for OVN it still is in the security groups of the service
+that had it, and answers to its names.  Once a round has told OVN otherwise, it is a spare
+(:meth:`Subports.told`).
 """
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Final, TypeAlias
 
 from attrs import define, evolve, field
 
@@ -20,6 +25,9 @@ from swarmctl.proto.errors import NothingFits
 
 # Spares of one network on one trunk: what a VM of a few cores starts in a second.
 SPARES: Final = 8
+
+# A trunk, and a network on it.
+_Place: TypeAlias = tuple[str, NetworkKey]
 
 
 def subport_name(cluster_id: str, parent: str, vlan: int) -> str:
@@ -44,7 +52,7 @@ def is_subport(cluster_id: str, name: str) -> bool:
 
 @define(eq=False)
 class Subports:
-    """The spares, by trunk and network, as names of wishes.
+    """The spares, by trunk and network, as names of wishes; and likewise what is ``returning``.
 
     ``wishes`` are all ports that OVN should have, to which spares belong.
     """
@@ -52,7 +60,8 @@ class Subports:
     cluster_id: str
     book: AddressBook
     wishes: dict[str, PortWish]
-    spares: dict[tuple[str, NetworkKey], list[str]] = field(factory=dict)
+    spares: dict[_Place, list[str]] = field(factory=dict)
+    returning: dict[_Place, list[str]] = field(factory=dict)
 
     def take(self, parent: str, key: NetworkKey) -> PortWish | None:
         """A spare to be an instance's from now on; None when there is none."""
@@ -61,27 +70,52 @@ class Subports:
         return self.wishes[found.pop(0)] if found else None
 
     def give_back(self, wish: PortWish) -> bool:
-        """A subport's instance is gone: keep it for the next, while its trunk is there."""
-        key = (wish.tenant, wish.network)
-        kept = self.spares.get((wish.parent, key), [])
+        """A subport's instance is gone: keep it for the next, while its trunk is there.
+
+        False when it is to go: there are enough, or another has its address or VLAN.
+        """
+        place = _place(wish)
         if (
             wish.parent not in self.wishes
-            or len(kept) >= SPARES
+            or self._kept(place) >= SPARES
             or not is_subport(self.cluster_id, wish.name)
+            or not self.book.holds(held(wish), wish.name)
         ):
             return False
-        self.spares.setdefault((wish.parent, key), kept).append(wish.name)
+        self.returning.setdefault(place, []).append(wish.name)
         self.wishes[wish.name] = evolve(wish, service="", slot=0, labels=(), aliases=())
         return True
+
+    def untold(self) -> list[str]:
+        """What was given back, and OVN was not told yet."""
+        return [name for names in self.returning.values() for name in names]
+
+    def told(self, names: Iterable[str]) -> bool:
+        """OVN knows of these, which were :meth:`untold`, that they are nobody's; whether any are.
+
+        They are spares now, but for those that were dropped since.
+        """
+        found = False
+        for name in names:
+            wish = self.wishes.get(name)
+            place = _place(wish) if wish is not None else ("", ("", ""))
+            if name in self.returning.get(place, ()):
+                self.returning[place].remove(name)
+                self.spares.setdefault(place, []).append(name)
+                found = True
+        return found
+
+    def _kept(self, place: _Place) -> int:
+        return len(self.spares.get(place, ())) + len(self.returning.get(place, ()))
 
     def top_up(self, parent: str, record: NetworkRecord) -> int:
         """Make as many spares as are missing, while the network has room; how many."""
         kept = self.spares.setdefault((parent, record.key), [])
-        made = 0
+        missing, made = SPARES - self._kept((parent, record.key)), 0
         # Spares must not take the last addresses from those that come.
-        while len(kept) < SPARES and self.book.room(record) > 2 * SPARES:
+        while made < missing and self.book.room(record) > 2 * SPARES:
             try:
-                vlan = self.book.give_vlan(parent)
+                vlan = self.book.give_vlan(parent, partial(subport_name, self.cluster_id, parent))
             except NothingFits:
                 break
             name = subport_name(self.cluster_id, parent, vlan)
@@ -103,15 +137,24 @@ class Subports:
 
     def drop(self, *, parent: str = "", key: NetworkKey | None = None) -> Iterator[PortWish]:
         """Keep no spares of a trunk, or of a network; yields the ports that are to go."""
-        for of, names in list(self.spares.items()):
-            if (parent and of[0] == parent) or (key is not None and of[1] == key):
-                del self.spares[of]
-                for name in names:
-                    yield self.wishes[name]
+        for kept in (self.spares, self.returning):
+            for place, names in list(kept.items()):
+                if (parent and place[0] == parent) or (key is not None and place[1] == key):
+                    del kept[place]
+                    for name in names:
+                        yield self.wishes[name]
+
+    def any_on(self, parent: str) -> bool:
+        """Whether a trunk has spares, of whichever network."""
+        return any(names and place[0] == parent for place, names in self.spares.items())
 
     def count(self, key: NetworkKey) -> int:
         """How many spares a network has."""
-        return sum(len(names) for of, names in self.spares.items() if of[1] == key)
+        return sum(len(names) for place, names in self.spares.items() if place[1] == key)
+
+
+def _place(wish: PortWish) -> _Place:
+    return wish.parent, (wish.tenant, wish.network)
 
 
 def held(wish: PortWish) -> Held:

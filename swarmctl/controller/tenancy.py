@@ -24,19 +24,22 @@ from swarmctl.proto import limits
 LOCK: Final = records.NETWORK
 
 
-async def load(cluster: Cluster, ovn: str = "", underlay_mtu: int = UNDERLAY_MTU) -> None:
+async def load(
+    cluster: Cluster, ovn: str = "", underlay_mtu: int = UNDERLAY_MTU, *, is_v6: bool = False
+) -> None:
     """Read the durable records into memory, before anything is placed.
 
     Args:
         cluster: whose.
         ovn: where the northbound database is, if that was given now; it is kept.
         underlay_mtu: of the network between the hosts.
+        is_v6: the hosts speak IPv6 there.
 
     Raises:
         StorageFault: a record is damaged, or nothing can be kept.
     """
     table = cluster.state.ports.table
-    table.underlay_mtu = underlay_mtu
+    table.underlay_mtu, table.underlay_is_v6 = underlay_mtu, is_v6
     cluster.plane.address = await address_of(cluster, ovn)
     cluster.state.ports.active = cluster.fleet.plugging = bool(cluster.plane.address)
     for key, value in (await cluster.store.read(records.SECURITY)).items():

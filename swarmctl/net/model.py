@@ -22,6 +22,22 @@ IpNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 PREFIX_MAX_V4: Final = 30
 PREFIX_MAX_V6: Final = 126
 
+# Addresses that no port can have, and what for they are (RFC 6890).  In the link-local ones of IPv4
+# is the relay's (net/relays).
+_NEVER: Final = {
+    ipaddress.ip_network(cidr): what
+    for cidr, what in (
+        ("0.0.0.0/8", "this host"),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),
+        ("::/127", "this host and loopback"),
+        ("fe80::/10", "link-local"),
+        ("ff00::/8", "multicast"),
+    )
+}
+
 
 @frozen
 class Subnet:
@@ -54,7 +70,8 @@ def subnet(cidr: str, gateway: str = "", ip_range: str = "") -> Subnet:
     """A checked subnet; without a gateway its first address becomes that.
 
     Raises:
-        InvalidSpec: it is not a range, too small, or gateway or range are not in it.
+        InvalidSpec: it is not a range, too small, for something else than ports' addresses, or
+            gateway or range are not in it.
     """
     made = _with_gateway(cidr, gateway)
     if not ip_range:
@@ -81,6 +98,12 @@ def _with_gateway(cidr: str, gateway: str) -> Subnet:
             f"the subnet {cidr} has no room for a gateway and a port",
             hint=f"use a prefix of /{prefix_max} or shorter",
         )
+    for never, what in _NEVER.items():
+        if never.version == network.version and never.overlaps(network):
+            raise InvalidSpec(
+                f"no port can have an address of {never} ({what}), which {cidr} overlaps",
+                hint="such as 10.20.0.0/24 or fd00:20::/64 can be had",
+            )
     if not gateway:
         return Subnet(str(network), str(network.network_address + 1))
     try:

@@ -88,6 +88,7 @@ class Machine:
     journal: MemoryJournal = attrs.field(factory=MemoryJournal)
     scope: trio.CancelScope | None = None
     errors: list = attrs.field(factory=list)
+    parent: str = ""
 
     @property
     def key(self):
@@ -169,12 +170,13 @@ class World:
         for number in range(1, count + 1):
             await self.start_node(f"n{number}")
 
-    async def start_node(self, name, settings=None):
-        """An agent begins on a machine, a new one or one that is there."""
+    async def start_node(self, name, settings=None, parent=""):
+        """An agent begins on a machine, a new one or one that is there; ``parent`` is its VM."""
         machine = self.machines.get(name)
         if machine is None:
             host = SimHost(settings or SimSettings(seed=self.random.getrandbits(32)))
-            machine = self.machines[name] = Machine(name, self.folder / name, host)
+            machine = Machine(name, self.folder / name, host, parent=parent)
+            self.machines[name] = machine
         machine.scope = await self.nursery.start(self._agent, machine)
 
     async def _agent(self, machine, task_status):
@@ -196,6 +198,7 @@ class World:
             labels={"name": machine.name},
             drivers=("sim",),
             capacity={"cpu_millis": self.cpu_millis},
+            parent=machine.parent,
         )
 
         class Started:

@@ -10,7 +10,7 @@ from attrs import evolve
 from swarmctl.net.memory import MemoryDatabase
 from swarmctl.net.model import subnet
 from swarmctl.spec import wire
-from swarmctl.spec.models import NetworkUse
+from swarmctl.spec.models import NetworkUse, Placement
 from swarmctl.spec.networks import NetworkDefinition
 from tests.sim.cluster_fixture import a_cluster, at_once, noise, service
 
@@ -89,6 +89,61 @@ async def test_addresses_are_never_shared_and_ports_follow(autojump_clock, tmp_p
             world.cluster.state.ports.table.records["default", "front"]
         )
         assert taken[0] == web.replicas
+
+
+def pod(name, replicas, *nodes):
+    """A service on these nodes."""
+    plain = plugged(name, replicas)
+    outside = tuple(f"node.labels.name != {one}" for one in nodes)
+    return evolve(plain, placement=Placement(constraints=outside))
+
+
+def tags(world):
+    """How many ports of OVN have each VLAN of each trunk."""
+    return Counter(
+        (row.columns["parent_name"], row.columns["tag_request"])
+        for row in port_rows(world)
+        if row.columns["parent_name"]
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+async def test_pods_in_vms_share_neither_address_nor_vlan(autojump_clock, tmp_path, seed):
+    """Controllers that took over while OVN was away could not know the spare ports of trunks."""
+    chance = random.Random(seed)
+    front = NetworkDefinition("front", subnets=(subnet("10.20.0.0/25"),))
+    trunks = NetworkDefinition("trunks", subnets=(subnet("10.30.0.0/24"),))
+    async with a_cluster(tmp_path, 2, seed=seed, northbound=MemoryDatabase()) as world:
+        for one in (front, trunks):
+            await world.ask("network.create", {"network": wire.encode_plain(one)})
+        vms = plugged("vm", 2, "trunks")
+        await world.apply(vms)
+        await world.until_runs(vms)
+        inner = {"inner1": "vm.1", "inner2": "vm.2"}
+        for name, parent in inner.items():
+            await world.start_node(name, parent=parent)
+        web = pod("web", 6, "n1", "n2")
+        await world.apply(web)
+        await world.until_runs(web)
+        for _ in range(4):
+            world.northbound.go_away()
+            await world.restart_controller()
+            await trio.sleep(chance.uniform(0, 8))
+            web = pod("web", chance.randint(2, 20), "n1", "n2")
+            await world.apply_at_last(web)
+            await trio.sleep(chance.uniform(0, 4))
+            world.northbound.come_back()
+            await world.until_runs(web)
+            await world.until(lambda: not world.cluster.state.ports.unclaimed)
+            await world.until(lambda: not world.cluster.state.ports.leaving)
+            await world.until(lambda: not world.cluster.plane.fault)
+            shared = {text: count for text, count in addresses(world).items() if count > 1}
+            assert not shared
+            assert set(tags(world).values()) == {1}
+        carried = {one.name for one in world.cluster.state.ports.wishes.values() if one.parent}
+        assert carried == {
+            row.columns["name"] for row in port_rows(world) if row.columns["parent_name"]
+        }
 
 
 async def test_a_full_network_is_used_again_and_again(autojump_clock, tmp_path):

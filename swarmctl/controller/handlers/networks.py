@@ -3,7 +3,7 @@
 A network is checked against all others before anything is written, and refused while it is in use.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -142,7 +142,8 @@ def settle(cluster: Cluster, asked: Asked, specs: Iterable[ServiceSpec]) -> Sett
         asked.definitions, cluster.wall(), groups=asked.groups, in_use=ports.in_use()
     )
     by_key = {one.key: one for one in records}
-    for spec in specs:
+    coming = list(specs)
+    for spec in (*coming, *_staying(cluster, coming, by_key.keys())):
         if spec.template.networks:
             table.check_service(spec, by_key)
     results: list[View] = []
@@ -161,6 +162,18 @@ def settle(cluster: Cluster, asked: Asked, specs: Iterable[ServiceSpec]) -> Sett
         tuple(one for one in groups if table.groups.get(one.key) != one),
         tuple(results),
     )
+
+
+def _staying(
+    cluster: Cluster, coming: Sequence[ServiceSpec], changed: Container[NetworkKey]
+) -> Iterator[ServiceSpec]:
+    """The services on changed networks that stay as they are: their fixed addresses do, too."""
+    names = {(one.tenant, one.name) for one in coming}
+    for service in cluster.state.services.values():
+        spec = service.record.spec
+        used = ((spec.tenant, one.network) for one in spec.template.networks if one.addresses)
+        if service.key not in names and any(key in changed for key in used):
+            yield spec
 
 
 async def prune(

@@ -110,6 +110,7 @@ def test_a_stack_with_networks(controller, swarmctl, tmp_path: Path):
     assert (applied.code, "network shop_front" in applied.out) == (0, True)
     where = f"warning: {file}:5: networks.front: this cluster has no OVN"
     assert where in applied.err
+    assert "without OVN nothing keeps networks apart, and security groups" in applied.err
     assert "network shop_front: unchanged" in swarmctl("diff", "-f", file).out
 
     wider = STACK.replace("10.20.0.0/24", "10.20.0.0/16")

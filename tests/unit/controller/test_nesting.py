@@ -3,6 +3,7 @@
 from attrs import evolve
 
 from swarmctl.controller.subports import SPARES
+from swarmctl.net.model import Provider
 from swarmctl.net.vlans import VLAN_MAX
 from swarmctl.spec.models import DiskSpec, NetworkUse, Placement, ServiceSpec, Template, VmSpec
 from tests.unit.controller.networks_fixture import (
@@ -140,7 +141,7 @@ async def test_vlans_that_run_out_are_a_reason(autojump_clock, tmp_path):
         await nest(rig)
         [trunk] = rig.nodes["host"].instances.values()
         for _ in range(VLAN_MAX):
-            rig.cluster.state.ports.book.give_vlan(trunk.attachments[0].port)
+            rig.cluster.state.ports.book.give_vlan(trunk.attachments[0].port, str)
         before = rig.cluster.fleet.snapshot.allocated("inner")
         await rig.apply(pods(1))
         rig.run()
@@ -231,3 +232,180 @@ async def test_a_takeover_finds_the_spares_again(autojump_clock, tmp_path):
         await until(lambda: not rig.cluster.state.ports.unclaimed)
         assert rig.cluster.state.ports.subports.count(("default", "front")) == SPARES
         await until(lambda: rows(rig) == before)
+
+
+async def test_a_port_that_ovn_has_as_anothers_is_given_to_nobody(autojump_clock, tmp_path):
+    """Until OVN was told, it is in the groups of the service that had it, and has its names."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("small", "10.40.0.0/27"))
+        inner = await nest(rig)
+        await rig.apply(evolve(service("web", 9, "small"), placement=INSIDE))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 10)
+        kept = len(spares(rig))
+        [gone] = [one for one in inner.instances.values() if one.slot == 9]
+        port = gone.attachments[0].port
+
+        rig.database.go_away()
+        await rig.ask("service.scale", replicas={"web": 8})
+        rig.run()
+        await rig.apply(evolve(service("other", kept + 1, "small"), placement=INSIDE))
+        rig.run()
+        used = {one.attachments[0].port for one in inner.instances.values()}
+        assert len(used) == 8 + kept + 1
+        assert port not in used
+
+        rig.database.come_back()
+        await until(lambda: spares(rig) == {port})
+
+
+async def test_spares_that_could_not_be_known_share_nothing(autojump_clock, tmp_path):
+    """With OVN away in a takeover, pods are given what spares have there: those go, once seen."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        disk, database, nodes = rig.disk, rig.database, rig.nodes
+
+    database.go_away()
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("inner")
+        rig.connect("host")
+        rig.run()
+        await rig.apply(pods(4))
+        rig.run()
+        assert len(rig.running()) == 4
+
+        database.come_back()
+        await until(lambda: rig.cluster.state.ports.known)
+        await until(lambda: not rig.cluster.state.ports.leaving)
+        await rig.apply(pods(4 + 2 * SPARES))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 5 + 2 * SPARES)
+        texts = [text for row in rows(rig).values() for text in row.columns["addresses"]]
+        given = [text.split()[1] for text in texts if " " in text]
+        assert len(set(given)) == len(given)
+        tags = [row.columns["tag_request"] for row in rows(rig).values()]
+        tags = [tag for tag in tags if tag]
+        assert len(set(tags)) == len(tags)
+
+
+async def join_in(rig, name, parent):
+    """A node that says which VM it is."""
+    node = await rig.join(name)
+    node.parent = parent
+    rig.disconnect(name)
+    rig.connect(name)
+    rig.run()
+    return node
+
+
+async def test_a_trunk_that_takes_nothing_is_passed_over(autojump_clock, tmp_path):
+    """An empty VM that is not known is the scheduler's first choice, once: pods go to another."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(evolve(service("busy", 4), placement=INSIDE))
+        rig.run()
+        strange = await join_in(rig, "strange", "7-99")
+        anywhere = Placement(constraints=("node.labels.name != host",))
+        await rig.apply(evolve(service("web", 2), placement=anywhere))
+        rig.run()
+        assert rig.running() == [1, 2]
+        assert not strange.instances
+
+        strange.parent = "db.1"
+        rig.disconnect("strange")
+        rig.connect("strange")
+        await rig.apply(evolve(service("more", 2), placement=anywhere))
+        rig.run()
+        assert strange.instances
+        assert len(strange.instances) + len(inner.instances) == 8
+
+
+async def test_a_full_trunk_is_passed_over_until_a_vlan_is_free(autojump_clock, tmp_path):
+    """Spares of other networks leave it first; their VLANs are for whoever comes."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("back", "10.40.0.0/24"))
+        inner = await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        trunk = rig.cluster.state.ports.wishes[inner.instances.popitem()[1].attachments[0].port]
+        book = rig.cluster.state.ports.book
+        while book.vlans_free(trunk.parent):
+            book.give_vlan(trunk.parent, str)
+        await rig.apply(evolve(service("other", 2, "back"), placement=INSIDE))
+        rig.step()
+        assert rig.running("other") == []
+        assert rig.cluster.state.nodes["inner"].obstacles
+
+        def placed():
+            rig.run()
+            return rig.running("other") == [1, 2]
+
+        await until(placed)
+        assert not rig.cluster.state.nodes["inner"].obstacles
+
+
+async def test_a_trunk_is_too_narrow_for_a_wider_network(autojump_clock, tmp_path):
+    """Its router would send what the trunk loses: pods of it are not there, and it says why."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("disks", "10.40.0.0/24", provider=Provider("physnet1", 3)))
+        inner = await nest(rig)
+        await rig.apply(evolve(service("web", 1, "disks"), placement=INSIDE), service("own"))
+        rig.run()
+        [view] = [one for one in await rig.ask("instance.list") if one["service"] == "web"]
+        assert view["state"] == "pending"
+        assert (
+            "network default/disks has an MTU of 1500, and the VM's own network default/trunks"
+            " carries 1442"
+        ) in view["reason"]
+
+        await rig.apply(service("free", 4, "disks"))
+        rig.run()
+        assert rig.running("free") == [1, 2, 3, 4]
+        assert {one.service for one in inner.instances.values()} <= {"own"}
+        await rig.apply(evolve(service("front", 1), placement=INSIDE))
+        rig.run()
+        assert rig.running("front") == [1]
+
+
+async def test_spares_stay_where_nothing_is_short(autojump_clock, tmp_path):
+    """A service that waits for one network's address takes no spares from its other network."""
+    async with a_plane(tmp_path, "host") as rig:
+        await create(rig, definition("tiny", "10.40.0.0/29"))
+        await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        await rig.apply(
+            evolve(service("both", 9, "front", "tiny"), placement=OUTSIDE),
+            evolve(service("fixed", 1, addresses=["10.20.0.250"]), placement=OUTSIDE),
+        )
+        rig.run()
+        other = service("same", 1, addresses=["10.20.0.250"])
+        await rig.apply(evolve(other, placement=OUTSIDE))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 13)
+        assert rig.running("same") == []
+        assert len(spares(rig)) == SPARES
+
+
+async def test_a_spare_leaves_a_fixed_address_to_who_asks_for_it(autojump_clock, tmp_path):
+    """It is nobody's, so nobody need be waited for."""
+    async with a_plane(tmp_path, "host") as rig:
+        await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: len(spares(rig)) == SPARES)
+        wishes = rig.cluster.state.ports.wishes.values()
+        address = next(one.addresses[0] for one in wishes if not one.service)
+        await rig.apply(evolve(service("own", 1, addresses=[address]), placement=OUTSIDE))
+
+        def placed():
+            rig.run()
+            return rig.running("own") == [1]
+
+        await until(placed)

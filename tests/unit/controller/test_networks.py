@@ -16,7 +16,7 @@ from swarmctl.net.model import (
 )
 from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound
 from swarmctl.spec import wire
-from swarmctl.spec.models import NetworkUse, PortMapping
+from swarmctl.spec.models import NetworkUse, PortMapping, VmSpec
 from tests.unit.controller.harness import spec
 from tests.unit.controller.networks_fixture import (
     a_plane,
@@ -171,6 +171,63 @@ async def test_what_is_in_use_keeps_its_addresses(autojump_clock, tmp_path):
             networks=[wire.encode_plain(definition(cidr="").__class__("front", subnets=both))]
         )
         assert addresses(rig) == {1: ["10.20.0.2"]}
+
+
+async def test_a_service_without_copies_keeps_its_address_and_so_its_subnet(
+    autojump_clock, tmp_path
+):
+    """Its own address, and a fixed one of its copy: both would be outside of the new subnet."""
+    other = [wire.encode_plain(definition(cidr="10.30.0.0/24"))]
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig, definition(), definition("back", "10.40.0.0/24"))
+        await rig.apply(publishing(), service("db", 1, "back", addresses=["10.40.0.9"]))
+        await rig.ask("service.scale", replicas={"web": 0, "db": 0})
+        rig.run()
+        await until(lambda: not ports(rig) and not rig.cluster.state.ports.leaving)
+        with pytest.raises(Conflict, match="its subnet cannot change"):
+            await rig.apply(networks=other)
+        back = [wire.encode_plain(definition("back", "10.50.0.0/24"))]
+        with pytest.raises(Conflict, match=r"10\.40\.0\.9 is in no subnet"):
+            await rig.apply(networks=back)
+        moved = service("db", 1, "back", addresses=["10.50.0.9"])
+        await rig.apply(moved, networks=back)
+
+        await rig.ask("service.remove", names=["web"])
+        await until(lambda: not rig.cluster.state.ports.services)
+        await rig.apply(networks=other)
+
+
+async def test_over_ipv6_less_fits(autojump_clock, tmp_path):
+    """Between hosts that speak IPv6 the header around a packet is longer."""
+    async with a_rig(tmp_path, None) as rig:
+        await tenancy.load(rig.cluster, is_v6=True)
+        await create(rig)
+        [found] = await rig.ask("network.list")
+        assert found["mtu"] == 1422
+        with pytest.raises(InvalidSpec, match="1422 is what one encapsulation leaves"):
+            await create(rig, definition("back", "10.21.0.0/24", mtu=1442))
+
+
+async def test_two_networks_are_not_on_one_segment(autojump_clock, tmp_path):
+    """A VLAN of a physical network is one network; another VLAN is another."""
+    async with a_rig(tmp_path, None) as rig:
+        await create(rig, definition(provider=Provider("physnet1", 3)))
+        again = definition("back", "10.21.0.0/24", provider=Provider("physnet1", 3))
+        with pytest.raises(Conflict, match="default/front is on VLAN 3 of physnet1 already"):
+            await create(rig, again)
+        await create(rig, evolve(again, provider=Provider("physnet1")))
+
+
+async def test_a_trunk_needs_a_network_with_ipv4(autojump_clock, tmp_path):
+    """What its VM's agent reaches a controller by is of IPv4."""
+    plain = service("pods", 1, "six")
+    template = evolve(plain.template, container=None, vm=VmSpec(kernel="vmlinuz", trunk=True))
+    async with a_rig(tmp_path, None) as rig:
+        await create(rig, definition("six", "fd00:20::/64"), definition())
+        with pytest.raises(Conflict, match="by IPv4, of which network six has no subnet"):
+            await rig.apply(evolve(plain, template=template))
+        both = (NetworkUse("front"), NetworkUse("six"))
+        await rig.apply(evolve(plain, template=evolve(template, networks=both)))
 
 
 # --- addresses -------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """What OVN is told, and when it does not listen: rounds over a northbound in memory."""
 
+import trio
 from attrs import evolve
 
 from swarmctl.net.relays import ADDRESS
+from swarmctl.net.rows import desired_rows
 from swarmctl.proto.errors import StaleTerm
 from swarmctl.spec.models import VmSpec
 from tests.unit.controller.networks_fixture import (
@@ -119,6 +121,35 @@ async def test_a_takeover_gives_no_address_twice(autojump_clock, tmp_path):
         await until(lambda: len(ports(rig)) == 7)
         assert not rig.cluster.state.ports.unclaimed
         assert {name: given(rig)[name] for name in before} == before
+
+
+async def test_waiting_for_a_silent_node_costs_no_rounds(autojump_clock, tmp_path, monkeypatch):
+    """Its ports are looked at, which are few; rows, which are many, are not computed for that."""
+    async with a_plane(tmp_path, "a", "b") as rig:
+        await create(rig)
+        await rig.apply(service("web", 4))
+        rig.run()
+        await until(lambda: len(ports(rig)) == 4)
+        disk, database, nodes = rig.disk, rig.database, rig.nodes
+
+    rounds = []
+
+    def counted(*args):
+        rounds.append(trio.current_time())
+        return desired_rows(*args)
+
+    monkeypatch.setattr("swarmctl.controller.plane.desired_rows", counted)
+    async with a_plane(tmp_path, disk=disk, database=database) as rig:
+        rig.nodes = nodes
+        rig.connect("a")
+        await until(lambda: rig.cluster.state.ports.known)
+        await trio.sleep(100)
+        assert rig.cluster.state.ports.unclaimed
+        assert len(rounds) < 5
+
+        rig.connect("b")
+        await until(lambda: not rig.cluster.state.ports.unclaimed)
+        assert len(ports(rig)) == 4
 
 
 async def test_what_no_node_has_is_collected_once_all_have_told(autojump_clock, tmp_path):

@@ -108,10 +108,19 @@ def test_an_address_is_reserved_once():
         ("10.20.0.0/24", "10.21.0.1"),
         ("10.20.0.0/24", "fd00::1"),
         ("10.20.0.0/24", "router"),
+        ("0.0.0.0/0", ""),
+        ("127.1.0.0/24", ""),
+        ("169.254.70.0/24", ""),
+        ("168.0.0.0/6", ""),
+        ("224.0.1.0/24", ""),
+        ("255.255.255.0/24", ""),
+        ("fe80::/64", ""),
+        ("ff02::/64", ""),
+        ("::/0", ""),
     ],
 )
 def test_bad_subnets_are_refused(cidr, gateway):
-    """Host bits, too small, a gateway that cannot be one."""
+    """Host bits, too small, a gateway that cannot be one, addresses that are for something else."""
     with pytest.raises(InvalidSpec):
         subnet(cidr, gateway)
 
