@@ -309,14 +309,15 @@ class ClusterState:
         self._mark(instance, before)
         self.release_slot(instance)
 
-    def wish(self, instance: Instance, desired: Desired, generation: int) -> None:
-        """Tell the node what is wanted of it now, if that is news."""
+    def wish(self, instance: Instance, desired: Desired, generation: int) -> bool:
+        """Tell the node what is wanted of it now, if that is news; whether it is."""
         if instance.desired is desired and instance.generation == generation:
-            return
+            return False
         before = instance.assignment_digest
         instance.desired = desired
         instance.generation = generation
         self._mark(instance, before)
+        return True
 
     def observe(self, instance: Instance, report: InstanceReport) -> None:
         """Take in what its node reports of it."""
