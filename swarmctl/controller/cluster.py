@@ -86,7 +86,6 @@ class Cluster:
     sessions: Sessions = field(init=False)
     plane: Plane = field(init=False)
     deposed: StaleTerm | None = None
-    hold: str = ""
     locks: RecordLocks = field(factory=RecordLocks)
     _commits: set[trio.CancelScope] = field(factory=set)
     _stopping: bool = False
@@ -109,6 +108,15 @@ class Cluster:
             now=self.listening.time,
             wall=self.wall,
         )
+
+    @property
+    def hold(self) -> str:
+        """Why the cluster is on hold (:mod:`swarmctl.controller.holding`); empty when it is not."""
+        return self.state.hold
+
+    @hold.setter
+    def hold(self, why: str) -> None:
+        self.state.hold = why
 
     # --- waking and watching -----------------------------------------------------------------
 

@@ -97,6 +97,14 @@ class FenceBook:
             del self._alive[where]
         return True
 
+    def outdated(self, instances: "Iterable[Instance]") -> bool:
+        """Whether a newer incarnation of one of ``instances`` is on a node, too."""
+        return any(
+            max(self._alive.get((one.key, one.slot), ()), default=0) > one.incarnation
+            for one in instances
+            if one.template in self.templates
+        )
+
     # --- nodes -------------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:

@@ -79,7 +79,8 @@ class Node:
     ``lost`` are those that were lost with it, by incarnation, with state, since and reason before.
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at`` is
-    when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat.
+    when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat;
+    ``leased``: it had a lease when its session began.
     """
 
     record: NodeRecord
@@ -105,6 +106,7 @@ class Node:
     unacknowledged: int = 0
     told_at: float = 0.0
     guarded: bool = False
+    leased: bool = False
 
     @property
     def name(self) -> str:
@@ -142,7 +144,8 @@ class ClusterState:
     ``capacity_changed``: what found no node may find one now; ``braked``: what lost nodes had is
     not placed elsewhere for now; ``tally`` counts the holders of slots by state; ``ports`` are
     what instances have on tenant networks, ``guests`` the agents in VMs; ``victims`` what was
-    preempted; ``untold`` the plannings of which the nodes are to be told.
+    preempted; ``untold`` the plannings of which the nodes are to be told; ``hold`` why they are
+    told nothing at all (:mod:`swarmctl.controller.holding`), empty when they are.
     """
 
     cluster_id: str
@@ -165,6 +168,7 @@ class ClusterState:
     ports: Ports = Factory(lambda it: Ports(it.cluster_id, NetworkTable()), takes_self=True)
     guests: Guests = field(factory=Guests)
     untold: set[Placing] = field(factory=set)
+    hold: str = ""
 
     def resend(self, node: Node) -> None:
         """Send the node all that it should have, not only what changed."""

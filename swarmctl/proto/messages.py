@@ -179,6 +179,7 @@ class Hello(Message):
     was restored may not know them, and has to count what they take.  ``guarded`` is as in a
     :class:`Heartbeat`.
     ``sequence`` counts the hellos of a boot from 1: one that is late tells of what is over.
+    ``lease_left_s`` is how long the node's fencing lease holds yet; 0 when it has none.
     """
 
     TAG: ClassVar[int] = 3
@@ -194,6 +195,7 @@ class Hello(Message):
     templates: dict[bytes, bytes] = field(factory=dict)
     guarded: bool = False
     sequence: int = 0
+    lease_left_s: float = 0.0
 
 
 @frozen
