@@ -391,6 +391,8 @@ class Cluster:
         """Take a node in that is in the store, and was not known."""
         node = Node(record, heard_at=self.listening.time())
         self.state.nodes[record.name] = node
+        if record.unguarded:
+            self.state.fences.know_unguarded(record.name)
         self.access.allow(record.public_key, user_id(NODE, record.name))
         self.drains.follow(node)
         self.fleet.node_changed(node)

@@ -125,7 +125,7 @@ class Losses:
         _log.info("node heard again", node=node.name, silent_s=round(now - node.heard_at, 1))
         node.state = NodeState.JOINING
         self.brake.returned(node.name, now)
-        self._state.fences.heard(node.name, now)
+        self._state.fences.heard(node.name, now, guarded=node.guarded)
         self._refresh(node)
         found = self._state.find_again(node)
         # To look at a service costs as much as it has copies; most have nothing to do.

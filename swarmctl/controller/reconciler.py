@@ -115,7 +115,8 @@ class Reconciler:
         state, template = self._state, service.record.spec.template
         if slots and template.fenced:
             silent = [one.name for one in state.nodes.values() if not one.reported]
-            slots = state.fences.admit(service, slots, silent)
+            new = not service.old and service.key not in state.tombstones
+            slots = state.fences.admit(service, slots, silent, new=new)
         if slots and template.networks:
             slots = state.ports.admit(service, slots, settled=self.settled)
         return self.preempting.asking(service, slots)

@@ -137,6 +137,7 @@ class NodeRecord:
     """A node that was enrolled: its pinned key, and what operators said of it.
 
     ``cordoned`` keeps new instances away; ``draining`` sends those that are there elsewhere too.
+    ``unguarded``: it had fenced instances and no live guard when it was last heard.
     """
 
     name: str
@@ -146,6 +147,7 @@ class NodeRecord:
     labels: dict[str, str] = field(factory=dict)
     cordoned: bool = False
     draining: bool = False
+    unguarded: bool = False
 
 
 @frozen

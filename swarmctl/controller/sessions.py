@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from attrs import evolve
 
-from swarmctl.controller import assignments, jobs
+from swarmctl.controller import assignments, guardless, jobs
 from swarmctl.controller.acceptance import refusal
 from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.ailments import Ailments, never_ran
@@ -172,7 +172,7 @@ class Sessions:
         node.known_templates.clear()
         node.report_sequence = node.unacknowledged = 0
         self._divergence[node.name] = Divergence()
-        self._state.fences.heard(node.name, now)
+        self._state.fences.heard(node.name, now, guarded=hello.guarded)
         node.guarded, node.leased = hello.guarded, hello.lease_left_s > 0
         self._state.find_again(node)
         first = not node.reported
@@ -182,6 +182,7 @@ class Sessions:
         self.refresh(node)
         self._learn(hello.templates)
         self._take_inventory(node, hello.inventory)
+        guardless.note(self._state, node)
         if is_nested(node):
             warm(self._state, node)
         self._state.resend(node)
@@ -406,6 +407,7 @@ class Sessions:
         node.unacknowledged = 0
         if node.guarded is not beat.guarded:
             node.guarded = beat.guarded
+            guardless.note(self._state, node)
             self.refresh(node)
             self._wake()
         if beat.quiet and not (resync or reported):
