@@ -18,7 +18,7 @@ import structlog
 import trio
 from attrs import Factory, define, field
 
-from swarmctl.controller import records
+from swarmctl.controller import guardless, records
 from swarmctl.controller.access import NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
 from swarmctl.controller.guests import Guests
@@ -439,7 +439,8 @@ class Cluster:
         The caller holds its lock. Without ``revoke`` the key, useless by now, is not remembered.
         """
         key, token = node.record.public_key, node.record.token_id
-        gone = records.encode(RevokedKey(node.name, key, self.wall(), token))
+        unproven = guardless.is_unproven_gone(self.state, node)
+        gone = records.encode(RevokedKey(node.name, key, self.wall(), token, unproven))
         ops: list[Op] = [Delete(records.NODE + node.name)]
         ops += [Put(records.revoked_key(key), gone)] if revoke else []
 

@@ -68,6 +68,8 @@ class FenceBook:
     now: float = 0.0
     took_over_at: float | None = None
     unwritten: set[str] = field(factory=set)
+    # Nodes that an earlier controller took out of the registry: they do not report.
+    _removed: set[str] = field(factory=set)
     _grants: dict[str, Grant] = field(factory=dict)
     # By service and slot: who may still run, and on which node.
     _alive: dict["tuple[ServiceKey, int]", dict[int, str]] = field(factory=dict)
@@ -122,6 +124,14 @@ class FenceBook:
         """An earlier controller heard of no live guard there, and it has not reported yet."""
         self._grants[node] = Grant(self.took_over_at or 0.0, guarded=False, silent=True)
 
+    def know_removed(self, node: str, *, guarded: bool) -> None:
+        """An earlier controller took it out of the registry, where it may run on."""
+        former = node + _REMOVED
+        if former in self._removed:  # There were several of that name.
+            guarded = guarded and self._grants[former].guarded
+        self._removed.add(former)
+        self._grants[former] = Grant(self.took_over_at or 0.0, guarded, silent=True)
+
     def heard(self, node: str, now: float, *, guarded: bool) -> None:
         """A node has begun a session: its lease may be as young as this."""
         self.now = now
@@ -144,7 +154,10 @@ class FenceBook:
         """
         self.silent(node)
         former = node + _REMOVED
-        self._grants[former] = self._grants.pop(node)
+        gone = self._grants.pop(node)
+        if former in self._grants:  # One of that name before it may not be over yet.
+            gone.guarded = gone.guarded and self._grants[former].guarded
+        self._grants[former] = gone
         for found in self._alive.values():
             for incarnation, where in found.items():
                 if where == node:
@@ -154,6 +167,10 @@ class FenceBook:
         """A node is lost: its lease runs out."""
         assert self.took_over_at is not None, "nodes are lost by a controller that has begun"
         self._grants.setdefault(node, Grant(self.took_over_at)).silent = True
+
+    def is_off(self, node: str) -> bool:
+        """Whether an operator has said that it is."""
+        return node in self._grants and self._grants[node].released
 
     def awaits(self, node: str) -> bool:
         """Whether it is a silent node, of which an operator may say that it is off."""
@@ -222,7 +239,7 @@ class FenceBook:
         until = (self.took_over_at or 0.0) + self.wait_s
         names = [
             name
-            for name in unreported
+            for name in (*unreported, *sorted(self._removed))
             if not (name in self._grants and self._grants[name].released)
         ]
         unproven = [

@@ -175,12 +175,14 @@ class RevokedKey:
     """The key of a node that was removed: it may not enrol again, whatever token it kept.
 
     ``token_id`` is that of the token that it came with: one for a VM is not used twice.
+    ``unguarded`` is as in its :class:`NodeRecord`: until an operator says that it is off.
     """
 
     node: str
     public_key: str
     revoked_at: float
     token_id: str = ""
+    unguarded: bool = False
 
 
 def revoked_key(public_key: str) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from attrs import evolve
 
-from swarmctl.controller import records
+from swarmctl.controller import guardless, records
 from swarmctl.controller.cluster import Cluster
 from swarmctl.proto.errors import Conflict
 from swarmctl.transport.rpc import Call, Handler
@@ -41,6 +41,7 @@ async def _fenced(cluster: Cluster, names: tuple[str, ...]) -> Any:
         doubted = [evolve(node.record, unguarded=False) for node in nodes if node.record.unguarded]
         if doubted:
             await cluster.save_nodes(doubted)
+        await guardless.forget_removed(cluster, names)
     for name in names:
         cluster.state.fences.release(name)
     cluster.wake()

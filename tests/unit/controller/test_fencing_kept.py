@@ -149,3 +149,60 @@ async def test_an_operator_is_asked_for_silent_nodes_only(autojump_clock, tmp_pa
             await rig.ask("node.fenced", names=[node])
         with pytest.raises(Conflict, match="is waited for"):
             await rig.ask("node.fenced", names=["nobody"])
+
+
+async def test_a_node_that_was_removed_is_waited_for_by_the_next_controller(
+    autojump_clock, tmp_path
+):
+    """All that it knows have reported, and the one that it does not know may run on."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await begin(rig)
+        await rig.ask("node.remove", name=node, force=True)
+        disk, survivor = rig.disk, rig.nodes[other]
+    async with a_rig(tmp_path, disk) as rig:
+        rig.nodes = {other: survivor}
+        rig.connect(other)
+        await pass_s(rig, WAIT_S - 2)
+        assert where(rig) == []
+        assert f"{node} (removed) may run it still" in why(rig)
+        await pass_s(rig, 6)
+        assert where(rig) == [other]
+
+
+async def test_a_removed_node_without_a_guard_needs_an_operators_word(autojump_clock, tmp_path):
+    """Which is kept, too."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await begin(rig)
+        await says_its_guard(rig, node, lives=False)
+        await rig.ask("node.remove", name=node, force=True)
+        disk, survivor = rig.disk, rig.nodes[other]
+    async with a_rig(tmp_path, disk) as rig:
+        rig.nodes = {other: survivor}
+        rig.connect(other)
+        await pass_s(rig, 60)
+        assert where(rig) == []
+        assert f"node fenced {node}" in why(rig)
+        await rig.ask("node.fenced", names=[node])
+    async with a_rig(tmp_path, disk) as rig:
+        rig.nodes = {other: survivor}
+        rig.connect(other)
+        await pass_s(rig, WAIT_S + 4)
+        assert where(rig) == [other]
+
+
+async def test_who_is_off_by_an_operators_word_stays_so_when_it_is_removed(
+    autojump_clock, tmp_path
+):
+    """It is not asked for a second time."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await begin(rig)
+        await says_its_guard(rig, node, lives=False)
+        rig.disconnect(node)
+        await rig.ask("node.fenced", names=[node])
+        await rig.ask("node.remove", name=node)
+        disk, survivor = rig.disk, rig.nodes[other]
+    async with a_rig(tmp_path, disk) as rig:
+        rig.nodes = {other: survivor}
+        rig.connect(other)
+        await pass_s(rig, WAIT_S + 4)
+        assert where(rig) == [other]
