@@ -1,4 +1,10 @@
-"""Which hellos open a session: the conditions, and what is said to those who do not meet them."""
+"""Which hellos open a session: the conditions, and what is said to those who do not meet them.
+
+A node has one live session.  Another process with its key is a twin (a copied data folder), or the
+node itself after a fast reboot, whose connection from before nobody has ended.  The two are told
+apart by what comes next: of a twin the first is heard again.  Until then it is refused for now, and
+comes again; it is let in when the first has been silent for so long that it would be lost.
+"""
 
 from swarmctl.controller.state import ClusterState, Node
 from swarmctl.proto import limits
@@ -57,15 +63,17 @@ def _is_from_elsewhere(state: ClusterState, node: Node, hello: Hello) -> bool:
 
 
 def _twin(peer: bytes, node: Node, hello: Hello, now: float) -> Refuse | None:
-    """There is one live session of a node; what to say to another process with its key."""
+    """What to say to another process with the node's key while its session seems to live."""
     alive = node.peer is not None and now - node.heard_at < limits.NODE_LOST_S
     if not alive or node.boot == hello.boot or node.peer == peer:
         return None
     there = node.facts.facts.get("process", "another process")
     here = hello.facts.facts.get("process", "this process")
+    if node.rival != hello.boot:
+        node.rival, node.rival_at = hello.boot, now
     return Refuse(
         Conflict.code,
         f"node {node.name} has a live session from {there}; refused {here}",
         hint="stop one of them, or give this one its own --name and --data",
-        final=True,
+        final=node.heard_at > node.rival_at,
     )

@@ -164,6 +164,7 @@ class Sessions:
             self._by_peer.pop(node.peer, None)
         self._by_peer[peer] = node
         node.peer, node.boot, node.hello_sequence = peer, hello.boot, hello.sequence
+        node.rival = ""
         node.facts = self._shared.share(hello.facts)
         self._state.ports.vms.pop(node.name, None)
         self.losses.arrived(node)

@@ -80,7 +80,8 @@ class Node:
     ``heard_at`` is on the clock of :mod:`swarmctl.controller.listening`; ``report_sequence`` is
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at`` is
     when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat;
-    ``leased``: it had a lease when its session began.
+    ``leased``: it had a lease when its session began. ``rival`` is the boot of another process that
+    wanted a session at ``rival_at`` while this one seemed to live.
     """
 
     record: NodeRecord
@@ -107,6 +108,8 @@ class Node:
     told_at: float = 0.0
     guarded: bool = False
     leased: bool = False
+    rival: str = ""
+    rival_at: float = 0.0
 
     @property
     def name(self) -> str:

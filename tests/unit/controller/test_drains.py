@@ -284,7 +284,7 @@ async def test_what_a_lost_node_had_is_not_gone_before_it_runs_elsewhere(autojum
         await drain_to_the_end(rig)
         status = rig.cluster.drains.status(rig.cluster.state.nodes["a"])
         assert set(status.staying) == {"pinned.1"}
-        with pytest.raises(NothingFits, match="pinned.1: lost with its node"):
+        with pytest.raises(NothingFits, match=r"pinned\.1: lost with its node"):
             await rig.ask("node.drained", names=["a"])
 
         await rig.apply(spec("pinned", 1))
