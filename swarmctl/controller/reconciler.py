@@ -254,9 +254,10 @@ class Reconciler:
             one = Instance(key, slot, incarnation, node, template, driver)
             before = holders.get(slot)
             if before is not None:  # Lost: told to go when its node returns.
-                one.carried_restarts = before.restarts
                 state.remove(before)
             one.generation = record.slot_generation(slot) if overrides else usual
+            if service.pasts and (past := service.pasts.pop(slot, None)) is not None:
+                one.carried = past.restarts, past.failures_now(one.generation, placing.at)
             one.counted = True
             one.since, one.placing = placing.at, placing
             made.append(one)
