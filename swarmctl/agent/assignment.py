@@ -123,6 +123,7 @@ def _apply_entries(
                 _DESIRED[desired],
                 generation,
                 restarts=restarts,
+                failures=group.failures.get(incarnation, 0),
                 attachments=ports.get(incarnation, ()),
                 token=tokens.get(incarnation, ""),
                 received_at=supervisor.now,

@@ -67,7 +67,7 @@ def admit(
     for group in groups:
         template, driver = templates.get(group.template), intern(group.driver)
         # What has ports on tenant networks is never a matter of microseconds.
-        if template is None or driver not in usable or group.attachments:
+        if template is None or driver not in usable or group.attachments or group.failures:
             left.append((group, group.entries))
             aside.update([entry[1] for entry in group.entries])
             continue

@@ -127,6 +127,11 @@ class Leases:
         return self._fence is not None and self._fence.is_alive
 
     @property
+    def left_s(self) -> float:
+        """How long the node's lease holds yet; 0 when it has none."""
+        return max(0.0, self._fence.left_s) if self._fence is not None else 0.0
+
+    @property
     def will_do(self) -> bool:
         """Whether nothing would be lost if the lease were renewed some heartbeats later."""
         fence = self._fence

@@ -191,6 +191,7 @@ class Instance:
             self.ports,
             self.health_label,
             self.attachments,
+            self.failures,
         )
 
     def to_journal(self) -> bytes:

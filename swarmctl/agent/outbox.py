@@ -95,6 +95,7 @@ class Outbox:
                 or one.addresses
                 or one.ports
                 or one.attachments
+                or one.failures
                 or one.health is not None
                 or one.phase is _WAITING
                 or not one.known

@@ -233,6 +233,7 @@ class Session:
             supervisor.templates_in_use(HELLO_TEMPLATES_BYTES),
             self._leases.is_guarded,
             sequence=self._hellos,
+            lease_left_s=self._leases.left_s,
         )
         try:
             self._send(hello)

@@ -43,6 +43,7 @@ def restore(file: Path, target: str) -> None:
     """Copy FILE, a backup, into STORE, which has to be empty; the cluster begins on hold.
 
     On hold nothing is started or stopped; look at it with ps, then: swarmctl store release.
+    What is fenced runs on if its lease had not run out before the controller was there again.
     """
     _copy(f"sqlite:{file}", target, _RESTORED)
 

@@ -19,8 +19,8 @@ from swarmctl.proto.states import NodeState
 
 _log = structlog.get_logger(__name__)
 
-# At the most: five integers of nine bytes; the names of a group; a digest and the array's head.
-_ENTRY_BYTES: Final = 48
+# At the most: seven integers of nine bytes; the names of a group; a digest and the array's head.
+_ENTRY_BYTES: Final = 66
 _GROUP_BYTES: Final = 256
 _TEMPLATE_BYTES: Final = 32
 # A port with an address of each version, their routes and resolvers, and names of full length.
@@ -148,9 +148,12 @@ def _new_templates(
 
 def _grouped(state: ClusterState, instances: Iterable[Instance]) -> tuple[AssignedGroup, ...]:
     groups: dict[tuple[tuple[str, str], bytes, str], list[tuple[int, int, int, int, int]]] = {}
+    failures: dict[tuple[tuple[str, str], bytes, str], dict[int, int]] = {}
     for one in instances:
-        entry = (one.slot, one.incarnation, int(one.desired), one.generation, one.carried_restarts)
+        entry = (one.slot, one.incarnation, int(one.desired), one.generation, one.carried[0])
         of = (one.key, one.template, one.driver)
+        if one.carried[1]:
+            failures.setdefault(of, {})[one.incarnation] = one.carried[1]
         found = groups.get(of)
         if found is None:
             groups[of] = [entry]
@@ -168,6 +171,7 @@ def _grouped(state: ClusterState, instances: Iterable[Instance]) -> tuple[Assign
                 tuple([attachments.get(entry[1], ()) for entry in entries])
                 if template in plugged
                 else (),
+                failures.get((key, template, driver), {}),
             )
             for (key, template, driver), entries in groups.items()
         ]

@@ -8,7 +8,7 @@ whatever reason: a service that is not well is left alone.
 from swarmctl.controller.instance import Instance
 from swarmctl.controller.records import ServiceRecord, SlotWish
 from swarmctl.controller.state import Service
-from swarmctl.proto.states import LIVE, InstanceState
+from swarmctl.proto.states import LIVE, Desired, InstanceState
 
 UNHEALTHY = "unhealthy"
 
@@ -49,3 +49,10 @@ def may_leave(service: Service) -> int:
 def uses_its_node(instance: Instance) -> bool:
     """Whether it runs, is on its way to, or will be tried again there."""
     return instance.state in LIVE or instance.retrying
+
+
+def is_to_begin(instance: Instance) -> bool:
+    """Whether it was asked to run, and its node has not begun that: a start, or a restart."""
+    if instance.desired is not Desired.RUNNING:
+        return False
+    return instance.state is InstanceState.STOPPED or instance.applied < instance.generation

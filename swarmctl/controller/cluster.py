@@ -18,7 +18,7 @@ import structlog
 import trio
 from attrs import Factory, define, field
 
-from swarmctl.controller import records
+from swarmctl.controller import guardless, records
 from swarmctl.controller.access import NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
 from swarmctl.controller.guests import Guests
@@ -86,7 +86,6 @@ class Cluster:
     sessions: Sessions = field(init=False)
     plane: Plane = field(init=False)
     deposed: StaleTerm | None = None
-    hold: str = ""
     locks: RecordLocks = field(factory=RecordLocks)
     _commits: set[trio.CancelScope] = field(factory=set)
     _stopping: bool = False
@@ -109,6 +108,15 @@ class Cluster:
             now=self.listening.time,
             wall=self.wall,
         )
+
+    @property
+    def hold(self) -> str:
+        """Why the cluster is on hold (:mod:`swarmctl.controller.holding`); empty when it is not."""
+        return self.state.hold
+
+    @hold.setter
+    def hold(self, why: str) -> None:
+        self.state.hold = why
 
     # --- waking and watching -----------------------------------------------------------------
 
@@ -383,6 +391,8 @@ class Cluster:
         """Take a node in that is in the store, and was not known."""
         node = Node(record, heard_at=self.listening.time())
         self.state.nodes[record.name] = node
+        if record.unguarded:
+            self.state.fences.know_unguarded(record.name)
         self.access.allow(record.public_key, user_id(NODE, record.name))
         self.drains.follow(node)
         self.fleet.node_changed(node)
@@ -429,7 +439,8 @@ class Cluster:
         The caller holds its lock. Without ``revoke`` the key, useless by now, is not remembered.
         """
         key, token = node.record.public_key, node.record.token_id
-        gone = records.encode(RevokedKey(node.name, key, self.wall(), token))
+        unproven = guardless.is_unproven_gone(self.state, node)
+        gone = records.encode(RevokedKey(node.name, key, self.wall(), token, unproven))
         ops: list[Op] = [Delete(records.NODE + node.name)]
         ops += [Put(records.revoked_key(key), gone)] if revoke else []
 

@@ -15,7 +15,7 @@ from swarmctl.controller import records
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.instance import Instance, ServiceKey
 from swarmctl.controller.jobs import Completion
-from swarmctl.controller.records import ServiceRecord, service_key
+from swarmctl.controller.records import ServiceRecord, Tombstone, service_key
 from swarmctl.controller.state import Service
 from swarmctl.controller.store.api import Put
 from swarmctl.proto import limits
@@ -62,7 +62,8 @@ async def _commit_part(cluster: Cluster, by_service: dict[ServiceKey, list[Insta
         service = cluster.state.services.get(key)
         if service is None:
             continue
-        slots = [one.slot for one in instances if _counts(service, one)]
+        buried = cluster.state.tombstones.get(key)
+        slots = [one.slot for one in instances if _counts(service, one, buried)]
         if slots:
             completed = service.record.completed.united(slots)
             after[key] = evolve(service.record, completed=completed)
@@ -82,9 +83,11 @@ async def _commit_part(cluster: Cluster, by_service: dict[ServiceKey, list[Insta
     )
 
 
-def _counts(service: Service, instance: Instance) -> bool:
-    """Whether it still is what was asked for: not replaced, and of the newest restart."""
+def _counts(service: Service, instance: Instance, buried: Tombstone | None) -> bool:
+    """Whether it is what was asked for yet: not replaced or deleted, and of the newest restart."""
     record, slot = service.record, instance.slot
+    if instance.removing or (buried is not None and instance.incarnation <= buried.incarnation):
+        return False  # It may be of another service that had this name.
     return (
         record.spec.template.job
         and slot <= record.spec.replicas

@@ -20,6 +20,7 @@ from attrs import evolve, frozen
 from swarmctl import descriptors, garbage
 from swarmctl.controller import (
     completions,
+    guardless,
     holding,
     loading,
     moving,
@@ -278,7 +279,7 @@ class Controller:
             await gather(cluster, server.wait_idle)
             if cluster.deposed is not None:
                 raise cluster.deposed
-            if cluster.sessions.completions or self._term_is_low:
+            if cluster.sessions.completions or self._term_is_low or cluster.state.fences.unwritten:
                 self._to_commit.set()
             if cluster.hold:
                 cluster.announce()  # What nodes report is shown; they are told nothing.
@@ -308,6 +309,7 @@ class Controller:
                     await self._raise_term(self.cluster.sessions.term_seen)
                 await completions.commit_gathered(self.cluster, self.receiver.try_send)
                 await self.cluster.state.victims.write(self.cluster)
+                await guardless.write(self.cluster)
             except (StorageFault, Busy) as error:
                 _log.error("store refuses, trying again", error=str(error))
                 await trio.sleep(_STORE_RETRY_S)

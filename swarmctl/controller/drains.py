@@ -21,7 +21,7 @@ from swarmctl.controller.availability import away, max_unavailable, may_leave, s
 from swarmctl.controller.instance import Instance, ServiceKey, scheduler_key
 from swarmctl.controller.placing import Fleet, request_for
 from swarmctl.controller.state import ClusterState, Node, Service
-from swarmctl.proto.states import Desired
+from swarmctl.proto.states import Desired, InstanceState, NodeState
 from swarmctl.scheduler import Request, plan
 
 # Steps are at least so far apart: reports of a launch come in bursts, and one look suffices.
@@ -91,6 +91,8 @@ class Drains:
 
     def status(self, node: Node) -> DrainStatus:
         """How far the drain of ``node`` is."""
+        if node.state is NodeState.LOST:
+            return self._status_of_lost(node)
         left = leaving = 0
         staying: dict[str, str] = {}
         no_room: set[str] = set()
@@ -108,6 +110,28 @@ class Drains:
                 if instance.incarnation in self._no_room:
                     no_room.add(instance.name)
         return DrainStatus(left, leaving, staying, frozenset(no_room))
+
+    def _status_of_lost(self, node: Node) -> DrainStatus:
+        """What it had is placed elsewhere, but for what is to run and is nowhere yet.
+
+        What else it still has is taken away when it returns.
+        """
+        staying: dict[str, str] = {}
+        no_room: set[str] = set()
+        for instance in node.instances.values():
+            service = self._state.services.get(instance.key)
+            if service is None or service.holders.get(instance.slot) is not instance:
+                continue
+            wanted = instance.desired is Desired.RUNNING
+            if instance.state is not InstanceState.LOST or not wanted:
+                continue
+            why = service.unplaced.get(instance.slot, "")
+            if self._state.braked:
+                why = "many nodes vanished at once; 'swarmctl node release' ends the wait"
+            elif why and not self._state.fences.waits(service.key):
+                no_room.add(instance.name)
+            staying[instance.name] = f"lost with its node: {why or 'about to be placed'}"
+        return DrainStatus(len(staying), 0, staying, frozenset(no_room))
 
     def step(self, now: float) -> int:
         """Take away what may go now, at most every tenth of a second; how many were."""
@@ -192,6 +216,8 @@ class Drains:
 def _is_to_move(instance: Instance) -> bool:
     """Whether it uses its node, or will again."""
     if instance.removing or instance.desired is Desired.STOPPED:
+        return False
+    if instance.state is InstanceState.LOST:  # The reconciler's, once it may.
         return False
     return uses_its_node(instance)
 

@@ -9,7 +9,8 @@ heard says nothing by its silence: then an operator has to (``swarmctl node fenc
 The book keeps, by slot, every fenced instance that was given to a node and is not known to have
 ended.  It is kept by change and costs nothing where nothing is fenced.  After a takeover it is
 filled by what the nodes report; until all have, or the longest lease of the controller before has
-run out, nothing fenced is placed (DESIGN 8.4).
+run out, nothing fenced is placed (DESIGN 8.4).  Of which nodes silence says nothing is written down
+(:mod:`swarmctl.controller.guardless`), so the next controller asks an operator about them, too.
 
 A lease counts from the sending of a heartbeat on the node, and here from its arrival: so it ends
 there first.  Times are those of the caller's clock; one that stands still for a while only makes
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from swarmctl.controller.state import Service
 
 _NEVER: Final = math.inf
+# What a node is called here after it was taken out of the registry.
+_REMOVED: Final = " (removed)"
 
 
 @define
@@ -56,6 +59,7 @@ class FenceBook:
     Attributes:
         lease_s: how long a lease holds.
         may_grant: whether this controller still is the one that grants.
+        unwritten: nodes of whose guard the store says what is not true any more.
     """
 
     lease_s: float = limits.FENCING_LEASE_S
@@ -63,6 +67,9 @@ class FenceBook:
     templates: set[bytes] = field(factory=set)
     now: float = 0.0
     took_over_at: float | None = None
+    unwritten: set[str] = field(factory=set)
+    # Nodes that an earlier controller took out of the registry: they do not report.
+    _removed: set[str] = field(factory=set)
     _grants: dict[str, Grant] = field(factory=dict)
     # By service and slot: who may still run, and on which node.
     _alive: dict["tuple[ServiceKey, int]", dict[int, str]] = field(factory=dict)
@@ -97,6 +104,14 @@ class FenceBook:
             del self._alive[where]
         return True
 
+    def outdated(self, instances: "Iterable[Instance]") -> bool:
+        """Whether a newer incarnation of one of ``instances`` is on a node, too."""
+        return any(
+            max(self._alive.get((one.key, one.slot), ()), default=0) > one.incarnation
+            for one in instances
+            if one.template in self.templates
+        )
+
     # --- nodes -------------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:
@@ -105,10 +120,21 @@ class FenceBook:
         if self.took_over_at is None:
             self.took_over_at = now
 
-    def heard(self, node: str, now: float) -> None:
+    def know_unguarded(self, node: str) -> None:
+        """An earlier controller heard of no live guard there, and it has not reported yet."""
+        self._grants[node] = Grant(self.took_over_at or 0.0, guarded=False, silent=True)
+
+    def know_removed(self, node: str, *, guarded: bool) -> None:
+        """An earlier controller took it out of the registry, where it may run on."""
+        former = node + _REMOVED
+        if former in self._removed:  # There were several of that name.
+            guarded = guarded and self._grants[former].guarded
+        self._removed.add(former)
+        self._grants[former] = Grant(self.took_over_at or 0.0, guarded, silent=True)
+
+    def heard(self, node: str, now: float, *, guarded: bool) -> None:
         """A node has begun a session: its lease may be as young as this."""
         self.now = now
-        guarded = self._grants[node].guarded if node in self._grants else True
         self._grants[node] = Grant(now, guarded)
 
     def grant(self, node: str, *, guarded: bool, now: float) -> float:
@@ -127,8 +153,11 @@ class FenceBook:
         Another one may come under its name, and says nothing about what this one runs.
         """
         self.silent(node)
-        former = f"{node} (removed)"
-        self._grants[former] = self._grants.pop(node)
+        former = node + _REMOVED
+        gone = self._grants.pop(node)
+        if former in self._grants:  # One of that name before it may not be over yet.
+            gone.guarded = gone.guarded and self._grants[former].guarded
+        self._grants[former] = gone
         for found in self._alive.values():
             for incarnation, where in found.items():
                 if where == node:
@@ -139,9 +168,18 @@ class FenceBook:
         assert self.took_over_at is not None, "nodes are lost by a controller that has begun"
         self._grants.setdefault(node, Grant(self.took_over_at)).silent = True
 
+    def is_off(self, node: str) -> bool:
+        """Whether an operator has said that it is."""
+        return node in self._grants and self._grants[node].released
+
+    def awaits(self, node: str) -> bool:
+        """Whether it is a silent node, of which an operator may say that it is off."""
+        found = [self._grants.get(name) for name in (node, node + _REMOVED)]
+        return any(grant is not None and grant.silent for grant in found)
+
     def release(self, node: str) -> bool:
         """An operator says that a silent node is off for sure; whether it is a silent one."""
-        found = [self._grants.get(name) for name in (node, f"{node} (removed)")]
+        found = [self._grants.get(name) for name in (node, node + _REMOVED)]
         silent = [grant for grant in found if grant is not None and grant.silent]
         for grant in silent:
             grant.released = True
@@ -163,7 +201,12 @@ class FenceBook:
     # --- slots -------------------------------------------------------------------------------
 
     def admit(
-        self, service: "Service", slots: Iterable[int], unreported: Iterable[str]
+        self,
+        service: "Service",
+        slots: Iterable[int],
+        unreported: Iterable[str],
+        *,
+        new: bool = False,
     ) -> list[int]:
         """Those of ``slots`` that may be given to a node; the others are noted with the reason.
 
@@ -171,11 +214,12 @@ class FenceBook:
             service: whose slots they are; its ``unplaced`` takes the reasons.
             slots: in order.
             unreported: registered nodes that have not reported since the takeover.
+            new: no node can have had any of it before the takeover.
         """
         key = service.key
         self._waiting.pop(key, None)
         self.templates.add(service.template)
-        takeover, missing = self._takeover_wait(unreported)
+        takeover, missing = self._takeover_wait(unreported, new=new)
         free: list[int] = []
         for slot in slots:
             until, why = takeover, missing
@@ -191,13 +235,18 @@ class FenceBook:
                 self._waiting[key] = min(until, self._waiting.get(key, _NEVER))
         return free
 
-    def _takeover_wait(self, unreported: Iterable[str]) -> tuple[float, str]:
+    def _takeover_wait(self, unreported: Iterable[str], *, new: bool) -> tuple[float, str]:
         until = (self.took_over_at or 0.0) + self.wait_s
         names = [
             name
-            for name in unreported
+            for name in (*unreported, *sorted(self._removed))
             if not (name in self._grants and self._grants[name].released)
         ]
+        unproven = [
+            name for name in names if name in self._grants and not self._grants[name].guarded
+        ]
+        if unproven and not new:
+            return _NEVER, _operator_has_to_say(unproven)
         if not names or until <= self.now:
             return -_NEVER, ""
         seconds = math.ceil(until - self.now)
@@ -209,10 +258,7 @@ class FenceBook:
             seconds = math.ceil(over_at - self.now)
             return f"it may still run on {node}, whose lease ends in {seconds} s at the latest"
         if grant is not None and grant.silent:
-            return (
-                f"it may still run on {node}, whose guard was not alive when it was last heard; "
-                f"see that it is off, then: swarmctl node fenced {node}"
-            )
+            return _operator_has_to_say([node])
         return f"waits until it has ended on {node}"
 
     def waits(self, key: "ServiceKey") -> bool:
@@ -223,3 +269,12 @@ class FenceBook:
         """Services to look at again: a slot of theirs need not wait any longer."""
         self.now = now
         return [key for key, until in self._waiting.items() if until <= now]
+
+
+def _operator_has_to_say(nodes: list[str]) -> str:
+    """Of nodes whose silence proves nothing."""
+    where, names = ", ".join(nodes), " ".join(name.removesuffix(_REMOVED) for name in nodes)
+    return (
+        f"it may still run on {where}, whose guard was not alive when it was last heard; "
+        f"see that it is off, then: swarmctl node fenced {names}"
+    )

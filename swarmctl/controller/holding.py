@@ -3,6 +3,10 @@
 A store that was restored is older than what runs, one that is rebuilt knows nothing of it. Until an
 operator has looked and releases it, nothing is placed, started, stopped or taken away; nodes report
 as ever and ``ps`` shows all. The hold is in the store, so it outlives the controller.
+
+What is fenced runs on, too, where the node's lease had not run out when its session began: such a
+lease is renewed. One that had run out is not: what the guard has ended stays so until the release,
+since it may be elsewhere.
 """
 
 from typing import Final

@@ -4,14 +4,20 @@ Instances are plain slotted objects, not frozen ones: there may be a million, an
 few times.
 """
 
-from attrs import define
+import math
+from typing import Final
 
-from swarmctl.proto import digest
+from attrs import define, frozen
+
+from swarmctl.proto import digest, limits
 from swarmctl.proto.messages import InstanceReport
 from swarmctl.proto.states import Desired, InstanceState
 
 # A service is known by its tenant and its name, in that order.
 ServiceKey = tuple[str, str]
+
+# Restarts and failures of a slot's first instance: one object for all.
+NOTHING_CARRIED: Final = (0, 0)
 
 
 def scheduler_key(key: ServiceKey) -> str:
@@ -31,6 +37,29 @@ class Placing:
     sent_at: float = 0.0
 
 
+@frozen
+class Past:
+    """What an instance leaves to the next one in its slot, on another node.
+
+    Attributes:
+        restarts: how often it was started again.
+        failures: its bad ends in a row, which decide on the next wait.
+        generation: the restart that was asked for last, when it was told of it.
+        ran_since: when it began to run, if it did (epoch seconds); infinite if not.
+    """
+
+    restarts: int = 0
+    failures: int = 0
+    generation: int = 0
+    ran_since: float = math.inf
+
+    def failures_now(self, generation: int, now: float) -> int:
+        """Those that count yet: not after a long run, nor a restart that was asked for."""
+        if generation != self.generation or now - self.ran_since >= limits.RESTART_RESET_S:
+            return 0
+        return self.failures
+
+
 @define(eq=False)
 class Instance:
     """One incarnation of one slot, on one node: what is wanted and what is seen.
@@ -40,6 +69,7 @@ class Instance:
     away; ``quarantined`` that nobody here knows the service, so nobody will; ``counted`` that the
     scheduler's snapshot has it.  ``applied`` is the restart generation that the present attempt was
     begun for.  ``departure`` is why it was told to go, where that is not what a user asked for.
+    ``carried`` are the restarts and failures of the one before it in its slot.
     ``placing`` is None for one that was adopted: an earlier controller has placed it.
     """
 
@@ -51,7 +81,7 @@ class Instance:
     driver: str
     desired: Desired = Desired.RUNNING
     generation: int = 0
-    carried_restarts: int = 0
+    carried: tuple[int, int] = NOTHING_CARRIED
     removing: bool = False
     quarantined: bool = False
     counted: bool = False
@@ -60,6 +90,7 @@ class Instance:
     restarts: int = 0
     since: float = 0.0
     runtime_id: str = ""
+    failures: int = 0
     addresses: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
     exit_code: int | None = None
@@ -103,6 +134,7 @@ class Instance:
             or self.addresses
             or self.ports
             or self.retrying
+            or self.failures
             or self.health
             or self.exit_code is not None
         )
@@ -112,6 +144,7 @@ class Instance:
         self.reason = self.health = ""
         self.addresses = self.ports = ()
         self.retrying = False
+        self.failures = 0
         self.exit_code = None
 
     def take(self, report: InstanceReport) -> None:
@@ -128,4 +161,5 @@ class Instance:
         self.retrying = report.retrying
         self.applied = report.generation
         self.health = report.health
+        self.failures = report.failures
         self.reported = True

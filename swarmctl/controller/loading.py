@@ -4,7 +4,7 @@ Nothing is decided here.  Nodes are known and not heard of, services are known a
 instances; both come with the nodes' first reports (DESIGN 8).
 """
 
-from swarmctl.controller import records, victims
+from swarmctl.controller import guardless, records, victims
 from swarmctl.controller.access import ADMIN, user_id
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.records import (
@@ -35,6 +35,7 @@ async def load(cluster: Cluster) -> None:
     for key, value in (await store.read(records.REVOKED)).items():
         gone = records.decode(value, RevokedKey, key)
         cluster.revoked[gone.public_key] = gone.token_id
+        guardless.know_removed(cluster, gone)
     stored = (await store.read(records.TOMBSTONE)).items()
     buried = [records.decode(value, Tombstone, key) for key, value in stored]
     for tombstone in sorted(buried, key=lambda one: one.deleted_at):

@@ -19,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from swarmctl.controller.availability import uses_its_node
+from swarmctl.controller.availability import is_to_begin, uses_its_node
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.state import ClusterState, Node
 from swarmctl.controller.storm import SUSPECT_S, StormBrake
@@ -112,8 +112,8 @@ class Losses:
         gone = [
             one
             for one in node.instances.values()
-            # What has ended for good has nothing to run elsewhere.
-            if not one.quarantined and not one.removing and uses_its_node(one)
+            # What has ended for good has nothing to run elsewhere, unless it was asked to.
+            if not one.quarantined and not one.removing and (uses_its_node(one) or is_to_begin(one))
         ]
         self._state.lose(node, gone, self._wall(), reason)
         if not self._state.braked:  # Else they are looked at when the brake is released.
@@ -125,7 +125,7 @@ class Losses:
         _log.info("node heard again", node=node.name, silent_s=round(now - node.heard_at, 1))
         node.state = NodeState.JOINING
         self.brake.returned(node.name, now)
-        self._state.fences.heard(node.name, now)
+        self._state.fences.heard(node.name, now, guarded=node.guarded)
         self._refresh(node)
         found = self._state.find_again(node)
         # To look at a service costs as much as it has copies; most have nothing to do.

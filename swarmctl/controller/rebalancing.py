@@ -4,7 +4,9 @@ What to move is :func:`swarmctl.scheduler.plan_moves`'s answer.  Here is when, a
 few instances are taken away, the reconciler places them anew (on the least loaded node, which is
 where the plan wants them), and nothing more is planned before those are gone from where they were.
 So at no time more is moving than one step's worth, what is planned is planned on what is, and since
-every move makes loads more even the moves come to an end.
+every move makes loads more even the moves come to an end.  So does the wait for a service that lets
+nothing go: after a while without a move the rest stays where it is.
+
 
 Only what runs well is moved, as its service allows (:mod:`swarmctl.controller.availability`);
 never jobs, whose work would be lost, fenced instances, or what keeps data on its node.
@@ -39,17 +41,24 @@ _MARGIN_GENTLE: Final = 2 * MARGIN
 # When more than this share of all instances is under way to run, much is being launched.
 _LAUNCHING_SHARE_MAX: Final = 0.01
 _LAUNCHING: Final = (InstanceState.ASSIGNED, InstanceState.PREPARING, InstanceState.STARTING)
+# Steps without a move, for what would move belongs to services that are not well: who waits longer
+# moves things when nobody thinks of it any more. On request a minute, gently ten.
+_FRUITLESS_MAX: Final = 120
 # What has not left its node by then does not hold up the others.
 _PATIENCE_S: Final = 120.0
 
 
 @define
 class _Errand:
-    """What is going on: not before ``due``, and ``gently`` or as was asked for."""
+    """What is going on: not before ``due``, and ``gently`` or as was asked for.
+
+    ``fruitless`` counts the steps since the last that moved anything.
+    """
 
     due: float
     gently: bool
     moved: int = 0
+    fruitless: int = 0
 
 
 class Rebalancing:
@@ -101,7 +110,9 @@ class Rebalancing:
             self._under_way.append(instance)
         self._since = now
         errand.moved += len(moves)
-        if not moves and not self._planned(1, margin, patient=True):
+        errand.fruitless = 0 if moves else errand.fruitless + 1
+        given_up = errand.fruitless >= _FRUITLESS_MAX
+        if not moves and (given_up or not self._planned(1, margin, patient=True)):
             self._errand = None
         return len(moves)
 

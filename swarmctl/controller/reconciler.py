@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from swarmctl.controller.availability import is_to_begin
 from swarmctl.controller.instance import Instance, Placing, ServiceKey, scheduler_key
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.nesting import look_at, trunk_of
@@ -24,7 +25,7 @@ from swarmctl.controller.preempting import Preempting
 from swarmctl.controller.records import SlotWish
 from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto.errors import UserError
-from swarmctl.proto.states import Desired, InstanceState
+from swarmctl.proto.states import Desired, InstanceState, NodeState
 from swarmctl.scheduler import Plan, Request, plan
 
 # While a changed template is rolled out, this share of a service's slots may be away from
@@ -115,7 +116,8 @@ class Reconciler:
         state, template = self._state, service.record.spec.template
         if slots and template.fenced:
             silent = [one.name for one in state.nodes.values() if not one.reported]
-            slots = state.fences.admit(service, slots, silent)
+            new = not service.old and service.key not in state.tombstones
+            slots = state.fences.admit(service, slots, silent, new=new)
         if slots and template.networks:
             slots = state.ports.admit(service, slots, settled=self.settled)
         return self.preempting.asking(service, slots)
@@ -173,7 +175,15 @@ class Reconciler:
         if slot > record.spec.replicas or wish is SlotWish.REMOVED:
             self._state.remove(holder)
             return
-        self._state.wish(holder, _DESIRED[wish], record.slot_generation(slot))
+        if self._state.wish(holder, _DESIRED[wish], record.slot_generation(slot)):
+            self._lose_what_cannot_begin(holder)
+
+    def _lose_what_cannot_begin(self, holder: Instance) -> None:
+        """What had ended when its node was lost was not lost with it; asked to run now, it is."""
+        node = self._state.nodes[holder.node]
+        lost = node.state is NodeState.LOST and holder.state is not InstanceState.LOST
+        if lost and is_to_begin(holder):
+            self._state.lose(node, [holder], self._now(), f"node {node.name} is lost")
 
     def _is_vacant(self, holder: Instance | None) -> bool:
         if holder is None:
@@ -248,9 +258,10 @@ class Reconciler:
             one = Instance(key, slot, incarnation, node, template, driver)
             before = holders.get(slot)
             if before is not None:  # Lost: told to go when its node returns.
-                one.carried_restarts = before.restarts
                 state.remove(before)
             one.generation = record.slot_generation(slot) if overrides else usual
+            if service.pasts and (past := service.pasts.pop(slot, None)) is not None:
+                one.carried = past.restarts, past.failures_now(one.generation, placing.at)
             one.counted = True
             one.since, one.placing = placing.at, placing
             made.append(one)

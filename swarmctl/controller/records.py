@@ -137,6 +137,7 @@ class NodeRecord:
     """A node that was enrolled: its pinned key, and what operators said of it.
 
     ``cordoned`` keeps new instances away; ``draining`` sends those that are there elsewhere too.
+    ``unguarded``: it had fenced instances and no live guard when it was last heard.
     """
 
     name: str
@@ -146,6 +147,7 @@ class NodeRecord:
     labels: dict[str, str] = field(factory=dict)
     cordoned: bool = False
     draining: bool = False
+    unguarded: bool = False
 
 
 @frozen
@@ -173,12 +175,14 @@ class RevokedKey:
     """The key of a node that was removed: it may not enrol again, whatever token it kept.
 
     ``token_id`` is that of the token that it came with: one for a VM is not used twice.
+    ``unguarded`` is as in its :class:`NodeRecord`: until an operator says that it is off.
     """
 
     node: str
     public_key: str
     revoked_at: float
     token_id: str = ""
+    unguarded: bool = False
 
 
 def revoked_key(public_key: str) -> str:

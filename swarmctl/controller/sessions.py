@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 from attrs import evolve
 
-from swarmctl.controller import assignments, jobs
+from swarmctl.controller import assignments, guardless, jobs
+from swarmctl.controller.acceptance import refusal
 from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.ailments import Ailments, never_ran
 from swarmctl.controller.divergence import Divergence
@@ -26,9 +27,8 @@ from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
 from swarmctl.controller.state import ClusterState, Node, Service
 from swarmctl.proto import limits
-from swarmctl.proto.errors import ProtocolError, SwarmError
+from swarmctl.proto.errors import Busy, ProtocolError, SwarmError
 from swarmctl.proto.messages import (
-    PROTOCOL_OLDEST,
     PROTOCOL_VERSION,
     Controllers,
     FactsChanged,
@@ -164,6 +164,7 @@ class Sessions:
             self._by_peer.pop(node.peer, None)
         self._by_peer[peer] = node
         node.peer, node.boot, node.hello_sequence = peer, hello.boot, hello.sequence
+        node.rival = ""
         node.facts = self._shared.share(hello.facts)
         self._state.ports.vms.pop(node.name, None)
         self.losses.arrived(node)
@@ -172,8 +173,8 @@ class Sessions:
         node.known_templates.clear()
         node.report_sequence = node.unacknowledged = 0
         self._divergence[node.name] = Divergence()
-        self._state.fences.heard(node.name, now)
-        node.guarded = hello.guarded
+        self._state.fences.heard(node.name, now, guarded=hello.guarded)
+        node.guarded, node.leased = hello.guarded, hello.lease_left_s > 0
         self._state.find_again(node)
         first = not node.reported
         self.losses.brake.returned(node.name, self._now())
@@ -182,6 +183,7 @@ class Sessions:
         self.refresh(node)
         self._learn(hello.templates)
         self._take_inventory(node, hello.inventory)
+        guardless.note(self._state, node)
         if is_nested(node):
             warm(self._state, node)
         self._state.resend(node)
@@ -203,53 +205,15 @@ class Sessions:
 
     def _acceptable(self, peer: bytes, node: Node, hello: Hello) -> bool:
         """Whether this hello may open a session; refuses it if not."""
-        if not PROTOCOL_OLDEST <= hello.protocol <= PROTOCOL_VERSION + 1:
-            self._refuse(
-                peer,
-                "version",
-                f"the agent speaks protocol {hello.protocol} (release {hello.release}), "
-                f"this controller {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}",
-                hint="upgrade the older of the two",
-                final=True,
-            )
-            return False
-        if hello.cluster_id and hello.cluster_id != self._state.cluster_id:
-            self._refuse(
-                peer,
-                "conflict",
-                f"the node belongs to cluster {hello.cluster_id[:8]}, "
-                f"this is {self._state.cluster_id[:8]}",
-                hint="use another data folder for another cluster",
-                final=True,
-            )
-            return False
-        if hello.term > self._state.term + limits.TERM_JUMP_MAX:
-            raise ProtocolError(
-                f"node {node.name} has seen term {hello.term}, ours is {self._state.term}: "
-                "its journal is damaged",
-                node.name,
-            )
-        # Ours was told to nobody before a node's first hello: who knows it had it from another
-        # controller, whose store is not ours, and incarnations of one term would be made twice.
-        elsewhere = hello.term == self._state.term and not node.reported
-        if hello.term > self._state.term or elsewhere:
+        refused = refusal(self._state, peer, node, hello, self._now())
+        if refused is None:
+            return True
+        if refused.code == Busy.code:  # Our term is to be higher.
             self.term_seen = max(self.term_seen, hello.term)
-            self._refuse(peer, "busy", f"term {hello.term} was seen, raising ours")
             self._wake()
-            return False
-        alive = node.peer is not None and self._now() - node.heard_at < limits.NODE_LOST_S
-        if alive and node.boot != hello.boot and node.peer != peer:
-            there = node.facts.facts.get("process", "another process")
-            here = hello.facts.facts.get("process", "this process")
-            self._refuse(
-                peer,
-                "conflict",
-                f"node {node.name} has a live session from {there}; refused {here}",
-                hint="stop one of them, or give this one its own --name and --data",
-                final=True,
-            )
-            return False
-        return True
+        _log.info("refused", what=refused.what)
+        self._answer(peer, refused)
+        return False
 
     def _take_inventory(self, node: Node, inventory: tuple[InstanceReport, ...]) -> None:
         """Make our picture of the node what it reports, and judge what is new."""
@@ -444,6 +408,7 @@ class Sessions:
         node.unacknowledged = 0
         if node.guarded is not beat.guarded:
             node.guarded = beat.guarded
+            guardless.note(self._state, node)
             self.refresh(node)
             self._wake()
         if beat.quiet and not (resync or reported):
@@ -453,9 +418,18 @@ class Sessions:
 
     def _lease(self, node: Node, *, guarded: bool) -> float:
         """Renew the node's lease; for how long."""
-        if node.needs_full:
+        if node.needs_full and not self._keeps_lease(node):
             return 0.0  # What was replaced elsewhere it has to know first.
         return self._state.fences.grant(node.name, guarded=guarded, now=self._now())
+
+    def _keeps_lease(self, node: Node) -> bool:
+        """Whether a node that was told nothing yet, being on hold, runs on what is fenced there.
+
+        While its lease holds, nothing of it was given to another node; nor is it on hold.
+        """
+        if not self._state.hold or not node.leased:
+            return False
+        return not self._state.fences.outdated(node.instances.values())
 
     # --- nodes -------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ the session part of :class:`Node` from the nodes' reports.  It is changed by one
 in the event loop, between awaits; so there are no locks, and every function leaves it consistent.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -12,7 +13,7 @@ from attrs import Factory, define, field
 
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.guests import Guests
-from swarmctl.controller.instance import Instance, Placing, ServiceKey
+from swarmctl.controller.instance import Instance, Past, Placing, ServiceKey
 from swarmctl.controller.networks import NetworkTable
 from swarmctl.controller.ports import Ports
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
@@ -32,7 +33,7 @@ class Service:
     ``old`` says that it was there before this controller's term: its slots are placed anew only
     after the takeover rule allows it (DESIGN 8.4); ``rolling`` that some holders may have an older
     template; ``job`` that its copies are to end; ``tally`` counts the holders by state; ``request``
-    is the scheduler's, until placed.
+    is the scheduler's, until placed; ``pasts`` are those of slots that are to run on another node.
     """
 
     record: ServiceRecord
@@ -46,6 +47,7 @@ class Service:
     request: Request | None = None
     holders: dict[int, Instance] = field(factory=dict)
     unplaced: dict[int, str] = field(factory=dict)
+    pasts: dict[int, Past] = field(factory=dict)
     history: deque[tuple[float, str]] = field(
         factory=lambda: deque(maxlen=limits.HISTORY_MAX), repr=False
     )
@@ -64,6 +66,9 @@ class Service:
         self.request = None
         self.amounts = record.spec.template.resources.amounts()
         self.rolling = self.rolling or before != self.template
+        if self.pasts:  # A changed template begins anew, and so does a slot that comes again.
+            kept = self.pasts if before == self.template else {}
+            self.pasts = {slot: it for slot, it in kept.items() if slot <= record.spec.replicas}
 
     @property
     def key(self) -> ServiceKey:
@@ -81,6 +86,8 @@ class Node:
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at`` is
     when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat;
     ``obstacles``: why nothing can be plugged into a network there, or into any (None).
+    ``leased``: it had a lease when its session began. ``rival`` is the boot of another process that
+    wanted a session at ``rival_at`` while this one seemed to live.
     """
 
     record: NodeRecord
@@ -107,6 +114,9 @@ class Node:
     told_at: float = 0.0
     guarded: bool = False
     obstacles: dict[tuple[str, str] | None, str] = field(factory=dict)
+    leased: bool = False
+    rival: str = ""
+    rival_at: float = 0.0
 
     @property
     def name(self) -> str:
@@ -144,7 +154,8 @@ class ClusterState:
     ``capacity_changed``: what found no node may find one now; ``braked``: what lost nodes had is
     not placed elsewhere for now; ``tally`` counts the holders of slots by state; ``ports`` are
     what instances have on tenant networks, ``guests`` the agents in VMs; ``victims`` what was
-    preempted; ``untold`` the plannings of which the nodes are to be told.
+    preempted; ``untold`` the plannings of which the nodes are to be told; ``hold`` why they are
+    told nothing at all (:mod:`swarmctl.controller.holding`), empty when they are.
     """
 
     cluster_id: str
@@ -167,6 +178,7 @@ class ClusterState:
     ports: Ports = Factory(lambda it: Ports(it.cluster_id, NetworkTable()), takes_self=True)
     guests: Guests = field(factory=Guests)
     untold: set[Placing] = field(factory=set)
+    hold: str = ""
 
     def resend(self, node: Node) -> None:
         """Send the node all that it should have, not only what changed."""
@@ -303,6 +315,8 @@ class ClusterState:
         if instance.removing:
             return
         before = instance.assignment_digest
+        if instance.departure or instance.state is InstanceState.LOST:
+            self._keep_past(instance)
         instance.removing = True
         self.guests.revoke(instance.incarnation)
         self._leave_quarantine(instance)
@@ -311,14 +325,32 @@ class ClusterState:
         self._mark(instance, before)
         self.release_slot(instance)
 
-    def wish(self, instance: Instance, desired: Desired, generation: int) -> None:
-        """Tell the node what is wanted of it now, if that is news."""
-        if instance.desired is desired and instance.generation == generation:
+    def _keep_past(self, instance: Instance) -> None:
+        """It is to run elsewhere, and what it went through counts there, too."""
+        service = self.services.get(instance.key)
+        if service is None or service.holders.get(instance.slot) is not instance:
             return
+        if instance.template != service.template:
+            return
+        node, number = self.nodes[instance.node], instance.incarnation
+        state, since, _ = node.lost.get(number, (instance.state, instance.since, ""))
+        restarts = max(instance.restarts, instance.carried[0])
+        failures = max(instance.failures, instance.carried[1] * (not instance.reported))
+        if state is InstanceState.FAILED and instance.exit_code is None:
+            failures = 0  # Its launch failed, which may be its node's fault.
+        if restarts or failures:
+            runs_since = since if state is InstanceState.RUNNING else math.inf
+            service.pasts[instance.slot] = Past(restarts, failures, instance.generation, runs_since)
+
+    def wish(self, instance: Instance, desired: Desired, generation: int) -> bool:
+        """Tell the node what is wanted of it now, if that is news; whether it is."""
+        if instance.desired is desired and instance.generation == generation:
+            return False
         before = instance.assignment_digest
         instance.desired = desired
         instance.generation = generation
         self._mark(instance, before)
+        return True
 
     def observe(self, instance: Instance, report: InstanceReport) -> None:
         """Take in what its node reports of it."""

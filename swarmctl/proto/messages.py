@@ -60,6 +60,7 @@ class AssignedGroup:
     ``entries`` are (slot, incarnation, desired, generation, restarts): a tuple, because a node may
     hold thousands.  ``restarts`` is what earlier incarnations of the slot counted.
     ``attachments`` are empty, or say for each of the entries where it is plugged in.
+    ``failures`` are, by incarnation, the bad ends in a row of the one before it in its slot.
     """
 
     service: str
@@ -68,6 +69,7 @@ class AssignedGroup:
     driver: str
     entries: tuple[tuple[int, int, int, int, int], ...]
     attachments: tuple[tuple[Attachment, ...], ...] = ()
+    failures: dict[int, int] = field(factory=dict)
 
 
 @frozen
@@ -79,6 +81,7 @@ class InstanceReport:
     failed that the node will try again by itself; ``ports`` are the published ones, such as
     ``*:32768->80/tcp``; ``health`` is ``starting``, ``healthy`` or ``unhealthy``, empty where
     nothing is checked.  ``attachments`` are its ports on tenant networks, as they were assigned.
+    ``failures`` counts the bad ends in a row before the present attempt.
     """
 
     incarnation: int
@@ -100,6 +103,7 @@ class InstanceReport:
     ports: tuple[str, ...] = ()
     health: str = ""
     attachments: tuple[Attachment, ...] = ()
+    failures: int = 0
 
 
 @frozen
@@ -179,6 +183,7 @@ class Hello(Message):
     was restored may not know them, and has to count what they take.  ``guarded`` is as in a
     :class:`Heartbeat`.
     ``sequence`` counts the hellos of a boot from 1: one that is late tells of what is over.
+    ``lease_left_s`` is how long the node's fencing lease holds yet; 0 when it has none.
     """
 
     TAG: ClassVar[int] = 3
@@ -194,6 +199,7 @@ class Hello(Message):
     templates: dict[bytes, bytes] = field(factory=dict)
     guarded: bool = False
     sequence: int = 0
+    lease_left_s: float = 0.0
 
 
 @frozen

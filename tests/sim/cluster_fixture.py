@@ -115,6 +115,7 @@ class World:
     duplicate: float = 0.0
     northbound: MemoryDatabase | None = None
     ended: list = attrs.field(factory=list)
+    make_fence: object = lambda _config: None
 
     # --- the controller -----------------------------------------------------------------------
 
@@ -190,6 +191,8 @@ class World:
             journal,
             random.Random(self.random.getrandbits(32)),
             trio.current_time,
+            make_fence=self.make_fence,
+            boottime_ns=lambda: int(trio.current_time() * 1e9),
         )
         config = AgentConfig(
             data=machine.folder,

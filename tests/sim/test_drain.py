@@ -45,3 +45,19 @@ async def test_a_drain_goes_on_when_the_controller_is_killed(autojump_clock, tmp
         await world.ask("node.drained", {"names": ["n1"]}, timeout_s=100)
         await world.until_runs(web)
         assert all(at != ["n1"] for at in world.running().values())
+
+
+async def test_a_crash_loop_waits_no_less_where_it_is_moved(autojump_clock, tmp_path):
+    """What it counted on one machine the next one goes on from, agents included."""
+    async with a_cluster(tmp_path, nodes=2) as world:
+        await world.apply(service("web", 1, "run_for=0.1", "exit=1"))
+        holders = world.cluster.state.services["default", "web"].holders
+        await world.until(lambda: 1 in holders and holders[1].failures >= 6)
+        before = holders[1]
+        await world.ask("node.change", {"names": [before.node], "draining": True})
+        await world.until(lambda: 1 in holders and holders[1].node != before.node)
+        await world.until(lambda: holders[1].retrying)
+
+        assert holders[1].failures > before.failures
+        assert holders[1].restarts > before.restarts
+        assert "crash loop" in holders[1].reason

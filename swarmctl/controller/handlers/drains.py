@@ -88,10 +88,7 @@ def _status(cluster: Cluster, name: str) -> DrainStatus:
             f"node {name} is not being drained",
             hint=f"'swarmctl node drain {name}' begins, and uncordon or cordon end a drain",
         )
-    if node.state is NodeState.LOST:
-        # What it had is placed elsewhere; what it still has is stopped when it returns.
-        return DrainStatus(0, 0, {}, frozenset())
-    if not node.reported:
+    if not node.reported and node.state is not NodeState.LOST:
         return DrainStatus(1, 0, {name: "what it has is not known before it reports"}, frozenset())
     return cluster.drains.status(node)
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import trio
+from attrs import evolve
 
+from swarmctl.controller import guardless, records
 from swarmctl.controller.cluster import Cluster
 from swarmctl.proto.errors import Conflict
 from swarmctl.transport.rpc import Call, Handler
@@ -13,13 +14,12 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
     """Method to handler."""
 
     async def fenced(call: Call) -> Any:
-        await trio.lowlevel.checkpoint()
-        return _fenced(cluster, call.texts("names"))
+        return await _fenced(cluster, call.texts("names"))
 
     return {"node.fenced": fenced}
 
 
-def _fenced(cluster: Cluster, names: tuple[str, ...]) -> Any:
+async def _fenced(cluster: Cluster, names: tuple[str, ...]) -> Any:
     """The nodes ``names`` are off for sure: what is fenced need not wait for them.
 
     Raises:
@@ -32,9 +32,17 @@ def _fenced(cluster: Cluster, names: tuple[str, ...]) -> Any:
                 f"node {name} is connected", hint="only a node that is lost can be off for sure"
             )
     for name in names:
-        if not cluster.state.fences.release(name):
+        if not cluster.state.fences.awaits(name):
             raise Conflict(
                 f"no node {name} is waited for", hint="'swarmctl node ls' shows which are lost"
             )
+    async with cluster.holding(records.NODE + name for name in names):
+        nodes = [cluster.state.nodes[name] for name in names if name in cluster.state.nodes]
+        doubted = [evolve(node.record, unguarded=False) for node in nodes if node.record.unguarded]
+        if doubted:
+            await cluster.save_nodes(doubted)
+        await guardless.forget_removed(cluster, names)
+    for name in names:
+        cluster.state.fences.release(name)
     cluster.wake()
     return {"nodes": list(names)}

@@ -126,3 +126,20 @@ async def test_completions_of_many_services_take_several_transactions(autojump_c
         await commit(rig)
         assert all(rig.record(one.name).completed == (1,) for one in jobs)
         await trio.lowlevel.checkpoint()
+
+
+async def test_a_completion_is_not_of_a_new_job_of_the_same_name(autojump_clock, tmp_path):
+    """It waited behind `rm` and `run` of that name, and nothing of the new one has run."""
+    async with a_rig(tmp_path, None, "a") as rig:
+        await rig.apply(spec("job", 2, job=True))
+        rig.run()
+        succeed(rig, "a", 1)
+        await rig.ask("service.remove", names=["job"])
+        await rig.apply(spec("job", 2, job=True))
+        await commit(rig)
+        assert rig.record("job").completed == ()
+
+        rig.run()
+        succeed(rig, "a", 2)
+        await commit(rig)
+        assert rig.record("job").completed == (2,)

@@ -271,3 +271,40 @@ async def test_a_controller_that_starts_goes_on_draining(autojump_clock, tmp_pat
         await drain_to_the_end(rig)
         assert on(rig, "a") == []
         assert rig.running("web") == [1, 2, 3, 4]
+
+
+async def test_what_a_lost_node_had_is_not_gone_before_it_runs_elsewhere(autojump_clock, tmp_path):
+    """There is no room for it: the command says so, and does not end as if all were well."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        only_there = Placement(constraints=("node.name == a",))
+        await rig.apply(spec("pinned", 1, placement=only_there), spec("web", 2))
+        rig.run()
+        rig.disconnect("a")
+        await rig.ask("node.change", names=["a"], draining=True)
+        await drain_to_the_end(rig)
+        status = rig.cluster.drains.status(rig.cluster.state.nodes["a"])
+        assert set(status.staying) == {"pinned.1"}
+        with pytest.raises(NothingFits, match=r"pinned\.1: lost with its node"):
+            await rig.ask("node.drained", names=["a"])
+
+        await rig.apply(spec("pinned", 1))
+        await drain_to_the_end(rig)
+        assert (await rig.ask("node.drained", names=["a"]))["a"]["left"] == 0
+        assert rig.running("web") == [1, 1, 2] or rig.running("web") == [1, 2, 2]
+
+
+async def test_under_the_storm_brake_a_drain_waits_and_says_for_what(autojump_clock, tmp_path):
+    """What lost nodes had is nowhere until it ends."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        await rig.apply(spec("web", 2))
+        rig.run()
+        rig.cluster.state.braked = True
+        rig.disconnect("a")
+        await rig.ask("node.change", names=["a"], draining=True)
+        await drain_to_the_end(rig)
+        status = rig.cluster.drains.status(rig.cluster.state.nodes["a"])
+        [why] = status.staying.values()
+        assert "node release" in why
+        assert not status.stuck
+        with pytest.raises(WaitExpired, match="node release"):
+            await rig.ask("node.drained", names=["a"], timeout_s=5)

@@ -17,9 +17,10 @@ class GuardedNode(FakeNode):
     """A node whose guard lives, or not; and that obeys removals only when it is told to."""
 
     guarded = True
+    lease_left_s = 0.0
 
     def hello(self):
-        return evolve(super().hello(), guarded=self.guarded)
+        return evolve(super().hello(), guarded=self.guarded, lease_left_s=self.lease_left_s)
 
     def heartbeat(self):
         return evolve(super().heartbeat(), guarded=self.guarded)
@@ -228,6 +229,51 @@ def test_leases_are_granted_with_heartbeats_and_not_before_the_node_knows_all():
     harness.sessions.on_message(node.peer, "node:n1", node.heartbeat())
     (ack,) = [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
     assert ack.lease_s == 0.0
+
+
+def lease(harness, name):
+    """What the answer to a heartbeat of a node grants it."""
+    node = harness.nodes[name]
+    harness.outbox.clear()
+    harness.sessions.on_message(node.peer, f"node:{name}", node.heartbeat())
+    (ack,) = [m for _, m in harness.outbox if isinstance(m, HeartbeatAck)]
+    return ack.lease_s
+
+
+def test_on_hold_a_lease_that_holds_is_renewed_and_one_that_ran_out_is_not():
+    """Nodes are told nothing then; what runs runs on, and what the guard ended stays so."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced(2))
+    harness.run(3)
+    harness.start(2)
+    harness.state.hold = "restored"
+    harness.nodes["n1"].lease_left_s = 12.5
+    harness.connect("n1")
+    harness.connect("n2")
+    assert [lease(harness, name) for name in ("n1", "n1", "n2")] == [30.0, 30.0, 0.0]
+
+    harness.state.hold = ""
+    assert lease(harness, "n1") == 0.0  # It is to hear first what has become of its slots.
+    harness.step()
+    assert [lease(harness, name) for name in ("n1", "n2")] == [30.0, 30.0]
+
+
+def test_on_hold_the_older_of_two_loses_its_lease():
+    """Should both say that theirs holds, there is one too many."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (node,) = where(harness)
+    other = "n2" if node == "n1" else "n1"
+    [report] = harness.nodes[node].instances.values()
+    newer = evolve(report, incarnation=report.incarnation + 1)
+    harness.nodes[other].instances[newer.incarnation] = newer
+    harness.start(2)
+    harness.state.hold = "restored"
+    for name in (node, other):
+        harness.nodes[name].lease_left_s = 20.0
+        harness.connect(name)
+    assert (lease(harness, node), lease(harness, other)) == (0.0, 30.0)
 
 
 def test_a_quiet_heartbeat_is_answered_only_if_there_is_something_to_say():

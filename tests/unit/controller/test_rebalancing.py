@@ -4,6 +4,7 @@ import attrs
 import trio
 
 from swarmctl.controller.rebalancing import keeps_to_its_node
+from swarmctl.proto.messages import Report
 from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import ContainerSpec, Mount
 from tests.unit.controller.harness import spec
@@ -129,3 +130,22 @@ def test_what_keeps_data_on_its_node_stays():
     assert not keeps_to_its_node(plain)
     assert keeps_to_its_node(with_data)
     assert keeps_to_its_node(attrs.evolve(plain, fencing="lease"))
+
+
+async def test_a_service_that_is_never_well_ends_it(autojump_clock, tmp_path):
+    """A copy has failed for good, so none may leave: nothing moves hours later, when one may."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        await crowded(rig)
+        node = rig.nodes["a"]
+        first, *_ = node.instances.values()
+        failed = attrs.evolve(first, state=int(InstanceState.FAILED), exit_code=1)
+        node.instances[first.incarnation] = failed
+        rig.cluster.sessions.on_message(node.peer, "node:a", Report(99, (failed,)))
+
+        assert (await rig.ask("node.rebalance"))["moves"]
+        before = starts(rig)
+        await pass_s(rig, 50)
+        assert rig.cluster.rebalancing.active
+        await pass_s(rig, 20)
+        assert not rig.cluster.rebalancing.active
+        assert starts(rig) == before

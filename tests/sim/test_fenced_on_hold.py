@@ -1,0 +1,73 @@
+"""On hold a node is told nothing, and what is fenced there runs on for as long as that takes."""
+
+import attrs
+import trio
+
+from swarmctl.controller.holding import HOLD
+from tests.sim.cluster_fixture import a_cluster, service
+
+
+class TimedFence:
+    """A guard that lives, and whose lease runs out by the virtual clock."""
+
+    is_alive = True
+    has_listed = True
+
+    def __init__(self):
+        self.until_s = 0.0
+
+    @property
+    def left_s(self):
+        return self.until_s - trio.current_time()
+
+    def renew(self, until_ns):
+        self.until_s = max(self.until_s, until_ns / 1e9)
+
+    def check(self):
+        """Whatever is fenced may be started."""
+
+    def enlist(self, incarnation, runtime_id):
+        """It kills nothing."""
+
+    def dismiss(self, incarnation):
+        """As above."""
+
+    async def run(self):
+        await trio.sleep_forever()
+
+    async def wait_alive(self):
+        await trio.lowlevel.checkpoint()
+
+
+async def test_leases_outlive_a_long_hold_and_its_release(autojump_clock, tmp_path):
+    """Minutes of it, over a new start of the controller: no lease runs out, nothing restarts."""
+    fences = {}
+
+    def make_fence(config):
+        return fences.setdefault(config.name, TimedFence())
+
+    web = service(replicas=3)
+    web = attrs.evolve(web, template=attrs.evolve(web.template, fenced=True), fencing="lease")
+    async with a_cluster(tmp_path, nodes=3, make_fence=make_fence) as world:
+        await world.apply(web)
+        await world.until_runs(web)
+
+        def renewed():
+            return all(fence.left_s > 20 for fence in fences.values())
+
+        await world.until(renewed)
+        before = world.incarnations()
+        world.disk.entries[HOLD] = attrs.evolve(
+            next(iter(world.disk.entries.values())), value=b"restored"
+        )
+        for _ in range(2):
+            await world.restart_controller()
+            assert world.cluster.hold == "restored"
+            for _ in range(30):
+                await trio.sleep(10)
+                assert renewed()
+
+        await world.ask("store.release")
+        await trio.sleep(60)
+        assert renewed()
+        assert world.incarnations() == before

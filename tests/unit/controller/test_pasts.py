@@ -1,0 +1,108 @@
+"""What an instance went through counts for the next one in its slot, wherever that runs."""
+
+import pytest
+import trio
+from attrs import evolve
+
+from swarmctl.proto import limits
+from swarmctl.proto.messages import Assign, Report
+from swarmctl.proto.states import InstanceState
+from tests.unit.controller.harness import spec
+from tests.unit.controller.requests_fixture import a_rig
+
+WAITING = {"state": int(InstanceState.FAILED), "exit_code": 1, "retrying": True}
+
+
+def say(rig, name, **changes):
+    """A node says of what it has that it is so."""
+    node = rig.nodes[name]
+    told = tuple(evolve(one, **changes) for one in node.instances.values())
+    node.instances = {one.incarnation: one for one in told}
+    node.sequence += 1
+    rig.cluster.sessions.on_message(node.peer, f"node:{name}", Report(node.sequence + 100, told))
+
+
+async def placed(rig):
+    """A service's only copy; the name of its node, and that of the other one."""
+    await rig.apply(spec())
+    rig.run()
+    [node] = [name for name, one in rig.nodes.items() if one.instances]
+    [other] = set(rig.nodes) - {node}
+    return node, other
+
+
+async def drain(rig, node):
+    await rig.ask("node.change", names=[node], draining=True)
+    await trio.sleep(0.2)
+    rig.cluster.relocate(trio.current_time())
+
+
+def carried(rig, name):
+    """Restarts and failures, as a node is told of them with its next instance."""
+    rig.cluster.reconciler.cycle()
+    rig.cluster.sessions.flush()
+    sent = [m for node, m in rig.sent if node.name == name and isinstance(m, Assign)]
+    [group] = [group for message in sent for group in message.groups]
+    [(_, incarnation, _, _, restarts)] = group.entries
+    return restarts, group.failures.get(incarnation, 0)
+
+
+async def test_a_crash_loop_goes_on_where_it_is_moved(autojump_clock, tmp_path):
+    """Its backoff and its count do not begin anew."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await placed(rig)
+        say(rig, node, restarts=7, failures=5, **WAITING)
+        await drain(rig, node)
+        assert carried(rig, other) == (7, 5)
+
+
+async def test_it_goes_on_where_its_node_is_lost(autojump_clock, tmp_path):
+    """Also when the one after it was lost before it could say anything."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await placed(rig)
+        say(rig, node, restarts=7, failures=5, **WAITING)
+        rig.disconnect(node)
+        assert carried(rig, other) == (7, 5)
+        rig.disconnect(other)
+        rig.connect(node)
+        rig.sent.clear()
+        rig.nodes[node].instances.clear()
+        assert carried(rig, node) == (7, 5)
+
+
+@pytest.mark.parametrize(("ran_s", "failures"), [(1.0, 5), (limits.RESTART_RESET_S + 1, 0)])
+async def test_a_long_run_ends_a_loop_here_as_on_the_node(
+    autojump_clock, tmp_path, ran_s, failures
+):
+    """The node would have begun to count anew at the next end."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await placed(rig)
+        since = rig.cluster.wall() - ran_s
+        say(rig, node, restarts=7, failures=5, since=since)
+        await drain(rig, node)
+        assert carried(rig, other) == (7, failures)
+
+
+async def test_a_launch_that_failed_on_one_node_is_not_held_against_the_next(
+    autojump_clock, tmp_path
+):
+    """It may have been the node's fault."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await placed(rig)
+        say(rig, node, restarts=2, failures=5, state=int(InstanceState.FAILED), retrying=True)
+        await drain(rig, node)
+        assert carried(rig, other) == (2, 0)
+
+
+@pytest.mark.parametrize("how", ["changed", "restarted"])
+async def test_what_a_user_asked_for_begins_anew(autojump_clock, tmp_path, how):
+    """A changed template counts from nothing, a restart has no wait before it."""
+    async with a_rig(tmp_path, None, "a", "b") as rig:
+        node, other = await placed(rig)
+        say(rig, node, restarts=7, failures=5, **WAITING)
+        await drain(rig, node)
+        if how == "changed":
+            await rig.apply(spec(image="newer"))
+        else:
+            await rig.ask("service.restart", names=["web"])
+        assert carried(rig, other) == ((0, 0) if how == "changed" else (7, 0))
