@@ -259,6 +259,40 @@ async def test_a_restart_finds_its_ports(autojump_clock, tmp_path):
         assert places.order.count(("place", inc(1))) == 2
 
 
+async def test_a_defect_in_the_plugs_does_not_end_the_agent(autojump_clock, tmp_path):
+    """Neither in a wait for a port, which fails that launch, nor in the comparison of plugs."""
+
+    class Defective(MemoryPlugs):
+        broken = True
+
+        async def wait_installed(self, attachment, deadline_s):
+            if self.broken and attachment == ports(1)[0]:
+                raise KeyError("ifindex")
+            await super().wait_installed(attachment, deadline_s)
+
+        async def list(self):
+            if self.broken:
+                raise IndexError("a link that went between two looks")
+            return await super().list()
+
+    async with a_world(tmp_path) as world:
+        plugged_world(world)
+        world.plugs, controller = Defective(CLUSTER, "n1"), world.controller
+        controller.want(1, template(), attachments=ports(1))
+        controller.want(2, template(), attachments=ports(2))
+        await world.start_agent()
+        await controller.until_state(2, RUNNING)
+        report = await controller.until_state(1, FAILED)
+
+        assert "wait for its ports failed: KeyError" in report.reason
+        await trio.sleep(2 * attaching.SWEEP_EVERY_S)
+        world.plugs.broken = False
+        world.plugs.made.pop(world.plugs.device(ports(2)[0].port))
+        await controller.until_state(1, RUNNING)
+        await controller.until(lambda: len(world.plugs.made) == 2)
+        assert len(controller.hellos) == 1
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_plug_in_use_is_never_left_over(known):
     """Neither by its name nor, for one adopted without a journal, by its incarnation."""
