@@ -41,6 +41,8 @@ class TrunkPlugs:
     def __init__(self, cluster_id: str, node: str, trunk: str) -> None:
         self._devices = Devices(cluster_id, node)
         self._trunk = trunk
+        # Where each plug was made: every other way to find it leads through all namespaces.
+        self._targets: dict[str, InNamespace] = {}
         self._limiter = trio.CapacityLimiter(THREADS)
 
     def device(self, port: str) -> str:
@@ -68,19 +70,22 @@ class TrunkPlugs:
                 vlans.plug(self._trunk, attachment, target, f"{device} {incarnation}")
 
         await self._call(make, f"plug {attachment.port} in")
+        self._targets[device] = target
 
     async def wait_installed(self, attachment: Attachment, deadline_s: float) -> None:
         """See Plugs. A port without a gateway is taken at its word: nothing would answer."""
         gateway = next((gateway for _, gateway in attachment.routes if gateway), "")
         if not gateway:
             return
-        device = self.device(attachment.port)
+        target = self._targets.get(self.device(attachment.port))
+        if target is None:
+            raise LaunchFailed(f"port {attachment.port} is not plugged in", attachment.network)
 
         def ask() -> bool:
             from swarmctl.net.plugging import links, vlans
 
             with links.explained(attachment.port):
-                return vlans.gateway_answers(device, str(ipaddress.ip_address(gateway)))
+                return vlans.gateway_answers(target, str(ipaddress.ip_address(gateway)))
 
         with trio.move_on_after(deadline_s):
             while not await self._call(ask, f"look at {attachment.port}"):  # noqa: ASYNC110 - a neighbour's state
@@ -103,6 +108,8 @@ class TrunkPlugs:
                 vlans.unplug(devices)
 
         await self._call(undo, "unplug")
+        for device in devices:
+            self._targets.pop(device, None)
 
     async def list(self) -> tuple[Plugged, ...]:
         """See Plugs."""
