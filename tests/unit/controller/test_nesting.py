@@ -2,6 +2,7 @@
 
 from attrs import evolve
 
+from swarmctl.controller.paths import Seen, place_of, tenant_paths
 from swarmctl.controller.subports import SPARES
 from swarmctl.net.vlans import VLAN_MAX
 from swarmctl.spec.models import DiskSpec, NetworkUse, Placement, ServiceSpec, Template, VmSpec
@@ -101,6 +102,32 @@ async def test_the_path_of_a_pod_goes_through_its_vm(autojump_clock, tmp_path):
     assert [one["hop"] for one in found["to"]["hops"]] == [
         *("interface", "trunk", "port", "switch", "port", "trunk", "interface")
     ]
+
+
+async def test_what_ovn_says_of_a_trunk_is_no_alarm(autojump_clock, tmp_path):
+    """It takes "installed" back from a VM that is well, when a pod's port goes: so nobody knows."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        state = rig.cluster.state
+        [db] = state.services["default", "db"].holders.values()
+        port = state.ports.attachments[db.incarnation][0].port
+
+        def standing(instance, installed):
+            plug = {port: {"device": "tap0", "installed": installed}}
+            seen = Seen({"bridge": "br-int", "address": ""}, plug)
+            [path] = tenant_paths(state, instance, place_of(state, instance), seen)
+            [text] = [hop["what"] for hop in path["hops"] if hop["hop"] == "port"]
+            return path["installed"], text.partition("tap0 on br-int, ")[2]
+
+        # No pod was on it yet: what OVN says is so.
+        assert standing(db, False) == (False, "OVN has not installed it")
+        await rig.apply(pods(1))
+        rig.run()
+        [pod] = state.services["default", "web"].holders.values()
+        for one in (db, pod):
+            assert standing(one, True) == (True, "installed")
+            assert standing(one, False) == (None, "not known whether OVN has installed it")
+        assert inner.instances
 
 
 async def test_with_the_vm_its_pods_and_their_ports_go(autojump_clock, tmp_path):
