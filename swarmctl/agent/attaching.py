@@ -110,7 +110,7 @@ class Attaching:
         """Returns once the packets of all its ports flow.
 
         Raises:
-            LaunchFailed: those of one do not, with the reason.
+            PortNotUp: those of one do not, with the reason.
         """
         until = trio.current_time() + INSTALL_DEADLINE_S
         for attachment in launch.attachments:

@@ -78,7 +78,8 @@ class InstanceReport:
     entered (epoch seconds); ``reason`` says why, for people.  ``retrying`` says of one that has
     failed that the node will try again by itself; ``ports`` are the published ones, such as
     ``*:32768->80/tcp``; ``health`` is ``starting``, ``healthy`` or ``unhealthy``, empty where
-    nothing is checked.  ``attachments`` are its ports on tenant networks, as they were assigned.
+    nothing is checked.  ``attachments`` are its ports on tenant networks, as they were assigned;
+    ``port_down`` is the one of them for which a launch failed, since it did not come up.
     """
 
     incarnation: int
@@ -100,6 +101,7 @@ class InstanceReport:
     ports: tuple[str, ...] = ()
     health: str = ""
     attachments: tuple[Attachment, ...] = ()
+    port_down: str = ""
 
 
 @frozen

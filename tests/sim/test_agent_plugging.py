@@ -111,9 +111,11 @@ async def test_a_port_that_does_not_come_up_fails_the_launch(autojump_clock, tmp
 
         assert "did not come up within" in report.reason
         assert report.retrying
+        assert report.port_down == ports(1)[0].port
         assert ("start", inc(1)) not in places.order
         world.plugs.install(ports(1)[0].port)
-        await controller.until_state(1, RUNNING)
+        report = await controller.until_state(1, RUNNING)
+        assert report.port_down == ""
         assert RUNNING not in [one.state for one in controller.seen[inc(1)][:-1]]
 
 

@@ -17,7 +17,7 @@ import trio
 
 from swarmctl.net.plugging.api import InNamespace, Plugged, Switch, Target
 from swarmctl.net.plugging.devices import Devices
-from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
+from swarmctl.proto.errors import DriverUnavailable, LaunchFailed, PortNotUp
 from swarmctl.proto.messages import Attachment
 
 _T = TypeVar("_T")
@@ -91,11 +91,12 @@ class TrunkPlugs:
             while not await self._call(ask, f"look at {attachment.port}"):  # noqa: ASYNC110 - a neighbour's state
                 await trio.sleep(LOOK_EVERY_S)
             return
-        raise LaunchFailed(
+        raise PortNotUp(
             f"port {attachment.port} did not come up within {deadline_s:g} s: "
             f"its gateway {gateway} does not answer on VLAN {attachment.vlan}",
             attachment.network,
             "has OVN the subport, with this VM's port as its parent?",
+            port=attachment.port,
         )
 
     async def unplug(self, devices: tuple[str, ...]) -> None:

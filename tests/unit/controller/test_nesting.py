@@ -5,6 +5,8 @@ from attrs import evolve
 from swarmctl.controller.paths import Seen, place_of, tenant_paths
 from swarmctl.controller.subports import SPARES
 from swarmctl.net.vlans import VLAN_MAX
+from swarmctl.proto.messages import Report
+from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import DiskSpec, NetworkUse, Placement, ServiceSpec, Template, VmSpec
 from tests.unit.controller.networks_fixture import (
     a_plane,
@@ -258,3 +260,77 @@ async def test_a_takeover_finds_the_spares_again(autojump_clock, tmp_path):
         await until(lambda: not rig.cluster.state.ports.unclaimed)
         assert rig.cluster.state.ports.subports.count(("default", "front")) == SPARES
         await until(lambda: rows(rig) == before)
+
+
+def port_failed(rig, inner, incarnation, port):
+    """The node reports a launch that failed since its port did not come up."""
+    one = inner.instances[incarnation]
+    inner.instances[incarnation] = evolve(
+        one,
+        state=int(InstanceState.FAILED),
+        attempt=one.attempt + 1,
+        reason=f"port {port} did not come up within 30 s",
+        retrying=True,
+        port_down=port,
+    )
+    inner.sequence += 1
+    report = Report(inner.sequence, (inner.instances[incarnation],))
+    rig.cluster.sessions.on_message(inner.peer, f"node:{inner.name}", report)
+    rig.run()
+
+
+async def test_a_subport_that_does_not_come_up_is_replaced(autojump_clock, tmp_path):
+    """Its pod gets another, the history says why, and the bad one is no spare: it is deleted."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: ports(rig) == ["db.1", "web.1"])
+        [bad] = inner.instances.values()
+        port = bad.attachments[0].port
+        port_failed(rig, inner, bad.incarnation, port)
+
+        [good] = inner.instances.values()
+        assert good.incarnation != bad.incarnation
+        assert good.attachments[0].port != port
+        await until(lambda: port not in [row.columns["name"] for row in rows(rig).values()])
+        await until(lambda: not rig.cluster.state.ports.leaving)
+        assert rig.cluster.state.ports.condemned == set()
+        explained = await rig.ask("instance.explain", name="web.1")
+        assert [text for _, text in explained["history"]][-1] == (
+            f"web.1: its port {port} did not come up, and is replaced"
+        )
+
+
+async def test_a_node_condemns_no_port_but_its_own_pods(autojump_clock, tmp_path):
+    """What it says of another's, or of a machine's own port, moves nothing."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods(2))
+        rig.run()
+        one, two = inner.instances.values()
+        port_failed(rig, inner, one.incarnation, two.attachments[0].port)
+        [vm_port] = [one.attachments[0].port for one in rig.nodes["host"].instances.values()]
+        port_failed(rig, rig.nodes["host"], next(iter(rig.nodes["host"].instances)), vm_port)
+
+        assert set(inner.instances) == {one.incarnation, two.incarnation}
+        assert rig.cluster.state.ports.condemned == set()
+
+
+async def test_while_ovn_is_away_ports_are_replaced_no_more_than_a_few_times(
+    autojump_clock, tmp_path
+):
+    """Each holds an address until OVN has removed it: the pod then waits with the one it has."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: spares(rig))
+        rig.database.go_away()
+        seen = set()
+        for _ in range(3 * SPARES):
+            [one] = inner.instances.values()
+            seen.add(one.incarnation)
+            port_failed(rig, inner, one.incarnation, one.attachments[0].port)
+
+        assert len(seen) == SPARES + 1
