@@ -407,7 +407,11 @@ def _attachment(
     *,
     first: bool,
 ) -> Attachment:
-    """A port as its node is told of it; the ``first`` has the default route."""
+    """A port as its node is told of it; the ``first`` has the default route.
+
+    The gateway is OVN's own, and answers, but on a provider's network: there it is somebody else's,
+    or nobody's.
+    """
     gateways = tuple(subnet.gateway for _, subnet in given)
     leads_out = first and not record.definition.internal
     return Attachment(
@@ -420,6 +424,7 @@ def _attachment(
         dns=record.definition.resolvers or gateways,
         search=(record.key[0],),
         vlan=vlan,
+        gateway=gateways[0] if record.definition.provider is None else "",
     )
 
 

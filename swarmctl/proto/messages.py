@@ -39,7 +39,8 @@ class Attachment:
     ``port`` is the name of the logical port in OVN, ``network`` is for people (``tenant/name``).
     ``addresses`` have their prefix (``10.20.0.7/24``); ``routes`` are (destination, gateway), the
     default route among them; ``mtu`` is what fits into one encapsulation.  ``vlan`` is 0 for a port
-    of its own, else the tag on the trunk of the VM that the node is.
+    of its own, else the tag on the trunk of the VM that the node is.  ``gateway`` answers for its
+    link address as soon as the port's flows are installed; empty where nothing is sure to.
     """
 
     port: str
@@ -51,6 +52,7 @@ class Attachment:
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     vlan: int = 0
+    gateway: str = ""
 
 
 @frozen

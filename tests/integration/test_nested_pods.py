@@ -258,7 +258,10 @@ def test_a_pods_packet_has_one_tag_and_then_one_geneve_header(odd: World) -> Non
 
 
 def test_a_subport_that_does_not_come_up_is_replaced(swarm: Swarm) -> None:
-    """Its row in OVN is damaged: its pod runs by another port, says why, and the bad one goes."""
+    """Its row in OVN is damaged: its pod runs by another port, says why, and the bad one goes.
+
+    It is the pod's second port, to which no route leads: that is waited for as the first is.
+    """
     await_running(swarm, "web")
     node = swarm.instances("web")["web.1"]["node"]
     spares = subports(swarm, of="")
@@ -273,15 +276,15 @@ def test_a_subport_that_does_not_come_up_is_replaced(swarm: Swarm) -> None:
         return len(bad) == 2
 
     swarm.until(has_ports, LAUNCH_S, "ports of a pod")
-    for name in spares.keys() - {bad["front"]}:
+    for name in spares.keys() - {bad["back"]}:
         tag(swarm, name, spares[name])
     await_running(swarm, "late")
 
     ports = {one["network"]: one["port"] for one in swarm.instances()["late.1"]["networks"]}
-    assert ports["front"] != bad["front"]
+    assert ports["back"] != bad["back"]
     said = swarm.run("explain", "late.1")
-    assert f"its port {bad['front']} did not come up, and is replaced" in said, said
-    swarm.until(lambda: bad["front"] not in subports(swarm), LAUNCH_S, "the bad port gone")
+    assert f"its port {bad['back']} did not come up, and is replaced" in said, said
+    swarm.until(lambda: bad["back"] not in subports(swarm), LAUNCH_S, "the bad port gone")
     swarm.run("rm", "--wait", "late")
 
 

@@ -150,7 +150,7 @@ def a_pods_side(stack: ExitStack) -> links.Namespace:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 async def test_waiting_looks_into_the_pods_namespace_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many a VM has: the gateway is asked for, and seen, where the port was plugged in."""
-    plugs, one = TrunkPlugs("c0c0c0c0", "vm", "lo"), attachment(vlan=100)
+    plugs, one = TrunkPlugs("c0c0c0c0", "vm", "lo"), attachment(vlan=100, routes=())
     monkeypatch.setattr(vlans, "plug", lambda *_: None)
     monkeypatch.setattr(vlans, "_namespaces", lambda: pytest.fail("looked into all namespaces"))
     with ExitStack() as stack:

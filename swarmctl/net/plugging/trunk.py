@@ -73,8 +73,8 @@ class TrunkPlugs:
         self._targets[device] = target
 
     async def wait_installed(self, attachment: Attachment, deadline_s: float) -> None:
-        """See Plugs. A port without a gateway is taken at its word: nothing would answer."""
-        gateway = next((gateway for _, gateway in attachment.routes if gateway), "")
+        """See Plugs. A port is taken at its word where no gateway is sure to answer."""
+        gateway = attachment.gateway
         if not gateway:
             return
         target = self._targets.get(self.device(attachment.port))

@@ -99,6 +99,7 @@ def gateway_answers(target: InNamespace, gateway: str) -> bool:
 def _neighbour_answers(name: str, gateway: str, family: int) -> bool:
     with socket.socket(family, socket.SOCK_DGRAM) as asking, suppress(OSError):
         asking.settimeout(0)
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
         asking.sendto(b"", (gateway, _DISCARD_PORT))  # has the kernel look for the neighbour
     with IPRoute() as there:
         index = links.index_of(there, name)

@@ -4,6 +4,7 @@ from attrs import evolve
 
 from swarmctl.controller.paths import Seen, place_of, tenant_paths
 from swarmctl.controller.subports import SPARES
+from swarmctl.net.model import Provider
 from swarmctl.net.vlans import VLAN_MAX
 from swarmctl.proto.messages import Report
 from swarmctl.proto.states import InstanceState
@@ -300,6 +301,26 @@ async def test_a_subport_that_does_not_come_up_is_replaced(autojump_clock, tmp_p
         assert [text for _, text in explained["history"]][-1] == (
             f"web.1: its port {port} did not come up, and is replaced"
         )
+
+
+async def test_every_port_has_a_gateway_that_is_sure_to_answer_or_none(autojump_clock, tmp_path):
+    """Also a second one and an internal one, without routes; none where it is a provider's."""
+    async with a_plane(tmp_path, "host") as rig:
+        provider = Provider("physnet1", 30)
+        await create(rig, definition("inside", "10.41.0.0/24", internal=True))
+        await create(rig, definition("outside", "10.42.0.0/24", provider=provider))
+        inner = await nest(rig)
+        web = service("web", 1, "inside", "front")
+        await rig.apply(evolve(web, placement=INSIDE))
+        await rig.apply(evolve(service("out", 1, "outside"), placement=INSIDE))
+        rig.run()
+
+        told = {one.service: one.attachments for one in inner.instances.values()}
+        assert [one.gateway for one in told["web"]] == ["10.41.0.1", "10.20.0.1"]
+        assert [one.routes for one in told["web"]] == [(), ()]
+        [outside] = told["out"]
+        assert outside.gateway == ""
+        assert outside.routes == (("0.0.0.0/0", "10.42.0.1"),)
 
 
 async def test_a_node_condemns_no_port_but_its_own_pods(autojump_clock, tmp_path):
