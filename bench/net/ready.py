@@ -96,7 +96,8 @@ def measure(swarm: Swarm, folder: Path, node: str) -> dict[str, Any]:
         swarm.until(partial(_runs, swarm, name), _RUNNING_S, f"{name} running")
         found.append(read(json.loads(swarm.run("trace", name, "-o", "json"))["steps"]))
     swarm.run("rm", "--wait", SERVICE)
-    return summary(found)
+    guests = "with KVM" if swarm.paths.kvm_node.exists() else "emulated"
+    return {"guests": guests, **summary(found)}
 
 
 def _spares(swarm: Swarm) -> int:

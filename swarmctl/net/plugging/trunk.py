@@ -25,8 +25,10 @@ _T = TypeVar("_T")
 # A VM is small, and these calls are short.
 THREADS: Final = 2
 CALL_S: Final = 15.0
-# Between two looks at whether a gateway has answered; the kernel asks it once a second.
-LOOK_EVERY_S: Final = 0.02
+# Waits for ports have threads of their own, so that no plug is behind them, and let go of them now
+# and then, for there may be more ports than threads.
+WAITS: Final = 4
+WAIT_S: Final = 0.25
 
 
 class TrunkPlugs:
@@ -44,6 +46,7 @@ class TrunkPlugs:
         # Where each plug was made: every other way to find it leads through all namespaces.
         self._targets: dict[str, InNamespace] = {}
         self._limiter = trio.CapacityLimiter(THREADS)
+        self._waits = trio.CapacityLimiter(WAITS)
 
     def device(self, port: str) -> str:
         """See Plugs."""
@@ -85,11 +88,12 @@ class TrunkPlugs:
             from swarmctl.net.plugging import links, vlans
 
             with links.explained(attachment.port):
-                return vlans.gateway_answers(target, str(ipaddress.ip_address(gateway)))
+                address = str(ipaddress.ip_address(gateway))
+                return vlans.gateway_answers(target, address, min(WAIT_S, deadline_s))
 
         with trio.move_on_after(deadline_s):
-            while not await self._call(ask, f"look at {attachment.port}"):  # noqa: ASYNC110 - a neighbour's state
-                await trio.sleep(LOOK_EVERY_S)
+            while not await self._call(ask, f"look at {attachment.port}", self._waits):
+                continue
             return
         raise PortNotUp(
             f"port {attachment.port} did not come up within {deadline_s:g} s: "
@@ -123,9 +127,11 @@ class TrunkPlugs:
 
         return await self._call(look, "say what is plugged in")
 
-    async def _call(self, work: Callable[[], _T], doing: str) -> _T:
+    async def _call(
+        self, work: Callable[[], _T], doing: str, limiter: trio.CapacityLimiter | None = None
+    ) -> _T:
         with trio.move_on_after(CALL_S):
             return await trio.to_thread.run_sync(
-                work, limiter=self._limiter, abandon_on_cancel=True
+                work, limiter=limiter or self._limiter, abandon_on_cancel=True
             )
         raise DriverUnavailable(f"the kernel did not {doing} within {CALL_S:g} s", self._trunk)

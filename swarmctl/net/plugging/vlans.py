@@ -4,6 +4,7 @@ As :mod:`.links`: it blocks, and is called in threads.
 """
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ _PROCESSES: Final = Path("/proc")
 # NUD_*: states in which a neighbour's address is known.
 _ANSWERED: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 _DISCARD_PORT: Final = 9
+# OVN's answer takes about a millisecond, where its flows are there.
+_LOOK_EVERY_S: Final = 0.002
 
 
 def plug(trunk: str, attachment: Attachment, target: InNamespace, whose: str) -> None:
@@ -85,28 +88,39 @@ def _make(trunk: str, attachment: Attachment, target: InNamespace, device: str) 
         return True
 
 
-def gateway_answers(target: InNamespace, gateway: str) -> bool:
-    """Whether the gateway's link address is known to the plug's interface; asks for it as well.
+def gateway_answers(target: InNamespace, gateway: str, within_s: float) -> bool:
+    """Whether the gateway's link address comes to be known to the plug's interface in that time.
+
+    It is asked for once; the kernel repeats that each second.
 
     Raises:
         LaunchFailed: the namespace is gone, or the interface has left it.
     """
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
-    with links.inside(target.path):
-        return _neighbour_answers(target.name, gateway, family)
+    until = time.monotonic() + within_s
+    with links.inside(target.path), IPRoute() as there:
+        index = links.index_of(there, target.name)
+        if index is None:
+            raise LaunchFailed("it has left its namespace", target.name)
+        _ask(target.name, gateway, family)
+        while not _is_known(there, index, gateway, family):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_EVERY_S)
+    return True
 
 
-def _neighbour_answers(name: str, gateway: str, family: int) -> bool:
+def _ask(name: str, gateway: str, family: int) -> None:
+    """Have the kernel look for a neighbour, by sending it something."""
     with socket.socket(family, socket.SOCK_DGRAM) as asking, suppress(OSError):
         asking.settimeout(0)
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
-        asking.sendto(b"", (gateway, _DISCARD_PORT))  # has the kernel look for the neighbour
-    with IPRoute() as there:
-        index = links.index_of(there, name)
-        if index is None:
-            raise LaunchFailed("it has left its namespace", name)
-        found = there.get_neighbours(family=family, ifindex=index)
-        return any(one.get("dst") == gateway and one.get("state", 0) & _ANSWERED for one in found)
+        asking.sendto(b"", (gateway, _DISCARD_PORT))
+
+
+def _is_known(there: links.Netlink, index: int, gateway: str, family: int) -> bool:
+    found = there.get_neighbours(family=family, ifindex=index)
+    return any(one.get("dst") == gateway and one.get("state", 0) & _ANSWERED for one in found)
 
 
 def unplug(devices: tuple[str, ...]) -> None:
