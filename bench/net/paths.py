@@ -81,7 +81,7 @@ def look(path: Path, swarm: Swarm) -> dict[str, Any]:
         at_port = stack.enter_context(capturing(one.place, one.interface))
         at_wire: Captured | None = None
         if path.across:
-            wire = stack.enter_context(capturing(swarm.hosts.central.place, _wire_of(swarm, one)))
+            wire = stack.enter_context(capturing(swarm.hosts.central.place, wire_of(swarm, one)))
             at_wire = wire
         round_trips(one, other, _SEEN_PINGS)
         flow(one, other, "-n", _SEEN_BYTES)
@@ -95,8 +95,12 @@ def look(path: Path, swarm: Swarm) -> dict[str, Any]:
     return found
 
 
-def _wire_of(swarm: Swarm, one: Endpoint) -> str:
-    """The other end of the cable of the host that an endpoint is on."""
+def wire_of(swarm: Swarm, one: Endpoint) -> str:
+    """The other end of the cable of the host that an endpoint is on.
+
+    Raises:
+        LabFault: it is on none.
+    """
     for host in swarm.hosts.hosts:
         if host.place is one.place:
             return host.name

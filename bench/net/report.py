@@ -34,11 +34,13 @@ def report(
     reached: Sequence[Reach],
     cut_off: Sequence[Reach],
     forgeries: Sequence[Forgery],
+    port_ready_ms: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All of it; the first fields are those of the path that matters most among those measured.
 
     ``trunk_vlan_tags`` and ``guest_overlay_headers`` are counted on a VM's tap, and None where no
-    VM was measured; ``underlay_headers`` are the encapsulations between the hosts.
+    VM was measured; ``underlay_headers`` are the encapsulations between the hosts;
+    ``port_ready_ms`` what a pod waits for its port (:mod:`bench.net.ready`).
     """
     trunk = paths.get(TRUNK)
     main = trunk or paths[ACROSS]
@@ -57,6 +59,7 @@ def report(
             key: {"p50": one["latency_ms"]["p50"], "p99": one["latency_ms"]["p99"]}
             for key, one in paths.items()
         },
+        "port_ready_ms": port_ready_ms,
         "not_measured": [key for key in WORDS if key not in paths],
         "paths": {key: {"words": WORDS[key], **paths[key]} for key in WORDS if key in paths},
         "checks": {

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from bench.net import checks, nested, paths, world
+from bench.net import checks, nested, paths, ready, world
 from bench.net.checks import Attempt, Forgery, Reach
 from bench.net.paths import Path as Way
 from bench.net.report import ACROSS, ONE_HOST, TRUNK, VXLAN, WORDS, report
@@ -53,6 +53,7 @@ class Run:
     cut_off: list[Reach] = field(factory=list)
     forgeries: list[Forgery] = field(factory=list)
     found: dict[str, dict[str, Any]] = field(factory=dict)
+    port_ready_ms: dict[str, Any] | None = None
 
     def containers(self) -> None:
         """Launch containers, and measure and check what is between them.
@@ -77,10 +78,8 @@ class Run:
         Raises:
             LabFault: something of it fails.
         """
-        with self.said.step("VMs") as step:
-            step.progress("booting a VM on each host, and waiting for its agent")
-            nodes = nested.launch_vms(self.swarm, self.folder)
-            step.done(", ".join(f"{one.node} in {one.vm} on {one.host}" for one in nodes))
+        nodes = self.vms()
+        self.ready(nodes[0].node)
         with self.said.step("pods") as step:
             members = nested.members(nodes)
             world.launch(self.swarm, self.folder, members, podhost.IMAGE)
@@ -98,6 +97,25 @@ class Run:
         self.forge(ends["p.1"], ends["q.1"], forged)
         self.measure(Way(TRUNK, ends["p.1"], ends["q.1"], across=True))
         self.measure(Way(VXLAN, over[0], over[1], across=True))
+
+    def vms(self) -> tuple[nested.Nested, ...]:
+        """Launch VMs that host pods.
+
+        Raises:
+            LabFault: one does not come up.
+        """
+        with self.said.step("VMs") as step:
+            step.progress("booting a VM on each host, and waiting for its agent")
+            nodes = nested.launch_vms(self.swarm, self.folder)
+            step.done(", ".join(f"{one.node} in {one.vm} on {one.host}" for one in nodes))
+        return nodes
+
+    def ready(self, node: str) -> None:
+        """Measure how soon a pod's port is ready."""
+        with self.said.step("ports") as step:
+            step.progress(f"{ready.PODS} pods, one after the other, from a warm pool")
+            found = self.port_ready_ms = ready.measure(self.swarm, self.folder, node)
+            step.done(f"ready within {found['all']['p50']} ms (median), {found['all']['max']} ms")
 
     def pass_and_not(
         self, made: World, source: str, same: Sequence[str], other: str, friend: str
@@ -156,7 +174,24 @@ def measure(seconds: int, pings: int, *, vms: bool) -> dict[str, Any]:
         run.containers()
         if vms:
             run.pods()
-        return report(run.found, run.reached, run.cut_off, run.forgeries)
+        return report(run.found, run.reached, run.cut_off, run.forgeries, run.port_ready_ms)
+
+
+def measure_ready() -> dict[str, Any]:
+    """On a swarm of its own only how soon ports are ready: a part of what :func:`measure` returns.
+
+    Raises:
+        LabFault: something of it fails.
+    """
+    with (
+        Report(sys.stderr) as said,
+        tempfile.TemporaryDirectory(prefix="bench-net-") as folder,
+        _swarm(said, ("oci", "libvirt"), vms=True) as swarm,
+    ):
+        run = Run(swarm, said, Path(folder), 0, 0)
+        world.make_networks(swarm)
+        run.ready(run.vms()[0].node)
+        return {"port_ready_ms": run.port_ready_ms}
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class Attaching:
         """Returns once the packets of all its ports flow.
 
         Raises:
-            LaunchFailed: those of one do not, with the reason.
+            PortNotUp: those of one do not, with the reason.
         """
         until = trio.current_time() + INSTALL_DEADLINE_S
         for attachment in launch.attachments:
@@ -168,6 +168,8 @@ class Attaching:
                     await self.sweep()
                 except SwarmError as error:
                     _log.warning("cannot compare plugs", error=str(error))
+                except Exception:  # noqa: BLE001 - a defect here must not end what the agent does for its instances: it is logged with its trace
+                    _log.exception("comparing plugs failed")
             await trio.sleep(SWEEP_EVERY_S)
 
     async def sweep(self) -> None:

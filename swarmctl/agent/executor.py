@@ -21,7 +21,7 @@ import trio
 
 from swarmctl.agent import adoption, fast_path
 from swarmctl.agent.actions import Actions, Stop
-from swarmctl.agent.attaching import Attaching
+from swarmctl.agent.attaching import INSTALL_DEADLINE_S, Attaching
 from swarmctl.agent.drivers.api import BulkLaunch, Driver, Launch
 from swarmctl.agent.fencing import Fence, NotFenced
 from swarmctl.agent.supervisor import Supervisor
@@ -41,6 +41,8 @@ REMOVE_DEADLINE_S: Final = 60.0
 LIST_DEADLINE_S: Final = 30.0
 # A few netlink messages and a transaction a port, and a holder for Docker.
 PLUG_DEADLINE_S: Final = 90.0
+# The wait has a deadline of its own, and says more when it ends; this is for one that hangs.
+INSTALLED_DEADLINE_S: Final = INSTALL_DEADLINE_S + 15.0
 # Beyond the grace period: the forced end itself.
 STOP_MARGIN_S: Final = 30.0
 # Stops at once for each launch at once: they wait for their instance, not for the daemon.
@@ -233,7 +235,8 @@ class DriverExecutor:
         await self._within(PLUG_DEADLINE_S, "plug in", plug)
         self._note(launch.incarnation, Step.PLUGGED)
         await self._create(launch)
-        await attaching.wait_installed(launch)
+        waiting = attaching.wait_installed(launch)
+        await self._within(INSTALLED_DEADLINE_S, "wait for its ports", waiting)
         self._note(launch.incarnation, Step.PORT_UP)
 
     async def _create_fenced(self, launch: Launch) -> None:

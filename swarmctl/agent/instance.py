@@ -62,6 +62,7 @@ class Instance:
     ``failing_since`` is when the first of the ``failures`` was (epoch seconds).
     ``health`` is the watch on its present attempt, or the last one; None without a health check.
     ``attachments`` are its ports on tenant networks: assigned with it, and never others.
+    ``port_down`` is the one of them for which its last launch failed, since it did not come up.
     ``token`` is for the agent in a VM, and is not in the journal: each session tells it again.
     ``received_at`` is when its assignment came (the agent's clock); None when that was before the
     agent began.
@@ -107,6 +108,7 @@ class Instance:
     health: Watch | None = None
     failing_since: float = 0.0
     attachments: tuple[Attachment, ...] = ()
+    port_down: str = ""
     token: str = attrs.field(default="", repr=False)
     received_at: float | None = None
 
@@ -192,6 +194,7 @@ class Instance:
             self.health_label,
             self.attachments,
             self.failures,
+            self.port_down if self.state is InstanceState.FAILED else "",
         )
 
     def to_journal(self) -> bytes:

@@ -4,13 +4,15 @@ For each network that the trunk of a VM of this node is on there is a *relay*: a
 that only this task holds, plugged into the network as a ``localport`` (:mod:`swarmctl.net.relays`),
 and a listener in it.  A connection is passed on to the first controller that takes one.  The relay
 reads nothing of what it passes: CURVE is between the agent in the VM and the controller, and who
-may do what is the controller's to say.
+may do what is the controller's to say.  Anybody on the network may connect, so connections are
+bounded, those of one address too, and one that says nothing is closed.
 
 The namespace ends with the agent, and its port then leads nowhere until the next agent makes it
 again: the connection of a nested node breaks and is made anew, as after any other gap.
 """
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -28,6 +30,10 @@ _log = structlog.get_logger(__name__)
 
 # Connections of one network at once: a nested node has one, and a new one before the old is gone.
 CONNECTIONS_MAX: Final = 256
+# Of those from one address: what one guest holds is not missing to the others.
+SOURCE_MAX: Final = 8
+# Who connects to a controller speaks first, and at once (ZMTP's greeting).
+FIRST_BYTES_S: Final = 10.0
 # One read, and what a slow reader may have waiting in this process.
 PIECE_BYTES: Final = 64 * 1024
 CONNECT_S: Final = 5.0
@@ -103,26 +109,37 @@ class Relays:
                 await self.serve_listener(trio.SocketListener(listening))
 
     async def serve_listener(self, listener: trio.SocketListener) -> None:
-        """Pass on what comes in, at most so many connections at once."""
-        limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
+        """Pass on what comes in, at most so many connections at once, in all and of one source."""
+        sources: Counter[str] = Counter()
         async with trio.open_nursery() as nursery:
             await trio.serve_listeners(
-                partial(self._pass_on, limiter), [listener], handler_nursery=nursery
+                partial(self._admit, sources), [listener], handler_nursery=nursery
             )
 
-    async def _pass_on(self, limiter: trio.CapacityLimiter, inner: trio.SocketStream) -> None:
+    async def _admit(self, sources: Counter[str], inner: trio.SocketStream) -> None:
         async with inner:
             try:
-                limiter.acquire_nowait()
-            except trio.WouldBlock:
+                source = str(inner.socket.getpeername()[0])
+            except OSError:
+                return  # It has gone already.
+            if sources.total() >= CONNECTIONS_MAX or sources[source] >= SOURCE_MAX:
                 return  # Whoever it was tries again; those that are served come first.
+            sources[source] += 1
             try:
-                outer = await self._connect()
-                if outer is not None:
-                    async with outer:
-                        await _both_ways(inner, outer)
+                await self._pass_on(inner)
             finally:
-                limiter.release()
+                sources[source] -= 1
+                if not sources[source]:
+                    del sources[source]
+
+    async def _pass_on(self, inner: trio.SocketStream) -> None:
+        first = b""
+        with trio.move_on_after(FIRST_BYTES_S), suppress(trio.BrokenResourceError):
+            first = bytes(await inner.receive_some(PIECE_BYTES))
+        outer = await self._connect() if first else None
+        if outer is not None:
+            async with outer:
+                await _both_ways(inner, outer, first)
 
     async def _connect(self) -> trio.SocketStream | None:
         for address in self._controllers():
@@ -141,15 +158,19 @@ def _listen(path: str) -> trio.socket.SocketType:
     return trio.socket.from_stdlib_socket(listening)
 
 
-async def _both_ways(inner: trio.SocketStream, outer: trio.SocketStream) -> None:
-    """Until either end closes: the protocol has no use for half a connection."""
+async def _both_ways(inner: trio.SocketStream, outer: trio.SocketStream, first: bytes) -> None:
+    """Until either end closes: the protocol has no use for half a connection.
+
+    ``first`` was read from the inner one already.
+    """
     async with trio.open_nursery() as nursery:
 
-        async def one_way(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        async def one_way(source: trio.SocketStream, sink: trio.SocketStream, piece: bytes) -> None:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                while piece := await source.receive_some(PIECE_BYTES):
+                await sink.send_all(piece)
+                while piece := bytes(await source.receive_some(PIECE_BYTES)):
                     await sink.send_all(piece)
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(one_way, inner, outer)
-        nursery.start_soon(one_way, outer, inner)
+        nursery.start_soon(one_way, inner, outer, first)
+        nursery.start_soon(one_way, outer, inner, b"")

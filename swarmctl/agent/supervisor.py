@@ -28,7 +28,7 @@ from swarmctl.agent.health import Watchlist
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import AFTER, STEPS, Goal, Happened, Phase, Step
 from swarmctl.proto import digest, limits
-from swarmctl.proto.errors import DeadlineExceeded, DriverUnavailable, SwarmError
+from swarmctl.proto.errors import DeadlineExceeded, DriverUnavailable, PortNotUp, SwarmError
 from swarmctl.proto.states import FINAL, InstanceState
 from swarmctl.spec import wire
 from swarmctl.spec.models import Template
@@ -262,10 +262,10 @@ class Supervisor:
             return
         template = self.templates[instance.template]
         assert template is not None, "launched without a template"
-        if isinstance(error, DeadlineExceeded):
-            self.actions.relists.add(instance.driver)  # The call may still have come through.
-        elif isinstance(error, DriverUnavailable):
-            # Its list is asked for until it answers: that tells at once when it is back.
+        instance.port_down = error.port if isinstance(error, PortNotUp) else ""
+        if isinstance(error, DeadlineExceeded | DriverUnavailable):
+            # The call may still have come through. And a list is asked for until it is answered:
+            # that tells at once when the driver is back.
             self.actions.relists.add(instance.driver)
         if error.temporary:
             instance.refusals += 1

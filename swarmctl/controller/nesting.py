@@ -132,3 +132,18 @@ def warm(state: ClusterState, node: Node) -> None:
         return  # Its VM is not known yet: the first pod warms its own network.
     if parent:
         state.ports.warm(parent, list(keys)[:WARM_NETWORKS_MAX])
+
+
+def replace_port(state: ClusterState, instance: Instance, port: str, now: float) -> None:
+    """A port of an instance did not come up, for which its launch failed at ``now``.
+
+    One on a trunk is not tried for ever: it goes with this incarnation, and the next one of that
+    slot gets another.
+    """
+    service = state.services.get(instance.key)
+    if service is None or service.holders.get(instance.slot) is not instance:
+        return
+    if state.ports.condemn(instance.incarnation, port):
+        instance.departure = f"its port {port} did not come up, and is replaced"
+        service.history.append((now, f"{instance.name}: {instance.departure}"))
+        state.remove(instance)

@@ -20,6 +20,11 @@ from swarmctl.net.mtu import GENEVE_V4_BYTES, GENEVE_V6_BYTES
 from swarmctl.proto.messages import Attachment
 
 _NOT_SEEN: Final = "not seen: the agent of {} does not say"
+_STANDINGS: Final = {
+    True: "installed",
+    False: "OVN has not installed it",
+    None: "not known whether OVN has installed it",
+}
 
 View = dict[str, Any]
 
@@ -74,6 +79,8 @@ def tenant_paths(state: ClusterState, instance: Instance, place: Place, seen: Se
         groups = list(wish.security_groups) if wish is not None else []
         interface = "" if instance.driver == "libvirt" else f"eth{index}"
         view = _port_view(one, interface, place, seen)
+        if view["installed"] is False and state.ports.book.is_trunk(view["trunk"] or one.port):
+            view["installed"] = None  # OVN takes it back with any pod's port that goes.
         wrapping = _wrapping(record, one, state.ports.table.underlay_mtu, seen)
         hops = [_at_instance(instance, view), *_at_host(view, place, seen, groups)]
         hops.append(_to_others(view, wrapping))
@@ -145,11 +152,10 @@ def _at_host(view: View, place: Place, seen: Seen, groups: list[str]) -> list[Vi
         hops.append(hop("trunk", vm, f"VLAN {view['vlan']} on the VM's port {view['trunk']}"))
     if seen.switch is None:
         plugged = _NOT_SEEN.format(place.host or "its host")
-    elif view["installed"] is None:
+    elif not view["device"]:
         plugged = "not plugged in"
     else:
-        standing = "installed" if view["installed"] else "OVN has not installed it"
-        plugged = f"{view['device']} on {view['bridge']}, {standing}"
+        plugged = f"{view['device']} on {view['bridge']}, {_STANDINGS[view['installed']]}"
     hops.append(hop("port", place.host, f"{view['port']}: {plugged}"))
     if groups:
         hops.append(hop("security", place.host, f"groups {', '.join(groups)}"))

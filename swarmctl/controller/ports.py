@@ -19,7 +19,7 @@ from attrs import Factory, define, evolve, field
 
 from swarmctl.controller.addressbook import AddressBook, Held, Own
 from swarmctl.controller.networks import NetworkKey, NetworkRecord, NetworkTable, subnet_of
-from swarmctl.controller.subports import Subports, held
+from swarmctl.controller.subports import SPARES, Subports, held
 from swarmctl.net.model import PortWish, Subnet
 from swarmctl.net.names import mac_address, parse_port_name, port_name
 from swarmctl.proto.errors import NothingFits, UserError
@@ -41,7 +41,8 @@ class Ports:
     ``active`` says that there is an OVN to plug into; ``known`` that its rows were read since the
     takeover.  ``attachments`` are by incarnation; ``wishes`` and ``leaving`` by the port's name:
     the ports that should be, and those whose rows are still to go.  ``unclaimed`` are names of
-    ports that only OVN knows of; ``templates`` those of which instances have attachments;
+    ports that only OVN knows of, ``condemned`` those that did not come up;
+    ``templates`` those of which instances have attachments;
     ``vms`` are the instances that nested nodes are in, by node; ``services`` the addresses of
     services, ``giving`` those of them that are being written.
     ``changed`` is called when OVN is to be told something.
@@ -55,6 +56,7 @@ class Ports:
     wishes: dict[str, PortWish] = field(factory=dict)
     leaving: dict[str, Held] = field(factory=dict)
     unclaimed: set[str] = field(factory=set)
+    condemned: set[str] = field(factory=set)
     vms: "dict[str, Instance]" = field(factory=dict)
     changed: Callable[[], None] = lambda: None
     services: set[Own] = field(factory=set)
@@ -368,17 +370,36 @@ class Ports:
                 self.drop_spares(parent=one.port)
             self._leave(one.port)
 
+    def condemn(self, incarnation: int, port: str) -> bool:
+        """A subport of the instance did not come up: it goes with it; False leaves it as it is.
+
+        While OVN does not confirm that those before it are gone, another one would fare no better,
+        and would take one more address.
+        """
+        wish = self.wishes.get(port)
+        own = any(one.port == port for one in self.attachments.get(incarnation, ()))
+        if wish is None or not wish.parent or not own or not self.active:
+            return False
+        going = sum(one.parent == wish.parent for one in self.leaving.values())
+        going += sum(self.wishes[one].parent == wish.parent for one in self.condemned)
+        if going >= SPARES:
+            return False
+        self.condemned.add(port)
+        return True
+
     def _leave(self, port: str) -> None:
         wish = self.wishes.get(port)
         if wish is None:
             return  # Its network is not known here: nothing was given.
-        if self.active and wish.parent and self.subports.give_back(wish):
+        spare = self.active and wish.parent and port not in self.condemned
+        if spare and self.subports.give_back(wish):
             self.changed()
         else:
             self._to_go(wish)
 
     def _to_go(self, wish: PortWish) -> None:
         del self.wishes[wish.name]
+        self.condemned.discard(wish.name)
         if self.active:
             self.leaving[wish.name] = held(wish)
             self.changed()
@@ -440,7 +461,11 @@ def _attachment(
     *,
     first: bool,
 ) -> Attachment:
-    """A port as its node is told of it; the ``first`` has the default route."""
+    """A port as its node is told of it; the ``first`` has the default route.
+
+    The gateway is OVN's own, and answers, but on a provider's network: there it is somebody else's,
+    or nobody's.
+    """
     gateways = tuple(subnet.gateway for _, subnet in given)
     leads_out = first and not record.definition.internal
     return Attachment(
@@ -453,6 +478,7 @@ def _attachment(
         dns=record.definition.resolvers or gateways,
         search=(record.key[0],),
         vlan=vlan,
+        gateway=gateways[0] if record.definition.provider is None else "",
     )
 
 

@@ -21,7 +21,7 @@ from swarmctl.controller.jobs import Completion
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.losses import Losses
 from swarmctl.controller.meters import Meters
-from swarmctl.controller.nesting import is_nested, nodes_in, trunk_of, warm
+from swarmctl.controller.nesting import is_nested, nodes_in, replace_port, trunk_of, warm
 from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
@@ -303,9 +303,8 @@ class Sessions:
                 accepted_at = service.record.updated_at
                 by_acceptance[accepted_at] = by_acceptance.get(accepted_at, 0) + 1
                 templates.add(instance.template)
-        now = self._wall()
         for accepted_at, count in by_acceptance.items():
-            self._meters.launches.add(now - accepted_at, count)
+            self._meters.launches.add(self._wall() - accepted_at, count)
         if templates:
             self.ailments.launched(node.name, templates, self._now())
 
@@ -322,6 +321,8 @@ class Sessions:
         # What fails to launch is tried again, and the state in between may never be told.
         if instance.state is not before or (never_ran(instance) and instance.attempt != attempt):
             self._state_changed(instance, before)
+        if report.port_down:
+            replace_port(self._state, instance, report.port_down, self._wall())
 
     def _state_changed(self, instance: Instance, before: InstanceState) -> None:
         if before in _UP and instance.state not in _UP:

@@ -161,6 +161,16 @@ class LaunchFailed(EnvironmentFault):
     code = "launch-failed"
 
 
+class PortNotUp(LaunchFailed):
+    """A port of an instance did not come up in time; ``port`` is its name, where that is known."""
+
+    code = "port-not-up"
+
+    def __init__(self, what: str, where: str = "", hint: str = "", *, port: str = "") -> None:
+        super().__init__(what, where, hint)
+        self.port = port
+
+
 class StorageFault(EnvironmentFault):
     """The disk under the store or the journal refuses: full, read-only, no permission."""
 

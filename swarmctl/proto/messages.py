@@ -39,7 +39,8 @@ class Attachment:
     ``port`` is the name of the logical port in OVN, ``network`` is for people (``tenant/name``).
     ``addresses`` have their prefix (``10.20.0.7/24``); ``routes`` are (destination, gateway), the
     default route among them; ``mtu`` is what fits into one encapsulation.  ``vlan`` is 0 for a port
-    of its own, else the tag on the trunk of the VM that the node is.
+    of its own, else the tag on the trunk of the VM that the node is.  ``gateway`` answers for its
+    link address as soon as the port's flows are installed; empty where nothing is sure to.
     """
 
     port: str
@@ -51,6 +52,7 @@ class Attachment:
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     vlan: int = 0
+    gateway: str = ""
 
 
 @frozen
@@ -81,7 +83,8 @@ class InstanceReport:
     failed that the node will try again by itself; ``ports`` are the published ones, such as
     ``*:32768->80/tcp``; ``health`` is ``starting``, ``healthy`` or ``unhealthy``, empty where
     nothing is checked.  ``attachments`` are its ports on tenant networks, as they were assigned.
-    ``failures`` counts the bad ends in a row before the present attempt.
+    ``failures`` counts the bad ends in a row before the present attempt; ``port_down`` is the port
+    for which a launch failed, since it did not come up.
     """
 
     incarnation: int
@@ -104,6 +107,7 @@ class InstanceReport:
     health: str = ""
     attachments: tuple[Attachment, ...] = ()
     failures: int = 0
+    port_down: str = ""
 
 
 @frozen

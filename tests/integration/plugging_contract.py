@@ -65,6 +65,7 @@ def attachment(index: int = 0, **changes: object) -> Attachment:
         "routes": (("0.0.0.0/0", "10.20.0.1"), ("192.168.9.0/24", "10.20.0.2"))
         if index == 0
         else (),
+        "gateway": f"10.2{index}.0.1",
     }
     return Attachment(**(values | changes))  # type: ignore[arg-type]
 

@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from attrs import evolve
 
+from bench.net import checks, nested, paths
+from bench.net.capture import capturing
+from bench.net.traffic import Endpoint
+from bench.net.world import World, look
 from lab import podhost
 from lab.config import paths_from
 from lab.swarm import Swarm
@@ -21,8 +26,18 @@ JOIN_S = 420
 LAUNCH_S = 240
 PING_S = "5"
 NETWORKS = {"vms": "10.30.0.0/24", "front": "10.20.0.0/24", "back": "10.21.0.0/24"}
-STRANGER = "10.20.0.250"
 IN_VMS = "node.labels.vm == pods"
+# What the security group of the first network lets in, by the service that it comes from.
+FRIENDS = ("web", "both", "odd")
+RIGHTS = {"cap_add": ["NET_ADMIN"]}
+# Who took a VM over: on its own interfaces, and with its files.
+ROOT = {
+    "network_mode": "host",
+    "cap_add": ["NET_ADMIN", "SYS_ADMIN"],
+    "volumes": ["/:/vm:ro"],
+}
+
+EXTERNAL = {"networks": {name: {"external": True} for name in NETWORKS if name != "vms"}}
 
 pytestmark = pytest.mark.alone
 
@@ -38,6 +53,13 @@ def pod(*networks: str, replicas: int = 2, at_most: int = 1) -> dict[str, Any]:
         "networks": list(networks),
         "deploy": {"replicas": replicas, "placement": placement},
     }
+
+
+def on_node(node: str, *networks: str) -> dict[str, Any]:
+    """A service of one pod in the VM that is this node."""
+    made = pod(*networks, replicas=1)
+    made["deploy"]["placement"]["constraints"] = [f"node.name == {node}"]
+    return made
 
 
 def stack(vm: dict[str, object]) -> dict[str, Any]:
@@ -62,7 +84,11 @@ def stack(vm: dict[str, object]) -> dict[str, Any]:
         },
         "networks": {
             name: {"name": name, "ipam": {"config": [{"subnet": subnet}]}}
+            | ({"security_group": "friends"} if name == "front" else {})
             for name, subnet in NETWORKS.items()
+        },
+        "security_groups": {
+            "friends": {"ingress": [{"from": {"service": name}} for name in FRIENDS]}
         },
     }
 
@@ -78,7 +104,10 @@ def swarm() -> Iterator[Swarm]:
         apply(made, stack(podhost.stack_vm(paths)), "shop")
 
         def have_joined() -> bool:
-            return [one["labels"].get("vm") for one in nested(made).values()] == ["pods", "pods"]
+            return [one["labels"].get("vm") for one in nodes_in_vms(made).values()] == [
+                "pods",
+                "pods",
+            ]
 
         made.until(have_joined, JOIN_S, "two nodes in VMs")
         yield made
@@ -116,7 +145,7 @@ def addresses(swarm: Swarm, instance: str) -> dict[str, str]:
 
 def test_the_nodes_in_the_vms_joined_by_themselves(swarm: Swarm) -> None:
     """Each is in its VM, and its token is used up."""
-    inside, vms = nested(swarm), swarm.instances("pods")
+    inside, vms = nodes_in_vms(swarm), swarm.instances("pods")
 
     assert {one["parent"] for one in inside.values()} == {"pods.1", "pods.2"}
     assert {one["host"] for one in inside.values()} == {"h1", "h2"}
@@ -155,23 +184,108 @@ def test_pods_reach_each_other_on_their_networks_alone(swarm: Swarm) -> None:
     assert f"{vm} on {host}" in swarm.run("ps", "web.1")
 
 
-def test_a_pod_with_anothers_address_is_not_heard(swarm: Swarm) -> None:
-    """Though it may do all to its interface: its host knows who it is, out of the VM's reach."""
-    odd = {"services": {"odd": pod("front", replicas=1) | {"cap_add": ["NET_ADMIN"]}}}
-    apply(swarm, odd | {"networks": {"front": {"external": True}}}, "odd")
-    await_running(swarm, "odd", "web")
-    pods = swarm.instances("odd", "web")
-    other = next(name for name in ("web.1", "web.2") if pods[name]["vm"] != pods["odd.1"]["vm"])
-    target = addresses(swarm, other)["front"]
+@pytest.fixture(scope="module")
+def odd(swarm: Swarm) -> Iterator[World]:
+    """In the VM of ``web.1``, with rights over their interfaces: pods, and who has the whole VM.
+
+    ``odd`` may come in at its network, ``out`` is on it too and may not; ``beside`` is on another.
+    """
+    await_running(swarm, "web", "db", "both")
+    node = swarm.instances("web")["web.1"]["node"]
+    services = {
+        "odd": on_node(node, "front") | RIGHTS,
+        "out": on_node(node, "front") | RIGHTS,
+        "beside": on_node(node, "back") | RIGHTS,
+        "root": {key: one for key, one in on_node(node).items() if key != "networks"} | ROOT,
+    }
+    apply(swarm, {"services": services} | EXTERNAL, "odd")
+    await_running(swarm, *services)
+    yield look(swarm, NETWORKS)
+    swarm.run("rm", "--wait", *services)
+
+
+def root_of(odd: World) -> Endpoint:
+    """The VM that the odd pods are in, from inside."""
+    vm = odd.swarm.instances("web")["web.1"]["vm"]
+    return evolve(odd.ends[vm], instance="root.1")
+
+
+def test_what_a_pod_forges_is_not_heard(odd: World) -> None:
+    """Its MAC and its address are its own, though it may do all to its interface in a VM."""
+    for attempt in checks.attempts(odd, "odd.1", "web.2", "both.2"):
+        found = checks.forge(attempt, odd.ends["odd.1"], odd.ends["web.2"])
+        assert found.blocked, found
+
+
+def test_what_a_vm_forges_is_not_heard(odd: World) -> None:
+    """Who has the whole VM sends in a pod's name in no VLAN but that pod's own."""
+    attempts = nested.vlan_attempts(odd, root_of(odd), "odd.1", "web.2", "beside.1")
+    for attempt in attempts:
+        found = checks.forge(attempt, odd.ends["odd.1"], odd.ends["web.2"])
+        assert found.blocked, found
+
+
+def test_a_security_group_holds_against_a_pod_with_anothers_address(
+    swarm: Swarm, odd: World
+) -> None:
+    """Whom the group does not name is not let in, nor when it takes the address of one it names."""
+    target, friend = odd.ends["web.2"].address, odd.ends["both.2"].address
     disguised = (
-        f"ip addr add {STRANGER}/24 dev eth0 && ping -c 2 -W {PING_S} -I {STRANGER} {target}"
+        f"ip addr add {friend}/32 dev eth0; ping -c 2 -W {PING_S} -I {friend} {target};"
+        f" ip addr del {friend}/32 dev eth0"
     )
 
     assert reaches(swarm, "odd.1", target)
-    done = swarm.call("exec", "odd.1", "sh", "-c", disguised)
+    assert not reaches(swarm, "out.1", target)
+    done = swarm.call("exec", "out.1", "sh", "-c", disguised)
     assert "100% packet loss" in done.stdout, (done.stdout, done.stderr)
     assert reaches(swarm, "odd.1", target)
-    swarm.run("rm", "--wait", "odd")
+
+
+def test_a_pods_packet_has_one_tag_and_then_one_geneve_header(odd: World) -> None:
+    """A tag and no overlay on the VM's trunk, one header and nothing in it between the hosts."""
+    one, other = odd.ends["odd.1"], odd.ends["web.2"]
+    with (
+        capturing(one.place, one.interface) as at_trunk,
+        capturing(odd.swarm.hosts.central.place, paths.wire_of(odd.swarm, one)) as at_wire,
+    ):
+        assert checks.reach(one, other).answered
+    trunk = paths.around(at_trunk.between(one.address, other.address, least=2))
+    wire = paths.around(at_wire.between(one.address, other.address, least=2))
+
+    assert trunk["layers"] == ["ethernet vlan ipv4"]
+    assert wire["layers"] == ["ethernet ipv4 udp geneve ethernet ipv4"]
+
+
+def test_a_subport_that_does_not_come_up_is_replaced(swarm: Swarm) -> None:
+    """Its row in OVN is damaged: its pod runs by another port, says why, and the bad one goes.
+
+    It is the pod's second port, to which no route leads: that is waited for as the first is.
+    """
+    await_running(swarm, "web")
+    node = swarm.instances("web")["web.1"]["node"]
+    spares = subports(swarm, of="")
+    for number, name in enumerate(spares):
+        tag(swarm, name, 4000 - number)
+    apply(swarm, {"services": {"late": on_node(node, "front", "back")}} | EXTERNAL, "late")
+    bad: dict[str, str] = {}
+
+    def has_ports() -> bool:
+        views = swarm.instances("late").get("late.1", {}).get("networks", [])
+        bad.update({one["network"]: one["port"] for one in views})
+        return len(bad) == 2
+
+    swarm.until(has_ports, LAUNCH_S, "ports of a pod")
+    for name in spares.keys() - {bad["back"]}:
+        tag(swarm, name, spares[name])
+    await_running(swarm, "late")
+
+    ports = {one["network"]: one["port"] for one in swarm.instances()["late.1"]["networks"]}
+    assert ports["back"] != bad["back"]
+    said = swarm.run("explain", "late.1")
+    assert f"its port {bad['back']} did not come up, and is replaced" in said, said
+    swarm.until(lambda: bad["back"] not in subports(swarm), LAUNCH_S, "the bad port gone")
+    swarm.run("rm", "--wait", "late")
 
 
 @pytest.mark.slow
@@ -192,24 +306,56 @@ def test_pods_of_a_vm_that_is_killed_run_elsewhere(swarm: Swarm) -> None:
 
     swarm.until(has_moved, LAUNCH_S, "the pods in the other VM, as many as it may have")
     # The same VM, on its disk: the agent in it is who it was, and needs no token.
-    swarm.until(lambda: nested(swarm)[victim["node"]]["state"] == "ready", JOIN_S, "the node back")
+    swarm.until(
+        lambda: nodes_in_vms(swarm)[victim["node"]]["state"] == "ready", JOIN_S, "the node back"
+    )
     swarm.run("scale", "pods=1")
-    swarm.until(lambda: victim["node"] not in nested(swarm), LAUNCH_S, "the node unregistered")
+    swarm.until(
+        lambda: victim["node"] not in nodes_in_vms(swarm), LAUNCH_S, "the node unregistered"
+    )
     swarm.until(lambda: trunks(swarm) == {"pods.1"}, LAUNCH_S, "one trunk in OVN")
 
 
-def nested(swarm: Swarm) -> dict[str, Any]:
+def nodes_in_vms(swarm: Swarm) -> dict[str, Any]:
     """The nodes in VMs that are registered, by name."""
     return {each["node"]: each for each in swarm.listed("node", "ls") if each["parent"]}
 
 
 def trunks(swarm: Swarm) -> set[str]:
     """The VMs on whose ports OVN has others."""
-    text = swarm.hosts.central.place.run(
-        *("ovn-nbctl", f"--db={swarm.hosts.northbound}", "--format=json", "--columns"),
-        *("name,parent_name,external_ids", "list", "Logical_Switch_Port"),
-    )
-    rows = json.loads(text)["data"]
+    rows = northbound(swarm, "name,parent_name,external_ids")
     owner = {name: dict(ids[1]).get("swarmctl-instance", "") for name, _, ids in rows}
     parents = {parent if isinstance(parent, str) else "" for _, parent, _ in rows}
     return {owner.get(parent, "gone") for parent in parents if parent}
+
+
+def northbound(swarm: Swarm, columns: str) -> list[Any]:
+    """These columns of all ports that OVN has, as JSON."""
+    text = swarm.hosts.central.place.run(
+        *("ovn-nbctl", f"--db={swarm.hosts.northbound}", "--format=json", "--columns", columns),
+        *("list", "Logical_Switch_Port"),
+    )
+    rows: list[Any] = json.loads(text)["data"]
+    return rows
+
+
+def subports(swarm: Swarm, of: str | None = None) -> dict[str, int]:
+    """OVN's ports on trunks, with their VLANs: all of them, a service's, or spare ones ("")."""
+    rows = northbound(swarm, "name,parent_name,tag_request,external_ids")
+    return {
+        name: vlan
+        for name, parent, vlan, ids in rows
+        if isinstance(parent, str) and parent and of in (None, _service_of(dict(ids[1])))
+    }
+
+
+def _service_of(ids: dict[str, str]) -> str:
+    return ids.get("swarmctl-instance", "").rpartition(".")[0]
+
+
+def tag(swarm: Swarm, port: str, vlan: int) -> None:
+    """Set a subport's VLAN in OVN, behind swarmctl's back."""
+    swarm.hosts.central.place.run(
+        *("ovn-nbctl", f"--db={swarm.hosts.northbound}", "set", "Logical_Switch_Port", port),
+        f"tag_request={vlan}",
+    )

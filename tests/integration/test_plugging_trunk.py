@@ -11,12 +11,15 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
+from pyroute2 import IPRoute
 
 from lab.cpio import Archive
+from swarmctl.net.plugging import links, vlans
 from swarmctl.net.plugging.api import InNamespace, Tap
 from swarmctl.net.plugging.trunk import TrunkPlugs
 from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
@@ -119,3 +122,50 @@ async def test_a_kernel_without_vlans_says_so() -> None:
         await TrunkPlugs("c0c0c0c0", "vm", "swt-none0").plug(
             attachment(vlan=100), InNamespace("/proc/self/ns/net", "swt-none1"), 1
         )
+
+
+async def test_a_vlan_that_goes_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's end takes its VLAN along at any moment: to unplug it then is no error."""
+    plugs = TrunkPlugs("c0c0c0c0", "vm", "lo")
+    device = plugs.device("port")
+    monkeypatch.setattr(vlans, "_namespaced", lambda: iter([("eth0gone", f"{device} 7 port", 0)]))
+
+    await plugs.unplug((device,))
+    [found] = await plugs.list()
+
+    assert (found.port, found.mtu) == ("port", 0)
+
+
+def a_pods_side(stack: ExitStack) -> links.Namespace:
+    """A namespace with an interface as a pod's, whose other end is nobody's."""
+    pod = stack.enter_context(links.Namespace())
+    with links.inside(pod.path), IPRoute() as there:
+        there.link("add", ifname="eth0", kind="veth", peer={"ifname": "far"})
+        for name in ("eth0", "far"):
+            there.link("set", index=links.index_of(there, name), state="up")
+        there.addr("add", index=links.index_of(there, "eth0"), address="10.20.0.7", prefixlen=24)
+    return pod
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
+async def test_waiting_looks_into_the_pods_namespace_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many a VM has: the gateway is asked for, and seen, where the port was plugged in."""
+    plugs, one = TrunkPlugs("c0c0c0c0", "vm", "lo"), attachment(vlan=100, routes=())
+    monkeypatch.setattr(vlans, "plug", lambda *_: None)
+    monkeypatch.setattr(vlans, "_namespaces", lambda: pytest.fail("looked into all namespaces"))
+    with ExitStack() as stack:
+        pod = a_pods_side(stack)
+        await plugs.plug(one, InNamespace(pod.path, "eth0"), 1)
+        with pytest.raises(LaunchFailed, match="did not come up within"):
+            await plugs.wait_installed(one, 0.1)
+        with links.inside(pod.path), IPRoute() as there:
+            index = links.index_of(there, "eth0")
+            known = {"dst": "10.20.0.1", "lladdr": "02:00:00:00:00:99", "ifindex": index}
+            there.neigh("replace", **known, state="permanent")
+        await plugs.wait_installed(one, 5.0)
+
+
+async def test_waiting_for_what_is_not_plugged_in() -> None:
+    """It fails at once, with the port's name."""
+    with pytest.raises(LaunchFailed, match="is not plugged in"):
+        await TrunkPlugs("c0c0c0c0", "vm", "lo").wait_installed(attachment(vlan=100), 30.0)

@@ -111,9 +111,11 @@ async def test_a_port_that_does_not_come_up_fails_the_launch(autojump_clock, tmp
 
         assert "did not come up within" in report.reason
         assert report.retrying
+        assert report.port_down == ports(1)[0].port
         assert ("start", inc(1)) not in places.order
         world.plugs.install(ports(1)[0].port)
-        await controller.until_state(1, RUNNING)
+        report = await controller.until_state(1, RUNNING)
+        assert report.port_down == ""
         assert RUNNING not in [one.state for one in controller.seen[inc(1)][:-1]]
 
 
@@ -257,6 +259,40 @@ async def test_a_restart_finds_its_ports(autojump_clock, tmp_path):
 
         assert len(world.plugs.made) == 1
         assert places.order.count(("place", inc(1))) == 2
+
+
+async def test_a_defect_in_the_plugs_does_not_end_the_agent(autojump_clock, tmp_path):
+    """Neither in a wait for a port, which fails that launch, nor in the comparison of plugs."""
+
+    class Defective(MemoryPlugs):
+        broken = True
+
+        async def wait_installed(self, attachment, deadline_s):
+            if self.broken and attachment == ports(1)[0]:
+                raise KeyError("ifindex")
+            await super().wait_installed(attachment, deadline_s)
+
+        async def list(self):
+            if self.broken:
+                raise IndexError("a link that went between two looks")
+            return await super().list()
+
+    async with a_world(tmp_path) as world:
+        plugged_world(world)
+        world.plugs, controller = Defective(CLUSTER, "n1"), world.controller
+        controller.want(1, template(), attachments=ports(1))
+        controller.want(2, template(), attachments=ports(2))
+        await world.start_agent()
+        await controller.until_state(2, RUNNING)
+        report = await controller.until_state(1, FAILED)
+
+        assert "wait for its ports failed: KeyError" in report.reason
+        await trio.sleep(2 * attaching.SWEEP_EVERY_S)
+        world.plugs.broken = False
+        world.plugs.made.pop(world.plugs.device(ports(2)[0].port))
+        await controller.until_state(1, RUNNING)
+        await controller.until(lambda: len(world.plugs.made) == 2)
+        assert len(controller.hellos) == 1
 
 
 @pytest.mark.parametrize("known", [True, False])

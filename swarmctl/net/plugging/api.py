@@ -93,7 +93,7 @@ class Plugs(Protocol):
         """Returns once packets of the port flow.
 
         Raises:
-            LaunchFailed: they do not within ``deadline_s``, and as far as is known why.
+            PortNotUp: they do not within ``deadline_s``, and as far as is known why.
         """
 
     async def unplug(self, devices: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from attrs import define, field, frozen
 
 from swarmctl.net.plugging.api import Plugged, Switch, Target
 from swarmctl.net.plugging.devices import Devices
-from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
+from swarmctl.proto.errors import DriverUnavailable, LaunchFailed, PortNotUp
 from swarmctl.proto.messages import Attachment
 
 
@@ -78,8 +78,10 @@ class MemoryPlugs:
             while device not in self._installed or device not in self.made:
                 await self._news.wait()
             return
-        raise LaunchFailed(
-            f"port {attachment.port} did not come up within {deadline_s:g} s", attachment.network
+        raise PortNotUp(
+            f"port {attachment.port} did not come up within {deadline_s:g} s",
+            attachment.network,
+            port=attachment.port,
         )
 
     async def unplug(self, devices: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ import trio
 
 from swarmctl.net.plugging.api import InNamespace, Plugged, Switch, Target
 from swarmctl.net.plugging.devices import Devices
-from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
+from swarmctl.proto.errors import DriverUnavailable, PortNotUp
 from swarmctl.proto.messages import Attachment
 
 if TYPE_CHECKING:
@@ -229,15 +229,20 @@ def _plugged(device: str, mtu: int, interface: "Interface | None") -> Plugged:
 
 def _not_installed(
     attachment: Attachment, interface: "Interface | None", deadline_s: float
-) -> LaunchFailed:
+) -> PortNotUp:
     late = f"port {attachment.port} did not come up within {deadline_s:g} s"
     if interface is None:
-        return LaunchFailed(f"{late}: it is not in the switch", attachment.network)
+        return PortNotUp(
+            f"{late}: it is not in the switch", attachment.network, port=attachment.port
+        )
     if interface.error or interface.port_number <= 0:
         reason = interface.error or "ovs-vswitchd has not taken it"
-        return LaunchFailed(f"{late}: {reason}", attachment.network, "is ovs-vswitchd well?")
-    return LaunchFailed(
+        return PortNotUp(
+            f"{late}: {reason}", attachment.network, "is ovs-vswitchd well?", port=attachment.port
+        )
+    return PortNotUp(
         f"{late}: OVN has not installed it",
         attachment.network,
         "is ovn-controller running, and does OVN have the port?",
+        port=attachment.port,
     )

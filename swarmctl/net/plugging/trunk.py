@@ -17,7 +17,7 @@ import trio
 
 from swarmctl.net.plugging.api import InNamespace, Plugged, Switch, Target
 from swarmctl.net.plugging.devices import Devices
-from swarmctl.proto.errors import DriverUnavailable, LaunchFailed
+from swarmctl.proto.errors import DriverUnavailable, LaunchFailed, PortNotUp
 from swarmctl.proto.messages import Attachment
 
 _T = TypeVar("_T")
@@ -25,8 +25,10 @@ _T = TypeVar("_T")
 # A VM is small, and these calls are short.
 THREADS: Final = 2
 CALL_S: Final = 15.0
-# Between two looks at whether a gateway has answered; the kernel asks it once a second.
-LOOK_EVERY_S: Final = 0.02
+# Waits for ports have threads of their own, so that no plug is behind them, and let go of them now
+# and then, for there may be more ports than threads.
+WAITS: Final = 4
+WAIT_S: Final = 0.25
 
 
 class TrunkPlugs:
@@ -41,7 +43,10 @@ class TrunkPlugs:
     def __init__(self, cluster_id: str, node: str, trunk: str) -> None:
         self._devices = Devices(cluster_id, node)
         self._trunk = trunk
+        # Where each plug was made: every other way to find it leads through all namespaces.
+        self._targets: dict[str, InNamespace] = {}
         self._limiter = trio.CapacityLimiter(THREADS)
+        self._waits = trio.CapacityLimiter(WAITS)
 
     def device(self, port: str) -> str:
         """See Plugs."""
@@ -68,29 +73,34 @@ class TrunkPlugs:
                 vlans.plug(self._trunk, attachment, target, f"{device} {incarnation}")
 
         await self._call(make, f"plug {attachment.port} in")
+        self._targets[device] = target
 
     async def wait_installed(self, attachment: Attachment, deadline_s: float) -> None:
-        """See Plugs. A port without a gateway is taken at its word: nothing would answer."""
-        gateway = next((gateway for _, gateway in attachment.routes if gateway), "")
+        """See Plugs. A port is taken at its word where no gateway is sure to answer."""
+        gateway = attachment.gateway
         if not gateway:
             return
-        device = self.device(attachment.port)
+        target = self._targets.get(self.device(attachment.port))
+        if target is None:
+            raise LaunchFailed(f"port {attachment.port} is not plugged in", attachment.network)
 
         def ask() -> bool:
             from swarmctl.net.plugging import links, vlans
 
             with links.explained(attachment.port):
-                return vlans.gateway_answers(device, str(ipaddress.ip_address(gateway)))
+                address = str(ipaddress.ip_address(gateway))
+                return vlans.gateway_answers(target, address, min(WAIT_S, deadline_s))
 
         with trio.move_on_after(deadline_s):
-            while not await self._call(ask, f"look at {attachment.port}"):  # noqa: ASYNC110 - a neighbour's state
-                await trio.sleep(LOOK_EVERY_S)
+            while not await self._call(ask, f"look at {attachment.port}", self._waits):
+                continue
             return
-        raise LaunchFailed(
+        raise PortNotUp(
             f"port {attachment.port} did not come up within {deadline_s:g} s: "
             f"its gateway {gateway} does not answer on VLAN {attachment.vlan}",
             attachment.network,
             "has OVN the subport, with this VM's port as its parent?",
+            port=attachment.port,
         )
 
     async def unplug(self, devices: tuple[str, ...]) -> None:
@@ -103,6 +113,8 @@ class TrunkPlugs:
                 vlans.unplug(devices)
 
         await self._call(undo, "unplug")
+        for device in devices:
+            self._targets.pop(device, None)
 
     async def list(self) -> tuple[Plugged, ...]:
         """See Plugs."""
@@ -115,9 +127,11 @@ class TrunkPlugs:
 
         return await self._call(look, "say what is plugged in")
 
-    async def _call(self, work: Callable[[], _T], doing: str) -> _T:
+    async def _call(
+        self, work: Callable[[], _T], doing: str, limiter: trio.CapacityLimiter | None = None
+    ) -> _T:
         with trio.move_on_after(CALL_S):
             return await trio.to_thread.run_sync(
-                work, limiter=self._limiter, abandon_on_cancel=True
+                work, limiter=limiter or self._limiter, abandon_on_cancel=True
             )
         raise DriverUnavailable(f"the kernel did not {doing} within {CALL_S:g} s", self._trunk)

@@ -4,8 +4,9 @@ As :mod:`.links`: it blocks, and is called in threads.
 """
 
 import socket
-from collections.abc import Generator
-from contextlib import closing, suppress
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,8 @@ _PROCESSES: Final = Path("/proc")
 # NUD_*: states in which a neighbour's address is known.
 _ANSWERED: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 _DISCARD_PORT: Final = 9
+# OVN's answer takes about a millisecond, where its flows are there.
+_LOOK_EVERY_S: Final = 0.002
 
 
 def plug(trunk: str, attachment: Attachment, target: InNamespace, whose: str) -> None:
@@ -85,57 +88,72 @@ def _make(trunk: str, attachment: Attachment, target: InNamespace, device: str) 
         return True
 
 
-def gateway_answers(device: str, gateway: str) -> bool:
-    """Whether the gateway's link address is known to the plug's namespace; asks for it as well."""
+def gateway_answers(target: InNamespace, gateway: str, within_s: float) -> bool:
+    """Whether the gateway's link address comes to be known to the plug's interface in that time.
+
+    It is asked for once; the kernel repeats that each second.
+
+    Raises:
+        LaunchFailed: the namespace is gone, or the interface has left it.
+    """
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
-    with closing(_namespaced()) as found:
-        for name, alias in found:
-            if alias.partition(" ")[0] == device:
-                return _neighbour_answers(name, gateway, family)
-    return False
+    until = time.monotonic() + within_s
+    with links.inside(target.path), IPRoute() as there:
+        index = links.index_of(there, target.name)
+        if index is None:
+            raise LaunchFailed("it has left its namespace", target.name)
+        _ask(target.name, gateway, family)
+        while not _is_known(there, index, gateway, family):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_EVERY_S)
+    return True
 
 
-def _neighbour_answers(name: str, gateway: str, family: int) -> bool:
+def _ask(name: str, gateway: str, family: int) -> None:
+    """Have the kernel look for a neighbour, by sending it something."""
     with socket.socket(family, socket.SOCK_DGRAM) as asking, suppress(OSError):
         asking.settimeout(0)
-        asking.sendto(b"", (gateway, _DISCARD_PORT))  # has the kernel look for the neighbour
-    with IPRoute() as there:
-        index = links.index_of(there, name)
-        found = there.get_neighbours(family=family, ifindex=index)
-        return any(one.get("dst") == gateway and one.get("state", 0) & _ANSWERED for one in found)
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+        asking.sendto(b"", (gateway, _DISCARD_PORT))
+
+
+def _is_known(there: links.Netlink, index: int, gateway: str, family: int) -> bool:
+    found = there.get_neighbours(family=family, ifindex=index)
+    return any(one.get("dst") == gateway and one.get("state", 0) & _ANSWERED for one in found)
 
 
 def unplug(devices: tuple[str, ...]) -> None:
     """Remove the plugs of these names, wherever they are."""
-    for name, alias in _namespaced():
+    for name, alias, _ in _namespaced():
         if name in devices or alias.partition(" ")[0] in devices:
-            with IPRoute() as there:
-                there.link("del", index=links.index_of(there, name))
+            links.unplug(name)
 
 
 def plugged(devices: Devices) -> tuple[Plugged, ...]:
     """All plugs of this node."""
     found = []
-    for name, alias in _namespaced():
+    for _, alias, mtu in _namespaced():
         words = alias.split(" ")
         if len(words) == 3 and devices.owns(words[0]) and words[1].isdecimal():
-            with IPRoute() as there:
-                link = there.get_links(links.index_of(there, name))[0]
-            found.append(Plugged(words[0], int(words[1]), words[2], link.get("mtu") or 0))
+            found.append(Plugged(words[0], int(words[1]), words[2], mtu))
     return tuple(found)
 
 
-def _namespaced() -> Generator[tuple[str, str], None, None]:
-    """Name and alias of every VLAN there is; while one is handed out, the thread is beside it."""
+def _namespaced() -> Iterator[tuple[str, str, int]]:
+    """Name, alias and MTU of every VLAN; while one is handed out, the thread is beside it.
+
+    It may go at any moment, as its namespace may.
+    """
     for path in _namespaces():
         with suppress(LaunchFailed), links.inside(path):
             with IPRoute() as there:
                 every = [
-                    (one.get("ifname"), _kind(one), one.get("ifalias")) for one in there.get_links()
+                    (one.get("ifname"), one.get("ifalias") or "", one.get("mtu") or 0)
+                    for one in there.get_links()
+                    if _kind(one) == "vlan"
                 ]
-            for name, kind, alias in every:
-                if kind == "vlan":
-                    yield name, alias or ""
+            yield from every
 
 
 def _kind(link: object) -> str:

@@ -68,12 +68,18 @@ async def test_bytes_are_passed_both_ways():
     assert answer == b"HELLO" * 50_000
 
 
+async def hello(stream):
+    """As who connects to a controller: it speaks first."""
+    await stream.send_all(b"hello")
+
+
 @pytest.mark.parametrize("there", [True, False])
 async def test_an_end_is_an_end_for_both(there):
     """A controller that closes, or none at all, closes the connection inside."""
     async with listening(silence) as (host, port):
         address = f"tcp://{host}:{port}" if there else "tcp://127.0.0.1:1"
         async with relay(address) as place, await trio.open_tcp_stream(*place) as stream:
+            await hello(stream)
             assert await read(stream, 1) == b""
 
 
@@ -91,6 +97,45 @@ async def test_no_more_connections_than_the_bound(monkeypatch):
             assert await read(second, 1) == b""
         await first.send_all(b"b")
         assert await read(first, 1) == b"B"
+
+
+async def test_one_source_does_not_hold_them_all(monkeypatch):
+    """So many connections of one address, and others are served still; what it ends is free."""
+    monkeypatch.setattr(relays_, "SOURCE_MAX", 1)
+    async with (
+        listening(shout) as (host, port),
+        relay(f"tcp://{host}:{port}") as place,
+        await trio.open_tcp_stream(*place) as first,
+    ):
+        await first.send_all(b"a")
+        assert await read(first, 1) == b"A"
+        async with await trio.open_tcp_stream(*place) as second:
+            assert await read(second, 1) == b""
+        async with await trio.open_tcp_stream(*place, local_address="127.0.0.2") as other:
+            await other.send_all(b"b")
+            assert await read(other, 1) == b"B"
+        await first.send_eof()
+        assert await read(first, 1) == b""
+        async with await trio.open_tcp_stream(*place) as again:
+            await again.send_all(b"c")
+            assert await read(again, 1) == b"C"
+
+
+async def test_who_says_nothing_is_not_passed_on(monkeypatch):
+    """A connection that is held idle ends, and no controller has heard of it."""
+    monkeypatch.setattr(relays_, "FIRST_BYTES_S", 0.05)
+    heard = []
+
+    async def note(stream):
+        heard.append(stream)
+
+    async with (
+        listening(note) as (host, port),
+        relay(f"tcp://{host}:{port}") as place,
+        await trio.open_tcp_stream(*place) as idle,
+    ):
+        assert await read(idle, 1) == b""
+        assert heard == []
 
 
 def test_a_relay_is_the_same_for_all_hosts():

@@ -8,6 +8,7 @@ from bench.net.checks import Forgery, Reach
 from bench.net.frames import read_frame
 from bench.net.paths import around
 from bench.net.plot import draw
+from bench.net.ready import Ready, read, summary
 from bench.net.report import failures, report, rows
 from bench.net.traffic import read_flow, read_round_trips
 from lab.faults import LabFault
@@ -125,3 +126,19 @@ def test_a_picture_is_drawn(tmp_path):
     drawn = (tmp_path / "net.svg").read_text()
     assert drawn.startswith("<?xml")
     assert "container to container" in drawn
+
+
+def test_what_a_launch_waits_for_its_port_is_read_from_its_timeline():
+    """Until it is plugged in, and what is missing when the container is there; not the create."""
+    steps = [
+        {"step": "starting", "after_ms": 100.0},
+        {"step": "plugged in", "after_ms": 130.0},
+        {"step": "created", "after_ms": 900.0},
+        {"step": "port up", "after_ms": 904.0},
+    ]
+    found = read(steps)
+    assert (found.plug_ms, found.up_ms, found.all_ms) == (30.0, 4.0, 34.0)
+    shown = summary([found, Ready(40.0, 2.0), Ready(10.0, 30.0)])
+    assert (shown["pods"], shown["all"]) == (3, {"p50": 40.0, "max": 42.0})
+    with pytest.raises(LabFault, match="port up"):
+        read([*steps[:3], {"step": "port up", "after_ms": None}])

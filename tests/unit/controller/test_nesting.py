@@ -2,9 +2,12 @@
 
 from attrs import evolve
 
+from swarmctl.controller.paths import Seen, place_of, tenant_paths
 from swarmctl.controller.subports import SPARES
 from swarmctl.net.model import Provider
 from swarmctl.net.vlans import VLAN_MAX
+from swarmctl.proto.messages import Report
+from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import DiskSpec, NetworkUse, Placement, ServiceSpec, Template, VmSpec
 from tests.unit.controller.networks_fixture import (
     a_plane,
@@ -102,6 +105,32 @@ async def test_the_path_of_a_pod_goes_through_its_vm(autojump_clock, tmp_path):
     assert [one["hop"] for one in found["to"]["hops"]] == [
         *("interface", "trunk", "port", "switch", "port", "trunk", "interface")
     ]
+
+
+async def test_what_ovn_says_of_a_trunk_is_no_alarm(autojump_clock, tmp_path):
+    """It takes "installed" back from a VM that is well, when a pod's port goes: so nobody knows."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        state = rig.cluster.state
+        [db] = state.services["default", "db"].holders.values()
+        port = state.ports.attachments[db.incarnation][0].port
+
+        def standing(instance, installed):
+            plug = {port: {"device": "tap0", "installed": installed}}
+            seen = Seen({"bridge": "br-int", "address": ""}, plug)
+            [path] = tenant_paths(state, instance, place_of(state, instance), seen)
+            [text] = [hop["what"] for hop in path["hops"] if hop["hop"] == "port"]
+            return path["installed"], text.partition("tap0 on br-int, ")[2]
+
+        # No pod was on it yet: what OVN says is so.
+        assert standing(db, False) == (False, "OVN has not installed it")
+        await rig.apply(pods(1))
+        rig.run()
+        [pod] = state.services["default", "web"].holders.values()
+        for one in (db, pod):
+            assert standing(one, True) == (True, "installed")
+            assert standing(one, False) == (None, "not known whether OVN has installed it")
+        assert inner.instances
 
 
 async def test_with_the_vm_its_pods_and_their_ports_go(autojump_clock, tmp_path):
@@ -409,3 +438,95 @@ async def test_a_spare_leaves_a_fixed_address_to_who_asks_for_it(autojump_clock,
             return rig.running("own") == [1]
 
         await until(placed)
+def port_failed(rig, inner, incarnation, port):
+    """The node reports a launch that failed since its port did not come up."""
+    one = inner.instances[incarnation]
+    inner.instances[incarnation] = evolve(
+        one,
+        state=int(InstanceState.FAILED),
+        attempt=one.attempt + 1,
+        reason=f"port {port} did not come up within 30 s",
+        retrying=True,
+        port_down=port,
+    )
+    inner.sequence += 1
+    report = Report(inner.sequence, (inner.instances[incarnation],))
+    rig.cluster.sessions.on_message(inner.peer, f"node:{inner.name}", report)
+    rig.run()
+
+
+async def test_a_subport_that_does_not_come_up_is_replaced(autojump_clock, tmp_path):
+    """Its pod gets another, the history says why, and the bad one is no spare: it is deleted."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: ports(rig) == ["db.1", "web.1"])
+        [bad] = inner.instances.values()
+        port = bad.attachments[0].port
+        port_failed(rig, inner, bad.incarnation, port)
+
+        [good] = inner.instances.values()
+        assert good.incarnation != bad.incarnation
+        assert good.attachments[0].port != port
+        await until(lambda: port not in [row.columns["name"] for row in rows(rig).values()])
+        await until(lambda: not rig.cluster.state.ports.leaving)
+        assert rig.cluster.state.ports.condemned == set()
+        explained = await rig.ask("instance.explain", name="web.1")
+        assert [text for _, text in explained["history"]][-1] == (
+            f"web.1: its port {port} did not come up, and is replaced"
+        )
+
+
+async def test_every_port_has_a_gateway_that_is_sure_to_answer_or_none(autojump_clock, tmp_path):
+    """Also a second one and an internal one, without routes; none where it is a provider's."""
+    async with a_plane(tmp_path, "host") as rig:
+        provider = Provider("physnet1", 30)
+        await create(rig, definition("inside", "10.41.0.0/24", internal=True))
+        await create(rig, definition("outside", "10.42.0.0/24", provider=provider))
+        inner = await nest(rig)
+        web = service("web", 1, "inside", "front")
+        await rig.apply(evolve(web, placement=INSIDE))
+        await rig.apply(evolve(service("out", 1, "outside"), placement=INSIDE))
+        rig.run()
+
+        told = {one.service: one.attachments for one in inner.instances.values()}
+        assert [one.gateway for one in told["web"]] == ["10.41.0.1", "10.20.0.1"]
+        assert [one.routes for one in told["web"]] == [(), ()]
+        [outside] = told["out"]
+        assert outside.gateway == ""
+        assert outside.routes == (("0.0.0.0/0", "10.42.0.1"),)
+
+
+async def test_a_node_condemns_no_port_but_its_own_pods(autojump_clock, tmp_path):
+    """What it says of another's, or of a machine's own port, moves nothing."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods(2))
+        rig.run()
+        one, two = inner.instances.values()
+        port_failed(rig, inner, one.incarnation, two.attachments[0].port)
+        [vm_port] = [one.attachments[0].port for one in rig.nodes["host"].instances.values()]
+        port_failed(rig, rig.nodes["host"], next(iter(rig.nodes["host"].instances)), vm_port)
+
+        assert set(inner.instances) == {one.incarnation, two.incarnation}
+        assert rig.cluster.state.ports.condemned == set()
+
+
+async def test_while_ovn_is_away_ports_are_replaced_no_more_than_a_few_times(
+    autojump_clock, tmp_path
+):
+    """Each holds an address until OVN has removed it: the pod then waits with the one it has."""
+    async with a_plane(tmp_path, "host") as rig:
+        inner = await nest(rig)
+        await rig.apply(pods(1))
+        rig.run()
+        await until(lambda: spares(rig))
+        rig.database.go_away()
+        seen = set()
+        for _ in range(3 * SPARES):
+            [one] = inner.instances.values()
+            seen.add(one.incarnation)
+            port_failed(rig, inner, one.incarnation, one.attachments[0].port)
+
+        assert len(seen) == SPARES + 1
