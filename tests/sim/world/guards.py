@@ -74,7 +74,7 @@ class GuardProcess(guard.Guard):
         self.number = self._me = number
         self.page = machine.page
         self.list = guard.FencedList(str(machine.folder / "run"))
-        self._last_kill_ns = self.now_ns()
+        self._last_kill_ns = 0
         self.page[guard.GUARD_PID] = number
         self.beat_ns = None
         self.woken = trio.Event()
