@@ -85,8 +85,8 @@ class Disk(MemoryDisk):
     @property
     def idle(self):
         """Whether nothing waits for it."""
-        waits = self.held or self.trying or any(store._queue for store in self.stores)
-        return not waits
+        waits = any(one.ops for store in self.stores for one in store._queue)
+        return not (self.held or self.trying or waits)
 
     def services(self):
         """The records of all services, by name."""
@@ -101,12 +101,13 @@ class SyncedStore(MemoryStore):
     """A store that tells its disk what was synced."""
 
     async def commit(self, ops):
-        self._disk.begin_write()
+        if ops:  # Else it is a question whether the term is still the highest.
+            self._disk.begin_write()
         return await super().commit(ops)
 
     def _apply(self, ops):
         disk = self._disk
-        if disk.full:
+        if disk.full and ops:
             disk.books.fire("store-full")
             raise StorageFault(FULL.what, FULL.where, FULL.hint)
         revision = super()._apply(ops)
