@@ -359,9 +359,9 @@ class Agent:
                     self._doubtful.set()
                     self.executor.by_driver[driver.name].relist()
                     async for event in events:
-                        if self._fence is not None:
-                            event = explained(event, self._fence, self.supervisor)
-                        self.supervisor.event(driver.name, event, trio.current_time())
+                        now = trio.current_time()
+                        event = explained(event, self._fence, self.supervisor, now)
+                        self.supervisor.event(driver.name, event, now)
                         self.wake()
             except SwarmError as error:
                 _log.warning("events interrupted", driver=driver.name, error=str(error))
