@@ -6,7 +6,9 @@ loses the queue, but for as many of the first as the disk had taken without tell
 
 from swarmctl.agent.journal import MemoryJournal
 from swarmctl.controller import records
+from swarmctl.controller.holding import HOLD
 from swarmctl.controller.records import ServiceRecord
+from swarmctl.controller.store.api import Entry
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
 from swarmctl.proto.errors import StorageFault
 
@@ -60,6 +62,16 @@ class Disk(MemoryDisk):
         self.held = False
         for store in self.stores:
             store.release()
+
+    def put_on_hold(self, reason):
+        """As a restore does: who starts from it tells no node anything until it is released."""
+        self.revision += 1
+        self.entries[HOLD] = Entry(reason.encode(), self.revision)
+
+    @property
+    def on_hold(self):
+        """Whether nobody has released it yet."""
+        return HOLD in self.entries
 
     def begin_write(self):
         """Somebody may be waiting for that."""
@@ -147,6 +159,12 @@ class Journal(MemoryJournal):
         lost = self.crash(self.random.randint(0, len(self._queue)) if self._queue else 0)
         if lost:
             self.books.fire("unsynced-journal-lost", self.name, lost)
+
+    def forget_all(self):
+        """The file is moved aside."""
+        self._queue.clear()
+        self._records.clear()
+        self._facts.clear()
 
     def has(self, incarnation):
         """Whether a record of it is durable."""
