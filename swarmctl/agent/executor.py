@@ -290,8 +290,8 @@ class DriverExecutor:
                 await trio.sleep(min(RELIST_MIN_S * 2.0 ** min(failures - 1, 8), RELIST_MAX_S))
                 continue
             now = trio.current_time()
-            found = explained_list(found, self._fence, self._supervisor, now)
-            adoption.listed(self._supervisor, self.driver.name, asked_at, found, now)
+            told = explained_list(found, self._fence, self._supervisor, now)
+            adoption.listed(self._supervisor, self.driver.name, asked_at, told, now)
             self._supervisor.driver_up(self.driver.name, now)
             self._wake()
             failures = 0
