@@ -240,7 +240,11 @@ class GroupCommitter(Generic[W, R]):
         self._ended.set()
 
     def _closed_fault(self) -> StorageFault:
-        return StorageFault(f"the {self._schema.title} is closed", where=str(self._path))
+        return StorageFault(
+            f"the {self._schema.title} is closed",
+            where=str(self._path),
+            hint="the process that has it is ending: ask again when it, or another one, serves",
+        )
 
     # --- the writer thread --------------------------------------------------------------------
 

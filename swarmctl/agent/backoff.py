@@ -19,6 +19,9 @@ RESTART_FIRST_S: Final = 0.1
 # A daemon that is away is asked again at least this often: it is usually back within seconds.
 UNAVAILABLE_RETRY_MAX_S: Final = 5.0
 
+# The end of what the guard stopped: no failure, and nobody's wish; it goes on once it may.
+LEASE_ENDED: Final = "the fencing lease ended, and the guard stopped it"
+
 _STEADY: Final = frozenset({RestartCondition.ALWAYS, RestartCondition.UNLESS_STOPPED})
 
 
@@ -56,6 +59,8 @@ def after_exit(
         failures: ends in a row, this one included, without a good run between them.
         span_s: seconds since the first of them.
     """
+    if why == LEASE_ENDED:
+        return Verdict(RESTART_FIRST_S, InstanceState.STARTING, f"{why}; starts when it is renewed")
     policy = template.restart
     ended = _end_in_words(exit_code, why)
     if exit_code == 0 and (template.job or policy.condition not in _STEADY):

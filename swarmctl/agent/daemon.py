@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from swarmctl import descriptors
 from swarmctl.agent import adoption, enrol, facts, guard
@@ -52,7 +52,7 @@ JOURNAL_FILE: Final = "journal.db"
 # A disk that refuses is asked again this often; meanwhile nothing new is launched.
 JOURNAL_RETRY_S: Final = 2.0
 # The first session waits this long for the drivers' lists, so that its hello is complete. A
-# driver that takes longer is caught up with by reports.
+# driver that takes longer is said not to have listed, and is caught up with by reports.
 FIRST_LIST_S: Final = 5.0
 # An events stream that ends is opened again after this.
 EVENTS_RETRY_S: Final = 1.0
@@ -176,6 +176,14 @@ class Agent:
             found.append(self._journal_fault)
         return tuple(found)
 
+    def facts_now(self) -> NodeFacts:
+        """What the node is, as was seen last; and of which drivers it knows what they have."""
+        unlisted = self.drivers.keys() - self.supervisor.listed
+        if not unlisted:
+            return self._facts
+        drivers = [evolve(one, listed=one.name not in unlisted) for one in self._facts.drivers]
+        return evolve(self._facts, drivers=tuple(drivers))
+
     def statistics(self) -> dict[str, Any]:
         """Counters for ``node.statistics``."""
         states: dict[str, int] = {}
@@ -210,7 +218,7 @@ class Agent:
                 self.identity.name,
                 self.supervisor,
                 self.outbox,
-                facts=lambda: self._facts,
+                facts=self.facts_now,
                 reasons=self.reasons,
                 handlers=self._handlers(),
                 wake=self.wake,
@@ -233,7 +241,7 @@ class Agent:
     def _handlers(self) -> dict[str, Handler]:
         timelines, drivers, wall = self.timelines, self.drivers, self._edges.wall
         return {
-            **handlers(self.supervisor, drivers, lambda: self._facts, self.statistics),
+            **handlers(self.supervisor, drivers, self.facts_now, self.statistics),
             **Tracing(self.supervisor, timelines, drivers, self.attaching, wall).handlers(),
         }
 
@@ -259,10 +267,15 @@ class Agent:
     async def _supervise(self) -> None:
         supervisor = self.supervisor
         down: set[str] = set()
+        listed: set[str] = set()
         while True:
             if down != supervisor.down.keys():
                 down = set(supervisor.down)
                 self._doubtful.set()
+            if listed != supervisor.listed:
+                listed = set(supervisor.listed)
+                if self.session is not None:
+                    self.session.facts_changed()
             # Before anything is looked at: what comes in from here on starts another round.
             self._woken = trio.Event()
             supervisor.tick(trio.current_time())
@@ -346,9 +359,9 @@ class Agent:
                     self._doubtful.set()
                     self.executor.by_driver[driver.name].relist()
                     async for event in events:
-                        if self._fence is not None:
-                            event = explained(event, self._fence, self.supervisor)
-                        self.supervisor.event(driver.name, event, trio.current_time())
+                        now = trio.current_time()
+                        event = explained(event, self._fence, self.supervisor, now)
+                        self.supervisor.event(driver.name, event, now)
                         self.wake()
             except SwarmError as error:
                 _log.warning("events interrupted", driver=driver.name, error=str(error))

@@ -23,7 +23,7 @@ from swarmctl.agent import adoption, fast_path
 from swarmctl.agent.actions import Actions, Stop
 from swarmctl.agent.attaching import INSTALL_DEADLINE_S, Attaching
 from swarmctl.agent.drivers.api import BulkLaunch, Driver, Launch
-from swarmctl.agent.fencing import Fence, NotFenced
+from swarmctl.agent.fencing import Fence, NotFenced, explained_list
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.agent.timeline import Step, Timelines
 from swarmctl.proto.errors import DeadlineExceeded, InternalError, SwarmError
@@ -242,7 +242,10 @@ class DriverExecutor:
     async def _create_fenced(self, launch: Launch) -> None:
         """Create it, and have it in the guard's list; only then may it be started."""
         if self._fence is None:
-            raise NotFenced("this agent has no guard that fences instances")
+            raise NotFenced(
+                "this agent has no guard that fences instances",
+                hint="its log says why, from its start on",
+            )
         self._fence.check()
         create = self.driver.create(launch)
         runtime_id = await self._within(CREATE_DEADLINE_S, "create", create)
@@ -290,7 +293,8 @@ class DriverExecutor:
                 await trio.sleep(min(RELIST_MIN_S * 2.0 ** min(failures - 1, 8), RELIST_MAX_S))
                 continue
             now = trio.current_time()
-            adoption.listed(self._supervisor, self.driver.name, asked_at, found, now)
+            told = explained_list(found, self._fence, self._supervisor, now)
+            adoption.listed(self._supervisor, self.driver.name, asked_at, told, now)
             self._supervisor.driver_up(self.driver.name, now)
             self._wake()
             failures = 0

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -27,8 +27,9 @@ from attrs import evolve
 
 from swarmctl.agent import guard, guard_folders
 from swarmctl.agent.actions import Actions
+from swarmctl.agent.backoff import LEASE_ENDED
 from swarmctl.agent.config import AgentConfig
-from swarmctl.agent.drivers.api import DriverEvent, EventKind
+from swarmctl.agent.drivers.api import DriverEvent, EventKind, Found, Phase
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto import limits
 from swarmctl.proto.errors import EnvironmentFault
@@ -57,6 +58,8 @@ LEASE_WILL_DO_S: Final = LEASE_LEFT_MIN_S + 3 * limits.HEARTBEAT_S
 OPENED_MAX: Final = 100
 # Heartbeats whose answer may still come; more are under way only where nobody answers.
 HEARTBEATS_REMEMBERED: Final = 32
+# Drivers tell ends by the wall clock, some in whole seconds; leases end by another clock.
+_CLOCKS_DIFFER_S: Final = 1.5
 
 
 class NotFenced(EnvironmentFault):
@@ -180,7 +183,8 @@ class GuardFence:
             with suppress(FileNotFoundError, FileExistsError):
                 self._list.mkdir(parents=True, exist_ok=True, mode=0o700)
                 return guard.Page(str(self.folder))
-        raise NotFenced(f"{self.folder} is removed again and again")
+        hint = "see what removes it, and start the agent again"
+        raise NotFenced(f"{self.folder} is removed again and again", hint=hint)
 
     @property
     def is_alive(self) -> bool:
@@ -205,9 +209,15 @@ class GuardFence:
     def check(self) -> None:
         """See Fence."""
         if not self.is_alive:
-            raise NotFenced("the guard that fences instances on this node is not alive")
+            raise NotFenced(
+                "the guard that fences instances on this node is not alive",
+                hint="the agent starts another; if this stays, its log says why",
+            )
         if self.left_s < LEASE_LEFT_MIN_S:
-            raise NotFenced("fenced, and the controller has not renewed this node's lease")
+            raise NotFenced(
+                "fenced, and the controller has not renewed this node's lease",
+                hint="it starts when that is done; 'swarmctl node ls' says whether it is heard",
+            )
 
     def enlist(self, incarnation: int, runtime_id: str) -> None:
         """See Fence."""
@@ -216,7 +226,11 @@ class GuardFence:
             hidden.write_text(runtime_id, encoding="ascii")
             hidden.rename(place)
         except OSError as error:
-            raise NotFenced(f"the guard's list cannot be written: {error.strerror}") from error
+            raise NotFenced(
+                f"the guard's list cannot be written: {error.strerror}",
+                str(self._list),
+                "make room there; it is tried again",
+            ) from error
 
     def dismiss(self, incarnation: int) -> None:
         """See Fence."""
@@ -290,13 +304,40 @@ def make_fence(config: AgentConfig) -> Fence | None:
         return None
 
 
-def explained(event: DriverEvent, fence: Fence, supervisor: Supervisor) -> DriverEvent:
-    """``event``; the end of what the guard killed says so."""
-    if event.kind is not EventKind.EXITED or fence.left_s > 0:
+def explained(
+    event: DriverEvent, fence: Fence | None, supervisor: Supervisor, now: float
+) -> DriverEvent:
+    """``event``; the end of what the guard killed says so (and counts as no failure)."""
+    if fence is None or event.kind is not EventKind.EXITED or event.exit_code == 0:
         return event
-    if not _is_fenced(event.incarnation, supervisor):
+    if not _was_killed(event.incarnation, event.at, fence, supervisor, now):
         return event
-    return evolve(event, reason="the fencing lease ended, and the guard stopped it")
+    return evolve(event, reason=LEASE_ENDED)
+
+
+def explained_list(
+    found: Iterable[Found], fence: Fence | None, supervisor: Supervisor, now: float
+) -> Iterable[Found]:
+    """``found``, likewise: for an agent that was not there, or heard of it late."""
+    if fence is None or fence.left_s > 0:
+        return found
+    return [
+        evolve(one, reason=LEASE_ENDED)
+        if one.phase is Phase.EXITED
+        and one.exit_code != 0
+        and _was_killed(one.incarnation, one.finished_at, fence, supervisor, now)
+        else one
+        for one in found
+    ]
+
+
+def _was_killed(
+    incarnation: int, at: float, fence: Fence, supervisor: Supervisor, now: float
+) -> bool:
+    """Whether it was the guard, as far as times tell; ``at`` is in epoch seconds, or 0."""
+    ended_at = now + supervisor.wall_offset_s + fence.left_s
+    late = not at or at > ended_at - _CLOCKS_DIFFER_S
+    return fence.left_s <= 0 and late and _is_fenced(incarnation, supervisor)
 
 
 def take_fenced_removes(actions: Actions, supervisor: Supervisor) -> dict[str, list[int]]:
@@ -332,7 +373,8 @@ def _folder(data: Path, run: Path) -> Path:
         except OSError:
             continue
         return folder
-    raise NotFenced(f"neither {run} nor {data} can be written")
+    hint = "let the agent write to one of them, and start it again"
+    raise NotFenced(f"neither {run} nor {data} can be written", hint=hint)
 
 
 def guard_command() -> list[str]:

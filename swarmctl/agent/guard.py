@@ -12,7 +12,8 @@ It imports nothing beyond the standard library, needs no disk while it works, ca
 and is the last that the kernel kills for want of memory.  It lives in a session and cgroup of its
 own and outlives the agent; an agent that starts again goes on with it, or starts another, which
 takes over by writing its process id into the page.  Without fenced instances it ends with its
-agent.
+agent; with some it stays, for as long as the machine or its folder does: nobody can say when a
+daemon that was stopped will go on.
 """
 
 import contextlib
@@ -39,8 +40,9 @@ LOOK_S = 0.05
 KILL_PAUSE_S = 0.005
 # Whether the agent lives is looked at this often; it matters only for tidiness.
 AGENT_EVERY_S = 1.0
-# A guard without an agent stays this long after its last kill: what could still come has come.
+# Without an agent it looks so often for this long after the lease and its last kill, then rarely.
 LINGER_S = 600.0
+LOOK_RARELY_S = 1.0
 LOG_MAX_BYTES = 256 * 1024
 # Never killed for want of memory.
 OOM_SCORE = "-1000"
@@ -235,7 +237,7 @@ class Guard:
         self._me = me or os.getpid()
         self._log_path = os.path.join(folder, LOG)
         self._places = mounts()
-        self._last_kill_ns = self.now_ns()
+        self._last_kill_ns = 0
         self._agent_seen_ns = 0
         self._agent_lives = True
         self.page[GUARD_PID] = self._me
@@ -258,9 +260,9 @@ class Guard:
             return min(BEAT_S, left_ns / NS)
         if self._end_all(names):
             return KILL_PAUSE_S
-        if now - self._last_kill_ns > LINGER_S * NS and not self._has_agent(now):
-            return None
-        return LOOK_S
+        quiet_ns = min(-left_ns, now - self._last_kill_ns)
+        rarely = quiet_ns > LINGER_S * NS and not self._has_agent(now)
+        return LOOK_RARELY_S if rarely else LOOK_S
 
     def now_ns(self) -> int:
         """The clock of leases."""

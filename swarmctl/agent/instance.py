@@ -11,6 +11,7 @@ import attrs
 import msgpack
 from attrs import define
 
+from swarmctl.agent.backoff import LEASE_ENDED
 from swarmctl.agent.drivers.api import DriverEvent, Launch
 from swarmctl.agent.health import Watch
 from swarmctl.agent.transitions import Goal, Phase
@@ -132,6 +133,8 @@ class Instance:
 
     def failed(self, at: float) -> float:
         """One more bad end, at ``at`` (epoch seconds); seconds since the first one in a row."""
+        if self.exit_reason == LEASE_ENDED:
+            return 0.0
         self.failures += 1
         if self.failures == 1 or not self.failing_since:
             self.failing_since = at

@@ -190,7 +190,10 @@ class Cluster:
             follow()
             return
         await trio.lowlevel.checkpoint()
-        raise StorageFault("the controller is stopping")
+        raise StorageFault(
+            "the controller is stopping",
+            hint="look whether it was done when one serves again, and if not ask once more",
+        )
 
     def stop(self) -> None:
         """The controller ends: nothing waits for the disk any more."""

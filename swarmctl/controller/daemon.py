@@ -20,6 +20,7 @@ from attrs import evolve, frozen
 from swarmctl import descriptors, garbage
 from swarmctl.controller import (
     completions,
+    confirming,
     guardless,
     holding,
     loading,
@@ -254,6 +255,7 @@ class Controller:
                 nursery.start_soon(self._reconcile, server)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._commit)
+                nursery.start_soon(confirming.run, self.cluster)
                 nursery.start_soon(self.cluster.plane.run)
                 nursery.start_soon(self.cluster.state.guests.run, self.cluster)
                 nursery.start_soon(self._stop_at_the_end)

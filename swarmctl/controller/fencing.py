@@ -48,8 +48,13 @@ class Grant:
     released: bool = False
 
 
-def _always() -> bool:
+def always() -> bool:
+    """Whether one leads that nobody elects: the store tells (``in_doubt_s``)."""
     return True
+
+
+def _surely() -> float:
+    return 0.0
 
 
 @define(eq=False)
@@ -60,10 +65,12 @@ class FenceBook:
         lease_s: how long a lease holds.
         may_grant: whether this controller still is the one that grants.
         unwritten: nodes of whose guard the store says what is not true any more.
+        in_doubt_s: for how long nobody has confirmed that: it shortens the leases.
     """
 
     lease_s: float = limits.FENCING_LEASE_S
-    may_grant: Callable[[], bool] = _always
+    may_grant: Callable[[], bool] = always
+    in_doubt_s: Callable[[], float] = _surely
     templates: set[bytes] = field(factory=set)
     now: float = 0.0
     took_over_at: float | None = None
@@ -142,10 +149,11 @@ class FenceBook:
         self.now = now
         grant = self._grants.setdefault(node, Grant(now))
         grant.guarded, grant.silent, grant.released = guarded, False, False
-        if not self.may_grant():
+        lease_s = self.lease_s - self.in_doubt_s() if self.may_grant() else 0.0
+        if lease_s <= 0:
             return 0.0
         grant.granted_at = now
-        return self.lease_s
+        return lease_s
 
     def removed(self, node: str) -> None:
         """A node leaves the registry: it may run on, until its lease ends.

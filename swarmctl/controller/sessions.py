@@ -26,8 +26,9 @@ from swarmctl.controller.placing import Fleet, check_facts
 from swarmctl.controller.plausible import check_groups, check_reports
 from swarmctl.controller.sharing import SharedFacts
 from swarmctl.controller.state import ClusterState, Node, Service
+from swarmctl.controller.templates import learn
 from swarmctl.proto import limits
-from swarmctl.proto.errors import Busy, ProtocolError, SwarmError
+from swarmctl.proto.errors import Busy, SwarmError
 from swarmctl.proto.messages import (
     PROTOCOL_VERSION,
     Controllers,
@@ -45,7 +46,6 @@ from swarmctl.proto.messages import (
     Welcome,
 )
 from swarmctl.proto.states import Desired, InstanceState, NodeState
-from swarmctl.spec import wire
 
 SendTo = Callable[[bytes, Message], None]
 
@@ -181,7 +181,7 @@ class Sessions:
         node.reported = True
         node.state = NodeState.JOINING  # Whatever it was, it is here now.
         self.refresh(node)
-        self._learn(hello.templates)
+        learn(self._state, hello.templates)
         self._take_inventory(node, hello.inventory)
         guardless.note(self._state, node)
         if is_nested(node):
@@ -220,23 +220,9 @@ class Sessions:
         seen = {report.incarnation for report in inventory}
         for instance in list(node.instances.values()):
             if instance.incarnation not in seen and instance.reported:
-                self._gone(instance)
+                self._absent(node, instance)
         for report in inventory:
             self._take_report(node, report)
-
-    def _learn(self, templates: dict[bytes, bytes]) -> None:
-        """Take in templates that the store may not know; they have to be what they are called."""
-        for name, encoded in templates.items():
-            if name in self._state.templates or wire.digest(encoded) != name:
-                continue
-            try:
-                template = wire.decode_template(encoded)
-            except ProtocolError as error:
-                _log.warning("a node's template cannot be read", error=str(error))
-                continue
-            self._state.templates[name] = encoded
-            if template.fenced:
-                self._state.fences.templates.add(name)
 
     # --- reports -----------------------------------------------------------------------------
 
@@ -311,7 +297,9 @@ class Sessions:
     def _take_report(self, node: Node, report: InstanceReport) -> None:
         instance = node.instances.get(report.incarnation)
         if report.state == InstanceState.REMOVED:
-            if instance is not None:
+            if instance is not None and not report.driver:  # The node never knew of it.
+                self._absent(node, instance)
+            elif instance is not None:
                 self._gone(instance)
             return
         if instance is None:
@@ -375,6 +363,13 @@ class Sessions:
             _log.info("reported instance", instance=instance.name, verdict=verdict.value, why=why)
         self._state.dirty_services.add(key)
         return instance
+
+    def _absent(self, node: Node, instance: Instance) -> None:
+        """The node does not know of it: gone, unless its driver has yet to say what it has."""
+        if instance.driver in {one.name for one in node.facts.drivers if not one.listed}:
+            self._state.unsee(instance)
+        else:
+            self._gone(instance)
 
     def _gone(self, instance: Instance) -> None:
         for node in nodes_in(self._state, instance):

@@ -46,5 +46,6 @@ class SharedFacts:
         return {shared(name, name): shared(value, value) for name, value in words.items()}
 
 
-def _driver_key(one: DriverFacts) -> tuple[str, bool, str, str, _Items]:
-    return (one.name, one.available, one.version, one.reason, tuple(one.facts.items()))
+def _driver_key(one: DriverFacts) -> tuple[str, bool, str, str, _Items, bool]:
+    facts = tuple(one.facts.items())
+    return (one.name, one.available, one.version, one.reason, facts, one.listed)

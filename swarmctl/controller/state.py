@@ -395,6 +395,12 @@ class ClusterState:
                     tally[before] -= 1
                     tally[instance.state] += 1
 
+    def unsee(self, instance: Instance) -> None:
+        """Its node cannot say yet whether it has it: it is counted as if it was never told of."""
+        node = self.nodes[instance.node]
+        node.inventory_digest = digest.replace(node.inventory_digest, instance.inventory_digest, 0)
+        instance.reported = False
+
     def observe_group(
         self, node: Node, state: InstanceState, group: ReportedGroup
     ) -> tuple[list[tuple[Service, Instance, InstanceState]], bool]:

@@ -130,13 +130,18 @@ class ReportedGroup:
 
 @frozen
 class DriverFacts:
-    """One driver of a node: whether it can be used, and if not why."""
+    """One driver of a node: whether it can be used, and if not why.
+
+    ``listed`` says that it has told the agent what it has: until then what the agent does not name
+    may be there all the same.
+    """
 
     name: str
     available: bool
     version: str = ""
     reason: str = ""
     facts: dict[str, str] = field(factory=dict)
+    listed: bool = True
 
 
 @frozen

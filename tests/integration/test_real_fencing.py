@@ -1,4 +1,4 @@
-"""Fencing proved on real containers and VMs: never two at once, whoever is killed or stopped.
+"""Fencing on real containers and VMs: never two at once, whoever is killed or stopped.
 
 Four agents on this machine are four nodes. Three fail at the same moment, each in its way; the
 fourth takes what they had. A thread looks through /proc all the time and notes every process of
@@ -260,3 +260,39 @@ def _guards_of(agent):
 
 def _is_zombie(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+
+
+def test_launches_avoid_a_node_whose_dockerd_is_frozen(tmp_path, private_dockerd):
+    """The node is sick and says why, what runs there runs on, and what comes runs elsewhere."""
+    dockerd, address = private_dockerd
+    cluster = Cluster(tmp_path / "cluster")
+    cluster.agent("deaf", "--docker-host", address)
+    try:
+        cluster.start()
+        cluster.apply(box("web"))
+        cluster.wait("web")
+        before = cluster.ps("web")["web.1"]
+        cluster.agent("well")
+        cluster.start()
+        dockerd.send_signal(signal.SIGSTOP)
+        until(lambda: "docker" in _reasons(cluster)["deaf"], 60.0, "a node that is sick")
+        cluster.apply(box("late", 2))
+        cluster.wait("late")
+        assert {one["node"] for one in cluster.ps("late").values()} == {"well"}
+        dockerd.send_signal(signal.SIGCONT)
+        until(cluster.all_ready, 40.0, "the node well again")
+        after = cluster.ps("web")["web.1"]
+        assert (after["node"], after["runtime_id"], after["state"]) == (
+            "deaf",
+            before["runtime_id"],
+            "running",
+        )
+        assert after["restarts"] == 0
+    finally:
+        print(cluster.logs())  # noqa: T201 - captured
+        dockerd.send_signal(signal.SIGCONT)
+        cluster.close()
+
+
+def _reasons(cluster):
+    return {one["node"]: "; ".join(one["reasons"]) for one in cluster.call("node.list")}

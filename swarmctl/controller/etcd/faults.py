@@ -70,7 +70,8 @@ def refused(answer: Mapping[str, Any], member: str) -> EtcdRefused:
             code,
         )
     if code == _RESOURCE_EXHAUSTED:  # "too many requests": it says so only for a moment
-        return EtcdRefused(f"etcd is overloaded: {text}", member, "", _UNAVAILABLE)
+        hint = "it is asked again; if this stays, give etcd a faster disk, or less to do for others"
+        return EtcdRefused(f"etcd is overloaded: {text}", member, hint, _UNAVAILABLE)
     if "corrupt" in text:
         hint = "see etcd's own documentation on its CORRUPT alarm; restore the member from another"
         return EtcdRefused(f"etcd says that its data is corrupt: {text}", member, hint, code)
@@ -78,7 +79,7 @@ def refused(answer: Mapping[str, Any], member: str) -> EtcdRefused:
         return EtcdRefused(
             f"etcd does not let us in: {text}", member, "switch off its authentication", code
         )
-    return EtcdRefused(f"etcd refuses: {text}", member, grpc_code=code)
+    return EtcdRefused(f"etcd refuses: {text}", member, "see the log of that member", code)
 
 
 def unavailable(member: str, error: Exception) -> str:

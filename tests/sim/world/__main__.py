@@ -29,6 +29,7 @@ def _arguments():
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--plant", default="", help="a bug to plant; see plants.py")
     parser.add_argument("--until-found", action="store_true", help="end at the first that fails")
+    parser.add_argument("--harsh", action="store_true", help="also what is known to go wrong")
     parser.add_argument("--show", action="store_true", help="every event of the first seed")
     parser.add_argument("--worker", type=int, default=-1, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -57,7 +58,7 @@ def _work(options):
         for seed in _seeds(options, options.worker, time.monotonic()):
             began = time.process_time()
             try:
-                line = _result(run_seed(seed))
+                line = _result(run_seed(seed, harsh=options.harsh))
             except Exception as error:  # noqa: BLE001 - a defect ended the run: that is a result, too
                 traceback.print_exc()
                 line = _crash(error)
@@ -94,7 +95,7 @@ def _show(options):
     from tests.sim.world.world import run_seed
 
     with planted(options.plant):
-        world = run_seed(options.seed_base, keep_trace=True)
+        world = run_seed(options.seed_base, keep_trace=True, harsh=options.harsh)
     for line in world.trace.lines:
         print(line)
     print(f"{world.trace.events} events, digest {world.trace.digest}")

@@ -6,7 +6,9 @@ loses the queue, but for as many of the first as the disk had taken without tell
 
 from swarmctl.agent.journal import MemoryJournal
 from swarmctl.controller import records
+from swarmctl.controller.holding import HOLD
 from swarmctl.controller.records import ServiceRecord
+from swarmctl.controller.store.api import Entry
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
 from swarmctl.proto.errors import StorageFault
 
@@ -61,6 +63,16 @@ class Disk(MemoryDisk):
         for store in self.stores:
             store.release()
 
+    def put_on_hold(self, reason):
+        """As a restore does: who starts from it tells no node anything until it is released."""
+        self.revision += 1
+        self.entries[HOLD] = Entry(reason.encode(), self.revision)
+
+    @property
+    def on_hold(self):
+        """Whether nobody has released it yet."""
+        return HOLD in self.entries
+
     def begin_write(self):
         """Somebody may be waiting for that."""
         if self.on_write is not None:
@@ -85,8 +97,8 @@ class Disk(MemoryDisk):
     @property
     def idle(self):
         """Whether nothing waits for it."""
-        waits = self.held or self.trying or any(store._queue for store in self.stores)
-        return not waits
+        waits = any(one.ops for store in self.stores for one in store._queue)
+        return not (self.held or self.trying or waits)
 
     def services(self):
         """The records of all services, by name."""
@@ -101,12 +113,13 @@ class SyncedStore(MemoryStore):
     """A store that tells its disk what was synced."""
 
     async def commit(self, ops):
-        self._disk.begin_write()
+        if ops:  # Else it is a question whether the term is still the highest.
+            self._disk.begin_write()
         return await super().commit(ops)
 
     def _apply(self, ops):
         disk = self._disk
-        if disk.full:
+        if disk.full and ops:
             disk.books.fire("store-full")
             raise StorageFault(FULL.what, FULL.where, FULL.hint)
         revision = super()._apply(ops)
@@ -146,6 +159,12 @@ class Journal(MemoryJournal):
         lost = self.crash(self.random.randint(0, len(self._queue)) if self._queue else 0)
         if lost:
             self.books.fire("unsynced-journal-lost", self.name, lost)
+
+    def forget_all(self):
+        """The file is moved aside."""
+        self._queue.clear()
+        self._records.clear()
+        self._facts.clear()
 
     def has(self, incarnation):
         """Whether a record of it is durable."""

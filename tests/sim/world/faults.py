@@ -14,6 +14,8 @@ from tests.sim.world.processes import Killer
 
 # A process is killed at one of its next steps; busy ones take hundreds a second.
 _STEPS = (1, 5, 20, 60, 200)
+# Machines of one run that never return: what is wanted has to have room on the others.
+_LOST_MAX = 2
 
 
 async def _crash_controller(world):
@@ -74,7 +76,52 @@ async def _crash_machine(world):
         world.books.fire("crash-machine", machine.name)
         await trio.sleep(world.random.uniform(0.5, 10.0))
     finally:
-        process.wanted = True
+        process.wanted = not machine.lost
+
+
+async def _agent_away(world):
+    """Nobody starts it again for longer than a lease; its guard is alone with what is fenced."""
+    machine = _fencing_machine(world)
+    process = world.agent_of(machine)
+    if all(one.is_frozen for one in machine.guards):
+        await trio.lowlevel.checkpoint()  # Then nobody is left to kill (docs/fencing.md).
+        return
+    process.wanted = False
+    try:
+        process.kill()
+        world.books.fire("agent-away", machine.name)
+        await trio.sleep(world.random.uniform(10.0, 20.0))
+    finally:
+        process.wanted = not machine.lost
+
+
+async def _lose_machine(world):
+    """One is off for good, at once or after it was cut off; an operator takes it out."""
+    machine = world.random.choice((world.random.choice(world.machines), _fencing_machine(world)))
+    if machine.lost or len(world.machines) - len(world.living) >= _LOST_MAX:
+        await trio.lowlevel.checkpoint()
+        return
+    machine.lost = True
+    world.books.fire("lose-machine", machine.name)
+    if world.random.random() < 0.5:
+        if world.harsh and world.random.random() < 0.5:
+            world.operator.lose(machine.name)  # It runs on, and nobody knows for how long.
+        await _keep_blocked(world, 1.0, 20.0, public_key=world.keys[machine.name].public)
+    process = world.agent_of(machine)
+    process.wanted = False
+    process.kill()
+    machine.lose_power()
+    world.operator.lose(machine.name)
+
+
+async def _hold(world):
+    """The controller starts on a store that an operator has put on hold, and releases later."""
+    process = world.controllers[world.serving]
+    world.disk.put_on_hold("by chance")
+    if process.kill():
+        world.books.fire("hold", process.name)
+    await trio.sleep(world.random.uniform(0.5, 20.0 if world.harsh else 4.0))
+    world.operator.on_hold = True
 
 
 async def _crash_instance(world):
@@ -95,20 +142,25 @@ async def _crash_many(world):
 
 
 async def _usurp(world):
-    """A second controller begins on the same store, and the first, cut off, does not know."""
+    """A second controller begins on the same store, and the first does not know.
+
+    It is cut off from the agents; or they stay with it, until it finds out.
+    """
     old = world.serving
     if not world.controllers[old].alive or world.usurping:
         await trio.lowlevel.checkpoint()
         return
     world.usurping = True
     endpoint = world.endpoints[old]
+    keeps_agents = world.random.random() < 0.5
     try:
-        world.isolate_controller(old)
+        if not keeps_agents:
+            world.isolate_controller(old)
         world.serving = 1 - old
         world.controllers[1 - old].wanted = True
         world.controllers[old].wanted = False
-        world.books.fire("usurp", endpoint)
-        await trio.sleep(world.random.uniform(1.0, 10.0))
+        world.books.fire("usurp-with-agents" if keeps_agents else "usurp", endpoint)
+        await trio.sleep(world.random.uniform(1.0, 25.0 if keeps_agents else 10.0))
     finally:
         world.controllers[old].kill()
         world.network.sever(endpoint=endpoint)
@@ -130,17 +182,17 @@ async def _crash_guard(world):
     """Alone, or with the agent that would start another; both come back (docs/fencing.md)."""
     machine = _fencing_machine(world)
     process = world.agent_of(machine)
-    for one in machine.guards:
+    for one in machine.guards if process.wanted else ():
         one.kill()
         world.books.fire("crash-guard", machine.name)
-    if world.random.random() < 0.3:
+    if world.random.random() < 0.3 and process.wanted:
         process.kill()
     await trio.lowlevel.checkpoint()
 
 
 async def _freeze_guard(world):
     machine = _fencing_machine(world)
-    frozen = list(machine.guards)
+    frozen = list(machine.guards) if world.agent_of(machine).wanted else []
     for one in frozen:
         one.freeze()
         world.books.fire("freeze-guard", machine.name)
@@ -278,6 +330,22 @@ async def _full_store(world):
     world.disk.full = False
 
 
+async def _lost_journal(world):
+    """An operator moves a journal aside, mostly while the driver's daemon is away."""
+    machine = _fencing_machine(world)
+    process = world.agent_of(machine)
+    process.wanted = False
+    try:
+        process.kill()
+        machine.host.reachable = world.random.random() < 0.3
+        machine.journal.forget_all()
+        world.books.fire("lost-journal", machine.name)
+    finally:
+        process.wanted = not machine.lost
+    await trio.sleep(world.random.uniform(1.0, 25.0))
+    machine.host.reachable = True
+
+
 async def _slow_journal(world):
     some = world.random.sample(world.machines, 5)
     for machine in some:
@@ -352,6 +420,9 @@ FAULTS = {
     "crash-mid-write": _crash_mid_write,
     "crash-mid-call": _crash_mid_call,
     "crash-machine": _crash_machine,
+    "agent-away": _agent_away,
+    "lose-machine": _lose_machine,
+    "hold": _hold,
     "crash-instance": _crash_instance,
     "crash-many": _crash_many,
     "crash-guard": _crash_guard,
@@ -371,6 +442,7 @@ FAULTS = {
     "slow-store": _slow_store,
     "stalled-store": _stalled_store,
     "store-full": _full_store,
+    "lost-journal": _lost_journal,
     "slow-journal": _slow_journal,
     "journal-full": _full_journal,
     "driver-away": _driver_away,
@@ -385,6 +457,7 @@ OF_LEADERS = ("freeze-leader", "leader-without-store")
 # Effects that no fault is chosen for: crashes bring them.
 EFFECTS = (
     "lease-ran-out",
+    "usurp-with-agents",
     "led",
     "etcd-out-of-reach",
     "unsynced-commit-lost",

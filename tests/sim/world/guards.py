@@ -74,7 +74,7 @@ class GuardProcess(guard.Guard):
         self.number = self._me = number
         self.page = machine.page
         self.list = guard.FencedList(str(machine.folder / "run"))
-        self._last_kill_ns = self.now_ns()
+        self._last_kill_ns = 0
         self.page[guard.GUARD_PID] = number
         self.beat_ns = None
         self.woken = trio.Event()
@@ -133,8 +133,8 @@ class GuardProcess(guard.Guard):
         return bool(found)
 
     def _has_agent(self, _now):
-        """As far as one without anything to guard is concerned: it costs nothing to keep it."""
-        return True
+        """Looked at as often as a process does: see :meth:`Guards.agent_ended`."""
+        return self.machine.world.agent_of(self.machine).alive
 
 
 class Guards:
@@ -169,8 +169,13 @@ class Guards:
 
         self.world.later(self.random.uniform(0, _BEGINS_WITHIN_S), begin)
 
+    def agent_ended(self):
+        """Those that guard nothing end, once they have looked."""
+        looks_within_s = self.random.uniform(0, guard.AGENT_EVERY_S + guard.BEAT_S)
+        self.world.later(looks_within_s, self.wake_guards)
+
     def wake_guards(self):
-        """Something is in the list."""
+        """Something is in the list, or the agent may have ended."""
         for one in self.guards:
             one.woken.set()
 

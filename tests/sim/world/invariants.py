@@ -11,6 +11,9 @@ from tests.sim.world.machines import CAPACITY
 # By these a daemon may end by itself: its disk, a successor, a session that still counts, or a
 # key that its controller, which has only begun, does not know yet.
 _ENDINGS = (StorageFault, StaleTerm, Conflict, Refused)
+# Of a controller at rest: receive, answer, reconcile, tick, commit, confirm, the networks' plane,
+# guests' tokens, its end; a candidate has its election, and what tells addresses, beside them.
+_TASKS = {"serves alone": 9, "leads": 12, "follows": 3}
 
 
 class Invariants:
@@ -106,7 +109,7 @@ class Invariants:
     def _intruders(self, records):
         """Instances that nobody asked for."""
         found = []
-        for machine in self.world.machines:
+        for machine in self.world.living:
             for one in machine.book.values():
                 record = records.get(one.launch.service)
                 wanted = (
@@ -158,6 +161,9 @@ class Invariants:
         found = [] if cluster.reconciler.settled else ["the controller has not settled"]
         for machine in self.world.machines:
             node = cluster.state.nodes.get(machine.name)
+            if machine.lost:
+                found += [f"{machine.name} is registered, and was taken out"] if node else []
+                continue
             if node is None:
                 found.append(f"{machine.name} is not registered")
                 continue
@@ -202,11 +208,11 @@ class Invariants:
             "requests of the controller": len(cluster.caller._pending),
             "unplaced": sum(len(one.unplaced) for one in cluster.state.services.values()),
             "untold": sum(len(one.dirty) for one in cluster.state.nodes.values()),
-            "sessions": len(cluster.sessions._by_peer) - len(world.machines),
-            "wires": len(world.network.wires) - len(world.machines),
+            "sessions": len(cluster.sessions._by_peer) - len(world.living),
+            "wires": len(world.network.wires) - len(world.living),
         }
         counts = Counter()
-        for process in world.agents:
+        for process in map(world.agent_of, world.living):
             agent = process.value
             if agent is None:
                 return [f"{process.name} does not supervise"]
@@ -222,8 +228,22 @@ class Invariants:
                 for number in agent.journal._records
             )
         found = [f"{count} {what}" for what, count in left.items() if count]
+        found += self._tasks_of_controllers()
         if len(counts) != 1:
             found.append(f"agents have different numbers of tasks at rest: {dict(counts)}")
+        return found
+
+    def _tasks_of_controllers(self):
+        """Those that serve nobody in particular are as many as when nothing has happened yet."""
+        world, found = self.world, []
+        for number, process in enumerate(world.controllers):
+            if not process.alive:
+                continue
+            role = "follows"
+            if number == world.serving:
+                role = "leads" if world.several else "serves alone"
+            if process.tasks() != _TASKS[role]:
+                found.append(f"{process.name}, which {role}, has {process.tasks()} tasks")
         return found
 
 

@@ -132,7 +132,10 @@ class Driver(SimDriver):
 
 @attrs.define(eq=False)
 class Machine(Guards):
-    """A node; ``silent`` is set while its daemon takes calls and answers none."""
+    """A node; ``silent`` is set while its daemon takes calls and answers none.
+
+    ``lost`` says that it is off, and will never be on again.
+    """
 
     world: object
     name: str
@@ -142,6 +145,7 @@ class Machine(Guards):
     quartz: Clock = attrs.field(factory=Clock)
     silent: trio.Event | None = None
     on_call: object = None
+    lost: bool = False
     host: Host = attrs.field(init=False)
     journal: Journal = attrs.field(init=False)
 

@@ -9,10 +9,11 @@ import trio
 from swarmctl.agent.guard import FencedList
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
-from swarmctl.controller import sessions
+from swarmctl.controller import confirming, sessions
 from swarmctl.controller.candidate import Candidate
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.judge import Verdict, judge
+from swarmctl.controller.sessions import Sessions
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store import memory
 from swarmctl.controller.store.commits import validate
@@ -118,6 +119,20 @@ def _lead_on():
     return mock.patch.multiple(Candidate, _until_lost=never)
 
 
+def _never_confirm():
+    """A controller on SQLite does not ask whether it was superseded."""
+
+    async def never(_cluster):
+        await trio.sleep_forever()
+
+    return mock.patch.object(confirming, "run", never)
+
+
+def _believe_absence():
+    """What a node does not name is gone, whether its driver has said what it has or not."""
+    return mock.patch.object(Sessions, "_absent", lambda self, _, one: self._gone(one))
+
+
 PLANTS = {
     "no-lease-check": _no_lease_check,
     "no-fence": _no_fence,
@@ -129,6 +144,8 @@ PLANTS = {
     "count-no-memory": _count_no_memory,
     "guard-nothing": _guard_nothing,
     "lead-on": _lead_on,
+    "never-confirm": _never_confirm,
+    "believe-absence": _believe_absence,
 }
 
 

@@ -60,8 +60,9 @@ USERS = ("web", "db", "fenced")
 class World:
     """All of it; :meth:`run` is one run of a seed."""
 
-    def __init__(self, seed, folder, *, keep_trace=False):
+    def __init__(self, seed, folder, *, keep_trace=False, harsh=False):
         self.seed = seed
+        self.harsh = harsh
         self.folder = folder
         self.several = seed % _SEVERAL_EVERY == 0
         self.endpoints = SEVERAL if self.several else ENDPOINTS
@@ -99,6 +100,11 @@ class World:
     def agent_of(self, machine):
         """The agent's process."""
         return self.agents[self.machines.index(machine)]
+
+    @property
+    def living(self):
+        """The machines that are not lost for good."""
+        return [machine for machine in self.machines if not machine.lost]
 
     @property
     def serving(self):
@@ -262,6 +268,7 @@ class World:
 
     def _cut_agent(self, process):
         machine = self.machines[self.agents.index(process)]
+        machine.agent_ended()
         self.network.sever(public_key=self.keys[machine.name].public)
         machine.journal.lose()
 
@@ -419,14 +426,14 @@ async def _no_thread(function, *_, **__):
     raise AssertionError(f"{function} in a thread: the world has to put something in its place")
 
 
-def run_seed(seed, *, keep_trace=False):
-    """One run; the world as it was at the end."""
+def run_seed(seed, *, keep_trace=False, harsh=False):
+    """One run; the world as it was at the end. ``harsh``: with what is known to be too much."""
     shared = Path("/dev/shm")
     where = Path(tempfile.mkdtemp(prefix="swarmctl-sim-", dir=shared if shared.is_dir() else None))
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
     trio_run._r.seed(seed)
     try:
-        world = World(seed, where, keep_trace=keep_trace)
+        world = World(seed, where, keep_trace=keep_trace, harsh=harsh)
         _watch_log(world)
         with mock.patch("trio.to_thread.run_sync", _no_thread):
             trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))

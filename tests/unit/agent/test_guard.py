@@ -163,6 +163,39 @@ def test_without_fenced_instances_it_ends_with_its_agent(tmp_path):
     assert process.wait(PATIENCE_S) == 0
 
 
+class TimedGuard(guard.Guard):
+    """A guard that nobody runs, and whose clock is the test's."""
+
+    now = 1_000 * guard.NS
+
+    def now_ns(self):
+        return self.now
+
+
+def test_with_fenced_instances_it_outlives_its_agent(fence, victim):
+    """However old it is and however long nothing comes: a stopped daemon may start it yet."""
+    process, name = victim
+    made = TimedGuard(str(fence.folder))
+    fence._page[guard.AGENT_PID] = 0
+    fence.enlist(7, str(uuid.uuid4()))
+    made.now += int(2 * guard.LINGER_S * guard.NS)
+    fence.renew(made.now)
+    made.now += 1
+
+    assert made.look() == guard.LOOK_S, "just past the lease, and older than it lingers"
+    made.now += int((guard.LINGER_S - 1) * guard.NS)
+    assert made.look() == guard.LOOK_S
+    made.now += int(guard.LINGER_S * guard.NS)
+    assert made.look() == guard.LOOK_RARELY_S
+    fence.enlist(8, name)
+    until(lambda: made.look() == guard.KILL_PAUSE_S, "the late start found")
+    until(lambda: ended(process), "its end")
+    assert made.look() == guard.LOOK_S, "where one came late another may"
+    fence.dismiss(7)
+    fence.dismiss(8)
+    until(lambda: made.look() is None, "its end, with nothing to guard")
+
+
 def test_it_ends_with_its_folder(guarded, victim):
     """Whoever removes all that an agent had is not left with its guard."""
     pid = guarded._page[guard.GUARD_PID]

@@ -55,13 +55,14 @@ class FakeNode:
     parent: str = ""
     facts: dict[str, str] = field(factory=dict)
     tokens: dict[int, str] = field(factory=dict)
+    listed: bool = True
 
     def hello(self):
         """The message that begins its session."""
         facts = NodeFacts(
             {"name": self.name},
             {"cpu_millis": self.cpu_millis},
-            (DriverFacts("docker", available=True),),
+            (DriverFacts("docker", available=True, listed=self.listed),),
             parent=self.parent,
             facts=self.facts,
         )

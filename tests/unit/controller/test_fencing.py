@@ -6,7 +6,7 @@ from harness import FakeNode, Harness, cluster, spec
 
 from swarmctl.controller.election import LEASE_TTL_S, Election, Place
 from swarmctl.controller.etcd.address import EtcdAddress
-from swarmctl.proto.messages import HeartbeatAck, Report
+from swarmctl.proto.messages import FactsChanged, HeartbeatAck, InstanceReport, Report
 from swarmctl.proto.states import InstanceState
 
 # Lease, drift and kill margin: 30 * 1.01 + 5.
@@ -319,3 +319,52 @@ async def test_a_leader_that_was_stopped_knows_by_its_clock_that_it_may_not_gran
     assert election.leads_surely
     clock[0] += 0.2
     assert not election.leads_surely
+
+
+def test_a_node_whose_driver_has_not_listed_has_what_it_had():
+    """An agent whose journal was moved aside while dockerd is away knows of nothing yet."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (name,) = where(harness)
+    node = harness.nodes[name]
+    before, instances, node.instances = holder(harness), node.instances, {}
+    node.listed = False
+    node.assigned.clear()
+    harness.connect(name)
+    harness.step(deliver=False)
+    assert holder(harness) is before
+    # Asked to remove something, it knows of nothing either.
+    harness.state.remove(before)
+    gone = InstanceReport(before.incarnation, InstanceState.REMOVED)
+    harness.sessions.on_message(node.peer, f"node:{name}", Report(1, (gone,)))
+    for _ in range(5):
+        harness.step(deliver=False)
+        harness.beat()
+    assert holder(harness) is None, "the slot waits, and is nowhere else"
+    # Dockerd is back, and shows what it has: only then it can be taken away, and is placed anew.
+    node.listed, node.instances = True, instances
+    facts = node.hello().facts
+    harness.sessions.on_message(node.peer, f"node:{name}", FactsChanged(facts))
+    until(harness, lambda: holder(harness) is not None, 30.0)
+    assert before.incarnation not in node.instances
+
+
+def test_what_was_not_listed_is_found_by_the_next_inventory():
+    """The same node, when nothing is asked of it meanwhile: the same instance runs on."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (name,) = where(harness)
+    node, before = harness.nodes[name], holder(harness)
+    instances, node.instances = node.instances, {}
+    node.listed = False
+    harness.connect(name)
+    node.listed, node.instances = True, instances
+    facts = node.hello().facts
+    harness.sessions.on_message(node.peer, f"node:{name}", FactsChanged(facts))
+    report = Report(1, tuple(instances.values()), full=True)
+    harness.sessions.on_message(node.peer, f"node:{name}", report)
+    harness.run(4)
+    assert holder(harness) is before
+    assert where(harness) == [name]

@@ -438,6 +438,8 @@ async def test_a_spare_leaves_a_fixed_address_to_who_asks_for_it(autojump_clock,
             return rig.running("own") == [1]
 
         await until(placed)
+
+
 def port_failed(rig, inner, incarnation, port):
     """The node reports a launch that failed since its port did not come up."""
     one = inner.instances[incarnation]

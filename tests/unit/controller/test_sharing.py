@@ -5,12 +5,12 @@ from swarmctl.controller.sharing import SharedFacts
 from swarmctl.proto.messages import DriverFacts, NodeFacts
 
 
-def facts(name, cpu_millis=4000, version="27.1"):
+def facts(name, cpu_millis=4000, version="27.1", listed=True):
     """As a node's hello brings them: every part is an object of its own."""
     return NodeFacts(
         labels={"hostname": name, "os": "".join(["li", "nux"])},
         capacity={"cpu_millis": cpu_millis},
-        drivers=(DriverFacts("docker", True, version, "", {"storage": "overlay2"}),),
+        drivers=(DriverFacts("docker", True, version, "", {"storage": "overlay2"}, listed),),
         release="1",
         facts={"process": name},
     )
