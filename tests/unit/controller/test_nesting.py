@@ -485,7 +485,7 @@ async def test_every_port_has_a_gateway_that_is_sure_to_answer_or_none(autojump_
     async with a_plane(tmp_path, "host") as rig:
         provider = Provider("physnet1", 30)
         await create(rig, definition("inside", "10.41.0.0/24", internal=True))
-        await create(rig, definition("outside", "10.42.0.0/24", provider=provider))
+        await create(rig, definition("outside", "10.42.0.0/24", provider=provider, mtu=1400))
         inner = await nest(rig)
         web = service("web", 1, "inside", "front")
         await rig.apply(evolve(web, placement=INSIDE))
