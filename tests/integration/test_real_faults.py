@@ -136,7 +136,6 @@ def test_the_controller_runs_out_of_descriptors(own: Cluster):
     assert own.all_ready()
 
 
-@pytest.mark.slow
 def test_an_agent_runs_out_of_descriptors(own: Cluster):
     """Its node is sick and says why; it launches on, and heals with the shortage."""
     agent = own.agent("n0", drivers="sim")

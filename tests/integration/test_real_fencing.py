@@ -262,7 +262,8 @@ def _is_zombie(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
 
 
-def test_launches_avoid_a_node_whose_dockerd_is_frozen(tmp_path, private_dockerd):
+@pytest.mark.slow  # Twenty seconds, most of them until it is noticed.
+def test_dockerd_is_frozen(tmp_path, private_dockerd):
     """The node is sick and says why, what runs there runs on, and what comes runs elsewhere."""
     dockerd, address = private_dockerd
     cluster = Cluster(tmp_path / "cluster")

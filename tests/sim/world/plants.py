@@ -11,7 +11,7 @@ from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
 from swarmctl.controller import confirming, sessions
 from swarmctl.controller.candidate import Candidate
-from swarmctl.controller.fencing import FenceBook
+from swarmctl.controller.fencing import FenceBook, always
 from swarmctl.controller.judge import Verdict, judge
 from swarmctl.controller.sessions import Sessions
 from swarmctl.controller.state import ClusterState
@@ -122,8 +122,9 @@ def _lead_on():
 def _never_confirm():
     """A controller on SQLite does not ask whether it was superseded."""
 
-    async def never(_cluster):
-        await trio.sleep_forever()
+    async def never(cluster):
+        if cluster.state.fences.may_grant is always:
+            await trio.sleep_forever()
 
     return mock.patch.object(confirming, "run", never)
 
