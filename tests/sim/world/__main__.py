@@ -29,7 +29,9 @@ def _arguments():
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--plant", default="", help="a bug to plant; see plants.py")
     parser.add_argument("--until-found", action="store_true", help="end at the first that fails")
-    parser.add_argument("--harsh", action="store_true", help="also what is known to go wrong")
+    parser.add_argument(
+        "--harsh", action="store_true", help="long holds, and nodes taken out that run"
+    )
     parser.add_argument("--show", action="store_true", help="every event of the first seed")
     parser.add_argument("--worker", type=int, default=-1, help=argparse.SUPPRESS)
     return parser.parse_args()

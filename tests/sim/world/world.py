@@ -427,7 +427,7 @@ async def _no_thread(function, *_, **__):
 
 
 def run_seed(seed, *, keep_trace=False, harsh=False):
-    """One run; the world as it was at the end. ``harsh``: with what is known to be too much."""
+    """One run; the world as it was at the end. ``harsh``: see :mod:`faults`."""
     shared = Path("/dev/shm")
     where = Path(tempfile.mkdtemp(prefix="swarmctl-sim-", dir=shared if shared.is_dir() else None))
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
