@@ -144,7 +144,10 @@ class Invariants:
             for machine, one in there:
                 if wire.digest(wire.encode_template(one.launch.template)) != wanted:
                     found.append(f"{name}.{slot} on {machine.name} is of an older spec")
-                if one.started_at < restarted.get(slot, 0.0):
+                # Which restarts were done only the journal knows: where it was lost after one was
+                # asked for, what is found running there counts as restarted.
+                asked = restarted.get(slot, 0.0)
+                if one.started_at < asked and machine.journal_lost_at < asked:
                     found.append(f"{name}.{slot} on {machine.name} was not restarted")
         return found
 

@@ -1,5 +1,6 @@
 """A node: its instances, its driver, its clock, its disk; what outlives its agent."""
 
+import math
 import random
 
 import attrs
@@ -146,6 +147,7 @@ class Machine(Guards):
     silent: trio.Event | None = None
     on_call: object = None
     lost: bool = False
+    journal_lost_at: float = -math.inf
     host: Host = attrs.field(init=False)
     journal: Journal = attrs.field(init=False)
 
