@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from attrs import evolve
 
-from swarmctl.controller import assignments, guardless, jobs
+from swarmctl.controller import assignments, forgetful, guardless, jobs
 from swarmctl.controller.acceptance import refusal
 from swarmctl.controller.access import NODE, name_of, role_of
 from swarmctl.controller.ailments import Ailments, never_ran
@@ -135,6 +135,8 @@ class Sessions:
             case FactsChanged():
                 check_facts(message.facts)
                 node.facts = self._shared.share(message.facts)
+                if not node.told_all and forgetful.lists_all(node):
+                    self._answer(peer, HeartbeatAck(0, resync=True))  # Now it can tell all.
                 self.refresh(node)
                 self._wake()
         return True
@@ -166,6 +168,7 @@ class Sessions:
         node.peer, node.boot, node.hello_sequence = peer, hello.boot, hello.sequence
         node.rival = ""
         node.facts = self._shared.share(hello.facts)
+        forgetful.hear(node, hello, now)
         self._state.ports.vms.pop(node.name, None)
         self.losses.arrived(node)
         node.heard_at = now
@@ -232,6 +235,7 @@ class Sessions:
         before = len(self.completions)
         if message.full:
             self._take_inventory(node, message.instances)
+            node.told_all = node.told_all or forgetful.lists_all(node)
         else:
             for report in message.instances:
                 self._take_report(node, report)
@@ -414,9 +418,12 @@ class Sessions:
 
     def _lease(self, node: Node, *, guarded: bool) -> float:
         """Renew the node's lease; for how long."""
+        now, fences = self._now(), self._state.fences
         if node.needs_full and not self._keeps_lease(node):
             return 0.0  # What was replaced elsewhere it has to know first.
-        return self._state.fences.grant(node.name, guarded=guarded, now=self._now())
+        if not forgetful.is_known(node, now, fences.wait_s):
+            return 0.0
+        return fences.grant(node.name, guarded=guarded, now=now)
 
     def _keeps_lease(self, node: Node) -> bool:
         """Whether a node that was told nothing yet, being on hold, runs on what is fenced there.

@@ -86,7 +86,8 @@ class Node:
     the last report taken in, ``unacknowledged`` counts those not acknowledged yet; ``told_at`` is
     when the last assignment was sent; ``guarded``: its guard was alive at its last heartbeat;
     ``obstacles``: why nothing can be plugged into a network there, or into any (None).
-    ``leased``: it had a lease when its session began. ``rival`` is the boot of another process that
+    ``leased``: it had a lease when its session began; ``told_all`` and ``doubtful_since``: see
+    :mod:`swarmctl.controller.forgetful`. ``rival`` is the boot of another process that
     wanted a session at ``rival_at`` while this one seemed to live.
     """
 
@@ -115,6 +116,8 @@ class Node:
     guarded: bool = False
     obstacles: dict[tuple[str, str] | None, str] = field(factory=dict)
     leased: bool = False
+    told_all: bool = False
+    doubtful_since: float | None = None
     rival: str = ""
     rival_at: float = 0.0
 
