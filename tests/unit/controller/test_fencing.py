@@ -368,3 +368,46 @@ def test_what_was_not_listed_is_found_by_the_next_inventory():
     harness.run(4)
     assert holder(harness) is before
     assert where(harness) == [name]
+
+
+def forgetful_takeover():
+    """A controller begins, and the node that has the only copy comes with a new journal."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (name,) = where(harness)
+    node = harness.nodes[name]
+    kept, node.instances, node.term, node.listed = node.instances, {}, 0, False
+    node.assigned.clear()
+    harness.start(2)
+    harness.connect("n1")
+    harness.connect("n2")
+    return harness, node, kept
+
+
+def test_a_takeover_waits_for_a_node_that_may_run_what_nobody_knows_of():
+    """Its lease is not renewed, and after it what it had can be elsewhere."""
+    harness, node, _ = forgetful_takeover()
+    began = harness.now
+    assert lease(harness, node.name) == 0.0
+    until(harness, lambda: holder(harness) is not None)
+    assert harness.now - began >= WAIT_S - 2.0
+    harness.run(3)
+    assert lease(harness, node.name) > 0.0, "nothing of before can run there any more"
+
+
+def test_once_a_node_has_told_all_it_keeps_what_it_runs():
+    """It is asked for all of it as soon as its drivers have listed."""
+    harness, node, kept = forgetful_takeover()
+    [incarnation] = kept
+    node.listed, node.instances = True, kept
+    harness.outbox.clear()
+    facts = node.hello().facts
+    harness.sessions.on_message(node.peer, f"node:{node.name}", FactsChanged(facts))
+    assert HeartbeatAck(0, resync=True) in [message for _, message in harness.outbox]
+    report = Report(1, tuple(kept.values()), full=True)
+    harness.sessions.on_message(node.peer, f"node:{node.name}", report)
+    harness.run(4)
+    assert holder(harness).incarnation == incarnation
+    assert where(harness) == [node.name]
+    assert lease(harness, node.name) > 0.0
