@@ -339,7 +339,7 @@ async def _lost_journal(world):
         process.kill()
         machine.host.reachable = world.random.random() < 0.3
         machine.journal.forget_all()
-        machine.journal_lost_at = trio.current_time()
+        machine.forgotten |= machine.book.keys()
         world.books.fire("lost-journal", machine.name)
     finally:
         process.wanted = not machine.lost

@@ -1,6 +1,5 @@
 """A node: its instances, its driver, its clock, its disk; what outlives its agent."""
 
-import math
 import random
 
 import attrs
@@ -147,7 +146,7 @@ class Machine(Guards):
     silent: trio.Event | None = None
     on_call: object = None
     lost: bool = False
-    journal_lost_at: float = -math.inf
+    forgotten: set = attrs.field(factory=set)
     host: Host = attrs.field(init=False)
     journal: Journal = attrs.field(init=False)
 
