@@ -257,6 +257,7 @@ def test_a_pods_packet_has_one_tag_and_then_one_geneve_header(odd: World) -> Non
     assert wire["layers"] == ["ethernet ipv4 udp geneve ethernet ipv4"]
 
 
+@pytest.mark.slow  # 40 s of emulated guests; every run has it without them.
 def test_a_subport_that_does_not_come_up_is_replaced(swarm: Swarm) -> None:
     """Its row in OVN is damaged: its pod runs by another port, says why, and the bad one goes.
 
