@@ -50,7 +50,7 @@ purge: down demo-net-down ## down, and remove the caches and the built files too
 
 test: ready ## every test, real daemons included, as CI runs it
 	@$(MAKE) --no-print-directory check image
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-together test-seeds
+	@$(MAKE) --no-print-directory -j2 test-together test-seeds
 	$(PYTEST) -q -m 'not slow and alone' tests
 
 # Beside each other: the tests wait for daemons half of the time, and the seeds take what they leave.
