@@ -77,5 +77,9 @@ def ovn(name: str) -> Iterator[OvnSandbox]:
         controller = daemon(switch, "ovn-controller", switch.remote)
         stack.callback(end, controller)
         sandbox = OvnSandbox(switch)
+        # Ports come when it has registered and been through a round, not right after its start.
         sandbox.nbctl("--wait=sb", "init")
+        known = ("wait-until", "Chassis", "host1")
+        run("ovn-sbctl", f"--timeout={START_S}", f"--db={south}", *known)
+        sandbox.nbctl("--wait=hv", "sync")
         yield sandbox

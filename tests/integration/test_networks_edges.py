@@ -64,12 +64,19 @@ STACK = {
         "strict": container("front", IDLE, cap_add=["NET_ADMIN"]),
         "peer": container("loose", PAGE),
         "disk": container("disks", PAGE, deploy=apart(2)),
+        "six": container("sixes", PAGE, deploy=apart(2)),
+        "six-friend": container("sixes", IDLE),
+        "six-stranger": container("sixes", IDLE),
     },
     "networks": {
         "front": {"ipam": {"config": [{"subnet": "10.20.0.0/24"}]}},
         "shut": {"ipam": {"config": [{"subnet": "10.21.0.0/24"}]}, "internal": True},
         "guarded": {"ipam": {"config": [{"subnet": "10.22.0.0/24"}]}, "security_group": "pages"},
         "loose": {"ipam": {"config": [{"subnet": "10.23.0.0/24"}]}, "port_security": False},
+        "sixes": {
+            "ipam": {"config": [{"subnet": "fd00:24::/64"}]},
+            "security_group": "six-pages",
+        },
         "disks": {
             "provider": {"network": "physical", "vlan": 30},
             "ipam": {"config": [{"subnet": "10.9.0.0/24", "ip_range": "10.9.0.128/25"}]},
@@ -81,6 +88,9 @@ STACK = {
                 {"protocol": "tcp", "ports": 80, "from": {"service": "friend"}},
                 {"protocol": "tcp", "ports": 80, "from": {"label": "tier=front"}},
             ],
+        },
+        "six-pages": {
+            "ingress": [{"protocol": "tcp", "ports": 80, "from": {"service": "six-friend"}}],
         },
     },
 }
@@ -230,6 +240,18 @@ def test_a_security_group_lets_in_services_and_labels(swarm):
     }
 
     assert heard == {"friend": "guarded-1", "marked": "guarded-1", "stranger": None}
+
+
+def test_a_network_of_ipv6_alone(swarm):
+    """Over the hosts, by addresses of its subnet; its security group knows services there, too."""
+    pages = swarm.instances("six")
+    addresses = {name: one["addresses"][0] for name, one in pages.items()}
+    assert all(address.startswith("fd00:24:") for address in addresses.values())
+    assert {one["node"] for one in pages.values()} == {"h1", "h2"}
+
+    for name, address in addresses.items():
+        assert fetch(swarm, "six-friend.1", address) == name.replace(".", "-")
+        assert fetch(swarm, "six-stranger.1", address) is None
 
 
 @pytest.mark.parametrize(("sender", "passes"), [("appliance", True), ("strict", False)])
