@@ -40,8 +40,11 @@ class RecordLocks:
         try:
             await mine.wait()
         except BaseException:
-            # Cancelled: never once it was handed over, which ends the wait at once.
-            waiters.remove(mine)
+            if mine.is_set():
+                # Handed over by one that was cancelled in the same moment, before we noticed.
+                self.release(name)
+            else:
+                waiters.remove(mine)
             raise
 
     def release(self, name: str) -> None:

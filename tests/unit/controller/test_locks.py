@@ -49,6 +49,23 @@ async def test_who_is_cancelled_while_it_waits_is_passed_over(autojump_clock):
     assert not locks
 
 
+async def test_who_is_cancelled_together_with_the_holder_leaves_nothing_held(autojump_clock):
+    """The holder gives it to one whose cancellation is under way: that one gives it on."""
+    for _ in range(20):  # Which of the two ends first is chance.
+        locks = RecordLocks()
+
+        async def hold(locks=locks):
+            async with locks.holding(["a"]):
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(hold)
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        assert len(locks) == 0
+
+
 async def test_what_nobody_holds_cannot_be_given_back():
     """That would be a mistake of the caller's."""
     with pytest.raises(KeyError):
