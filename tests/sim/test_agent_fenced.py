@@ -9,36 +9,18 @@ from swarmctl.proto.errors import StorageFault
 from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import RestartCondition, RestartPolicy
 from tests.sim.agent_fixture import World, a_world, inc, template
+from tests.sim.fence_fixture import IdleFence
 
 RUNNING = InstanceState.RUNNING
 
 
-class LeasedFence:
-    """A guard that lives, and a lease that holds."""
-
-    is_alive = True
-    left_s = 30.0
-    has_listed = True
-
-    def renew(self, until_ns):
-        """The lease holds anyway."""
+class LeasedFence(IdleFence):
+    """Nothing starts while its lease does not hold."""
 
     def check(self):
         """Whatever is fenced may be started while it holds."""
         if self.left_s < 5:
             raise NotFenced("no lease")
-
-    def enlist(self, incarnation, runtime_id):
-        """It kills nothing."""
-
-    def dismiss(self, incarnation):
-        """As above."""
-
-    async def run(self):
-        await trio.sleep_forever()
-
-    async def wait_alive(self):
-        await trio.lowlevel.checkpoint()
 
 
 async def test_a_removal_is_not_reported_before_the_journal_has_it(

@@ -5,13 +5,11 @@ import trio
 
 from swarmctl.controller.holding import HOLD
 from tests.sim.cluster_fixture import a_cluster, service
+from tests.sim.fence_fixture import IdleFence
 
 
-class TimedFence:
-    """A guard that lives, and whose lease runs out by the virtual clock."""
-
-    is_alive = True
-    has_listed = True
+class TimedFence(IdleFence):
+    """Its lease runs out by the virtual clock."""
 
     def __init__(self):
         self.until_s = 0.0
@@ -22,21 +20,6 @@ class TimedFence:
 
     def renew(self, until_ns):
         self.until_s = max(self.until_s, until_ns / 1e9)
-
-    def check(self):
-        """Whatever is fenced may be started."""
-
-    def enlist(self, incarnation, runtime_id):
-        """It kills nothing."""
-
-    def dismiss(self, incarnation):
-        """As above."""
-
-    async def run(self):
-        await trio.sleep_forever()
-
-    async def wait_alive(self):
-        await trio.lowlevel.checkpoint()
 
 
 async def test_leases_outlive_a_long_hold_and_its_release(autojump_clock, tmp_path):
