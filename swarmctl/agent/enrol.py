@@ -30,6 +30,7 @@ from swarmctl.proto.errors import (
     Conflict,
     InvalidSpec,
     NotLeader,
+    PeerUnreachable,
     ProtocolError,
     Refused,
     from_wire,
@@ -37,7 +38,7 @@ from swarmctl.proto.errors import (
 from swarmctl.proto.messages import PROTOCOL_VERSION, Enrol, Enrolled, Message, Refuse
 from swarmctl.transport import keys
 from swarmctl.transport.api import Link
-from swarmctl.transport.errors import HandshakeFailed, KeyRefused, LinkLost
+from swarmctl.transport.errors import HandshakeFailed, HandshakeLate, KeyRefused, LinkLost
 from swarmctl.transport.keys import KeyPair
 
 _log = structlog.get_logger(__name__)
@@ -261,8 +262,11 @@ async def _connected(link: Link, addresses: int) -> None:
         while True:
             failure = await link.wait_failure()
             _log.info("no controller", endpoint=failure.where, why=failure.what)
-            refused += isinstance(failure, KeyRefused | HandshakeFailed)
-            if isinstance(failure, KeyRefused | HandshakeFailed) and refused >= addresses:
+            # One that has not answered yet hangs, or has yet to begin, as one that is not there.
+            if isinstance(failure, PeerUnreachable | HandshakeLate):
+                continue
+            refused += 1
+            if refused >= addresses:
                 refusal.append(failure)
                 nursery.cancel_scope.cancel()
                 return

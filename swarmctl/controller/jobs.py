@@ -17,6 +17,13 @@ class Completion:
     sequence: int = 0
 
 
+def is_over(state: ClusterState, instance: Instance) -> bool:
+    """Whether it is a job's, and has succeeded: it takes nothing, and is not run again."""
+    service = state.services.get(instance.key)
+    job = service is not None and service.record.spec.template.job
+    return job and instance.state is InstanceState.SUCCEEDED
+
+
 def settle(state: ClusterState, fleet: Fleet, instance: Instance) -> bool:
     """What has succeeded takes nothing any more; whether that it has is to be committed."""
     service = state.services.get(instance.key)

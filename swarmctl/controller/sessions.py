@@ -369,8 +369,13 @@ class Sessions:
         return instance
 
     def _absent(self, node: Node, instance: Instance) -> None:
-        """The node does not know of it: gone, unless its driver has yet to say what it has."""
-        if instance.driver in {one.name for one in node.facts.drivers if not one.listed}:
+        """The node does not know of it: gone, unless its driver has yet to say what it has.
+
+        A copy of a job that has succeeded goes all the same: to be told of it once more, the node
+        would run it once more, with room that may be another's by now.
+        """
+        unlisted = instance.driver in {one.name for one in node.facts.drivers if not one.listed}
+        if unlisted and not jobs.is_over(self._state, instance):
             self._state.unsee(instance)
         else:
             self._gone(instance)

@@ -4,6 +4,8 @@
 the same above this layer.
 """
 
+from typing import Self
+
 from swarmctl.proto.errors import (
     Busy,
     EnvironmentFault,
@@ -51,6 +53,19 @@ class HandshakeFailed(PeerError):
 
     code = "handshake"
     exit_code = 3  # As with nobody there: no controller of ours is in reach.
+
+
+class HandshakeLate(HandshakeFailed):
+    """Something listens at the address, and has said nothing yet: it hangs, or is another thing."""
+
+    @classmethod
+    def at(cls, endpoint: str) -> Self:
+        """The error for the handshake with ``endpoint``."""
+        return cls(
+            "something listens there, but it did not complete the handshake in time",
+            endpoint,
+            "is it a swarmctl controller, and does it run?",
+        )
 
 
 class KeyRefused(Refused):

@@ -28,6 +28,7 @@ from swarmctl.transport.api import LinkFailure, LinkStatistics
 from swarmctl.transport.bounds import Bounds
 from swarmctl.transport.errors import (
     HandshakeFailed,
+    HandshakeLate,
     InvalidEndpoint,
     KeyRefused,
     LinkLost,
@@ -261,11 +262,7 @@ class SupervisedLink:
             self._hangs.pop(endpoint, None)
             return connection
         self._hangs[endpoint] = min(hangs + 1, _HANGS_MAX)
-        raise HandshakeFailed(
-            "something listens there, but it did not complete the handshake in time",
-            endpoint,
-            "is it a swarmctl controller, and does it run?",
-        )
+        raise HandshakeLate.at(endpoint)
 
     async def _hold(self, connection: Connection) -> None:
         self._live = connection

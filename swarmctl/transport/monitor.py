@@ -16,7 +16,7 @@ import zmq
 from swarmctl.proto.errors import PeerUnreachable
 from swarmctl.transport.bounds import MONITOR_HWM
 from swarmctl.transport.context import ZmqSocket
-from swarmctl.transport.errors import HandshakeFailed, KeyRefused
+from swarmctl.transport.errors import HandshakeFailed, HandshakeLate, KeyRefused
 
 _serial = itertools.count(1)
 _HEADER = struct.Struct("=HI")
@@ -134,14 +134,10 @@ class Progress:
             return nothing_listens(self.endpoint)
         return None
 
-    def late(self) -> PeerUnreachable | HandshakeFailed:
+    def late(self) -> PeerUnreachable | HandshakeLate:
         """The error for a connection that did not become ready in time."""
         if self.phase is Phase.HANDSHAKING:
-            return HandshakeFailed(
-                "something listens there, but it did not complete the handshake in time",
-                self.endpoint,
-                "is it a swarmctl controller, and does it run?",
-            )
+            return HandshakeLate.at(self.endpoint)
         return PeerUnreachable(
             "the address does not answer", self.endpoint, "check the network and the address"
         )

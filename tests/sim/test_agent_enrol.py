@@ -89,9 +89,12 @@ async def test_crash_before_the_answer_enrols_with_the_same_key(autojump_clock, 
         assert set(world.controller.pinned) == pinned
 
 
-async def test_agent_waits_for_a_controller_that_is_not_there_yet(autojump_clock, tmp_path):
-    """Agents may be started first: they enrol when somebody answers."""
+@pytest.mark.parametrize("others", [(), ("tcp://10.0.0.8:7077", "tcp://10.0.0.9:7077")])
+async def test_agent_waits_for_a_controller_that_is_not_there_yet(autojump_clock, tmp_path, others):
+    """Agents may be started first, and a controller may hang: they enrol when one answers."""
     async with a_world(tmp_path) as world:
+        token = world.controller.token
+        token = attrs.evolve(token, addresses=(*token.addresses, *others))
         world.network.block()
 
         async def later():
@@ -99,7 +102,7 @@ async def test_agent_waits_for_a_controller_that_is_not_there_yet(autojump_clock
             world.network.unblock()
 
         world.nursery.start_soon(later)
-        assert (await join(world)).identity.name == "n1"
+        assert (await join(world, join=token.to_text())).identity.name == "n1"
 
 
 async def test_damaged_identity_is_named(autojump_clock, tmp_path):
