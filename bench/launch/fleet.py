@@ -15,7 +15,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -26,7 +26,7 @@ import trio
 from attrs import asdict, frozen
 
 from bench.launch.scenario import Machine, Scenario, node_labels, node_name
-from swarmctl import garbage
+from swarmctl import descriptors, garbage
 from swarmctl.agent import facts
 from swarmctl.agent.alarms import Alarms
 from swarmctl.agent.config import AgentConfig
@@ -81,6 +81,7 @@ class Fleet:
         self.scopes: dict[str, trio.CancelScope] = {}
         self._enrolling = trio.CapacityLimiter(_ENROLLING_AT_ONCE)
         self._look = SharedLook()
+        self._shortage = shared_shortage()
         self.alarms = Alarms()
 
     async def run_node(
@@ -121,6 +122,7 @@ class Fleet:
             open_memory_journal,
             chance,
             look=self._look,
+            shortage=self._shortage,
             alarms=self.alarms,
         )
         identity = member.identity
@@ -203,6 +205,20 @@ class SharedLook:
         if self._seen is None or now - self._seen_at > _MACHINE_LOOK_S:
             self._seen, self._seen_at = facts.look(data), now
         return self._seen
+
+
+def shared_shortage() -> Callable[[], str]:
+    """As :func:`swarmctl.descriptors.shortage`, of a moment ago: they have one table, too."""
+    seen, seen_at = "", -math.inf
+
+    def look() -> str:
+        nonlocal seen, seen_at
+        now = monotonic()
+        if now - seen_at > _MACHINE_LOOK_S:
+            seen, seen_at = descriptors.shortage(), now
+        return seen
+
+    return look
 
 
 class WatchedLink:

@@ -68,6 +68,7 @@ class Edges:
     random: random.Random
     wall: Callable[[], float] = time.time
     look: Callable[[Path], facts.Machine] = facts.look
+    shortage: Callable[[], str] = descriptors.shortage
     process_name: Callable[[], str] = facts.process_name
     make_fence: Callable[[AgentConfig], Fence | None] = lambda _: None
     boottime_ns: Callable[[], int] = guard.boottime_ns
@@ -388,7 +389,7 @@ class Agent:
         self.supervisor.wall_offset_s = self._edges.wall() - now
         self._health = await facts.probe_all(self.drivers)
         network = await self.attaching.look() if self.attaching is not None else {}
-        short = descriptors.shortage()
+        short = self._edges.shortage()
         try:
             machine = self._edges.look(self._config.data)
         except OSError as error:
@@ -415,9 +416,10 @@ class Agent:
             if name in self.supervisor.down and self.executor is not None:
                 # It was away: what it has now, it has to say before it is trusted.
                 self.executor.by_driver[name].relist()
+                self.wake()
         else:
             self.supervisor.driver_down(name, f"{name}: {health.reason}", now)
-        self.wake()
+            self.wake()
 
 
 async def run_agent(
