@@ -33,7 +33,12 @@ import structlog
 import trio
 from attrs import define, field
 
-from bench.launch.fleet import SharedLook, open_memory_journal, simulated_drivers
+from bench.launch.fleet import (
+    SharedLook,
+    open_memory_journal,
+    shared_shortage,
+    simulated_drivers,
+)
 from bench.launch.scenario import service
 from swarmctl import garbage
 from swarmctl.agent import assignment
@@ -129,6 +134,7 @@ class Script:
         self.reports = 0
         self.links: list[ScriptedLink] = []
         self.look = SharedLook()
+        self.shortage = shared_shortage()
         self.alarms = Alarms()
         self._due: Callable[[], bool] = lambda: False
         self._reached = trio.Event()
@@ -246,6 +252,7 @@ def agent(folder: Path, number: int, script: Script) -> tuple[Agent, ScriptedLin
         open_memory_journal,
         chance,
         look=script.look,
+        shortage=script.shortage,
         alarms=script.alarms,
     )
     member = Membership(identity, keys.generate())

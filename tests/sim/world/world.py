@@ -252,10 +252,10 @@ class World:
             open_journal,
             self.chance(f"{machine.name}/{process.starts}"),
             machine.clock.now,
-            lambda _path: FACTS,
-            lambda: f"the agent of {machine.name}",
-            lambda _config: Fence(machine),
-            machine.boottime_ns,
+            look=lambda _path: FACTS,
+            process_name=lambda: f"the agent of {machine.name}",
+            make_fence=lambda _config: Fence(machine),
+            boottime_ns=machine.boottime_ns,
         )
         config = AgentConfig(
             data=machine.folder,
