@@ -27,7 +27,7 @@ from swarmctl.agent.actions import Actions
 from swarmctl.agent.alarms import Alarms
 from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.checks import Checker
-from swarmctl.agent.config import AgentConfig, make_drivers, make_plugs
+from swarmctl.agent.config import AgentConfig, MissingDriver, make_drivers, make_plugs
 from swarmctl.agent.drivers.api import Driver, Health, Owner
 from swarmctl.agent.executor import Executor
 from swarmctl.agent.fencing import Fence, Leases, explained, make_fence, take_fenced_removes
@@ -402,12 +402,19 @@ class Agent:
         self._pressure += [short] if short else []
         for name, one in self._health.items():
             self._note_health(name, one)
+        await self._tidy_guards_list()
         process = self._edges.process_name()
         after = facts.node_facts(self._settings, machine, self._health, process, network)
         if after != self._facts:
             self._facts = after
             if self.session is not None:
                 self.session.facts_changed()
+
+    async def _tidy_guards_list(self) -> None:
+        """What nobody has any more, once all who could have it have told, leaves the list."""
+        there = {name for name, one in self.drivers.items() if not isinstance(one, MissingDriver)}
+        if self._fence is not None and there <= self.supervisor.listed:
+            await self._fence.dismiss_dead(self._fence.listed.difference(self.supervisor.instances))
 
     def _note_health(self, name: str, health: Health) -> None:
         now = trio.current_time()

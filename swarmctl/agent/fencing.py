@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -87,6 +87,11 @@ class Fence(Protocol):
         """Whether there is something that it would end."""
         ...
 
+    @property
+    def listed(self) -> frozenset[int]:
+        """The incarnations that it would end, whoever may remember them."""
+        ...
+
     def renew(self, until_ns: int) -> None:
         """The lease holds until then, by :func:`guard.boottime_ns`; never shorter than before."""
         ...
@@ -107,6 +112,9 @@ class Fence(Protocol):
         """It is no more; nothing happens when it was never listed."""
         ...
 
+    async def dismiss_dead(self, incarnations: Iterable[int]) -> None:
+        """Those of ``incarnations`` that no process is left of are no more."""
+
     async def run(self) -> None:
         """Keep it alive until cancelled."""
 
@@ -123,6 +131,7 @@ class Leases:
         self._fence = fence
         self._boottime_ns = boottime_ns
         self._sent: deque[tuple[int, int]] = deque(maxlen=HEARTBEATS_REMEMBERED)
+        self._in_doubt = False
 
     @property
     def is_guarded(self) -> bool:
@@ -139,6 +148,16 @@ class Leases:
         """Whether nothing would be lost if the lease were renewed some heartbeats later."""
         fence = self._fence
         return fence is None or (fence.left_s > LEASE_WILL_DO_S and not fence.has_listed)
+
+    def forgotten(self, known: Collection[int]) -> tuple[int, ...]:
+        """What the guard would end and is not ``known``: a hello says so."""
+        found = self._fence.listed.difference(known) if self._fence is not None else ()
+        self._in_doubt = bool(found)
+        return tuple(sorted(found))
+
+    def knows_again(self, known: Collection[int]) -> bool:
+        """Whether the last hello named something as forgotten, and by now nothing is."""
+        return self._in_doubt and not self.forgotten(known)
 
     def sent(self, sequence: int) -> None:
         """A heartbeat is about to be sent."""
@@ -201,6 +220,11 @@ class GuardFence:
         """See Fence."""
         return any(self._list.glob("*"))
 
+    @property
+    def listed(self) -> frozenset[int]:
+        """See Fence."""
+        return frozenset(int(one.name) for one in self._list.glob("*") if one.name.isdigit())
+
     def renew(self, until_ns: int) -> None:
         """See Fence."""
         if until_ns > self._page[guard.LEASE_NS]:
@@ -235,6 +259,15 @@ class GuardFence:
     def dismiss(self, incarnation: int) -> None:
         """See Fence."""
         (self._list / str(incarnation)).unlink(missing_ok=True)
+
+    async def dismiss_dead(self, incarnations: Iterable[int]) -> None:
+        """See Fence."""
+        for one in incarnations:
+            with suppress(FileNotFoundError):
+                name = (self._list / str(one)).read_bytes().strip()
+                # All of /proc is read, which may take a tenth of a second.
+                if not await trio.to_thread.run_sync(guard.find, frozenset({name})):
+                    self.dismiss(one)
 
     async def run(self) -> None:
         """Keep a guard alive until cancelled; one that has something to guard stays."""

@@ -20,6 +20,7 @@ from swarmctl.agent.alarms import Alarm, Alarms
 from swarmctl.agent.fencing import Leases
 from swarmctl.agent.outbox import Outbox
 from swarmctl.agent.patience import Patience, is_content
+from swarmctl.agent.rejoining import until_refused
 from swarmctl.agent.supervisor import Supervisor
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import (
@@ -27,7 +28,6 @@ from swarmctl.proto.errors import (
     PeerError,
     ProtocolError,
     SwarmError,
-    UserError,
     VersionMismatch,
     from_wire,
 )
@@ -49,16 +49,13 @@ from swarmctl.proto.messages import (
 )
 from swarmctl.proto.session import SessionAction, SessionEvent, SessionMachine
 from swarmctl.transport.api import Link
-from swarmctl.transport.errors import Backpressure, KeyRefused, LinkLost
+from swarmctl.transport.errors import Backpressure, LinkLost
 from swarmctl.transport.rpc import Handler, RpcServer
 
 _log = structlog.get_logger(__name__)
 
 # Reports that tell of progress only wait this long for company; ends and starts do not wait.
 REPORT_DELAY_S: Final = 0.25
-# Handshakes in a row that refuse the key before it counts as revoked: one could hit a controller
-# in the moment of its start.
-KEY_REFUSALS: Final = 3
 # A hello for a missing template is not repeated sooner than this.
 RENEW_MIN_S: Final = 1.0
 # Messages taken in before the node's other tasks get their turn.
@@ -234,6 +231,7 @@ class Session:
             self._leases.is_guarded,
             sequence=self._hellos,
             lease_left_s=self._leases.left_s,
+            forgotten=self._leases.forgotten(supervisor.instances),
         )
         try:
             self._send(hello)
@@ -257,28 +255,7 @@ class Session:
         self._link.send(codec.encode(message))
 
     async def _watch_key(self, scope: trio.CancelScope) -> None:
-        """A key that is refused again and again is not known: enrol again, or give up."""
-        refusals = 0
-        while self._final is None:
-            failure = await self._link.wait_failure()
-            if not isinstance(failure, KeyRefused):
-                refusals = 0
-                _log.info("no controller", endpoint=failure.where, why=failure.what)
-                continue
-            refusals += 1
-            if refusals < KEY_REFUSALS or self._link.connected:
-                continue
-            refusals = 0
-            try:
-                await self._rejoin()
-            except UserError as error:
-                self._final = KeyRefused(
-                    f"the controller does not accept the key of node {self._node}: {error.what}",
-                    self._link.endpoint,
-                    error.hint,
-                )
-            except SwarmError as error:
-                _log.warning("not enrolled again yet", why=str(error))
+        self._final = await until_refused(self._link, self._rejoin, self._node)
         self.machine.feed(SessionEvent.REFUSED_FINALLY)
         scope.cancel()
 
@@ -339,7 +316,8 @@ class Session:
             _log.warning("controller is silent", endpoint=endpoint)
             self._patience.silent(endpoint)
             self._feed(SessionEvent.SILENT)
-        if self._supervisor.missing_templates:
+        supervisor = self._supervisor
+        if supervisor.missing_templates or self._leases.knows_again(supervisor.instances):
             self._renew()
 
     def _beat(self) -> None:

@@ -18,7 +18,7 @@ everybody wait longer.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
@@ -144,6 +144,11 @@ class FenceBook:
         self.now = now
         self._grants[node] = Grant(now, guarded)
 
+    def note_guard(self, node: str, *, guarded: bool) -> None:
+        """A node says that a guard lives there now, or that none does."""
+        if node in self._grants:
+            self._grants[node].guarded = guarded
+
     def grant(self, node: str, *, guarded: bool, now: float) -> float:
         """Answer a heartbeat: for how long from its sending the node's lease holds; 0 for none."""
         self.now = now
@@ -212,7 +217,7 @@ class FenceBook:
         self,
         service: "Service",
         slots: Iterable[int],
-        unreported: Iterable[str],
+        unreported: Mapping[str, float | None],
         *,
         new: bool = False,
     ) -> list[int]:
@@ -221,7 +226,8 @@ class FenceBook:
         Args:
             service: whose slots they are; its ``unplaced`` takes the reasons.
             slots: in order.
-            unreported: registered nodes that have not reported since the takeover.
+            unreported: registered nodes of which it is not known what they run, and from when on
+                nothing fenced can; None for those that have not reported since the takeover.
             new: no node can have had any of it before the takeover.
         """
         key = service.key
@@ -243,22 +249,30 @@ class FenceBook:
                 self._waiting[key] = min(until, self._waiting.get(key, _NEVER))
         return free
 
-    def _takeover_wait(self, unreported: Iterable[str], *, new: bool) -> tuple[float, str]:
-        until = (self.took_over_at or 0.0) + self.wait_s
-        names = [
-            name
-            for name in (*unreported, *sorted(self._removed))
+    def _takeover_wait(
+        self, unreported: Mapping[str, float | None], *, new: bool
+    ) -> tuple[float, str]:
+        takeover = (self.took_over_at or 0.0) + self.wait_s
+        names = {
+            name: takeover if known_at is None else known_at
+            for name, known_at in {**unreported, **dict.fromkeys(sorted(self._removed))}.items()
             if not (name in self._grants and self._grants[name].released)
-        ]
+        }
         unproven = [
-            name for name in names if name in self._grants and not self._grants[name].guarded
+            name
+            for name, known_at in names.items()
+            if known_at == _NEVER or (name in self._grants and not self._grants[name].guarded)
         ]
         if unproven and not new:
-            return _NEVER, _operator_has_to_say(unproven)
-        if not names or until <= self.now:
+            silent = [name for name in unproven if self._grants[name].silent]
+            return _NEVER, _operator_has_to_say(silent) if silent else _has_to_tell(unproven)
+        late = {n: at for n, at in names.items() if at > self.now and n not in unproven}
+        if not late:
             return -_NEVER, ""
+        until = max(late.values())
         seconds = math.ceil(until - self.now)
-        return until, f"{', '.join(names[:3])} may run it still; waits {seconds} s for its lease"
+        where = ", ".join(sorted(late)[:3])
+        return until, f"{where} may run it still; waits {seconds} s for its lease"
 
     def _reason(self, node: str, over_at: float) -> str:
         grant = self._grants.get(node)
@@ -277,6 +291,14 @@ class FenceBook:
         """Services to look at again: a slot of theirs need not wait any longer."""
         self.now = now
         return [key for key, until in self._waiting.items() if until <= now]
+
+
+def _has_to_tell(nodes: list[str]) -> str:
+    """Of nodes that are here and do not know what they run."""
+    return (
+        f"it may still run on {', '.join(nodes)}, where the agent has lost its journal, a driver "
+        "has not told yet what it has, and no guard lives; see there what keeps its daemon"
+    )
 
 
 def _operator_has_to_say(nodes: list[str]) -> str:

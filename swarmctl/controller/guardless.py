@@ -30,8 +30,15 @@ _REMOVED_LATELY_S: Final = 86_400.0
 
 
 def is_unproven(state: ClusterState, node: Node) -> bool:
-    """Whether a node, as it was heard last, has something fenced that nobody would end."""
-    if node.guarded or not state.fences.templates:
+    """Whether a node, as it was heard last, has something fenced that nobody would end.
+
+    One that does not know all that it has (:mod:`swarmctl.controller.forgetful`) has something.
+    """
+    if node.guarded:
+        return False
+    if node.reported and not node.told_all:
+        return True
+    if not state.fences.templates:
         return False
     return any(one.template in state.fences.templates for one in node.instances.values())
 

@@ -2,6 +2,7 @@
 
 from attrs import frozen
 
+from swarmctl.controller.availability import is_to_begin
 from swarmctl.controller.instance import Instance
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.state import ClusterState
@@ -18,10 +19,10 @@ class Completion:
 
 
 def is_over(state: ClusterState, instance: Instance) -> bool:
-    """Whether it is a job's, and has succeeded: it takes nothing, and is not run again."""
+    """Whether it is a job's, has succeeded, and nobody asked for it again: it takes nothing."""
     service = state.services.get(instance.key)
     job = service is not None and service.record.spec.template.job
-    return job and instance.state is InstanceState.SUCCEEDED
+    return job and instance.state is InstanceState.SUCCEEDED and not is_to_begin(instance)
 
 
 def settle(state: ClusterState, fleet: Fleet, instance: Instance) -> bool:

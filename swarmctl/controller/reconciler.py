@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from swarmctl.controller.availability import is_to_begin
-from swarmctl.controller.forgetful import is_known
+from swarmctl.controller.forgetful import is_known, known_from
 from swarmctl.controller.instance import Instance, Placing, ServiceKey, scheduler_key
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.nesting import look_at, trunk_of
@@ -117,7 +117,11 @@ class Reconciler:
         state, template = self._state, service.record.spec.template
         if slots and template.fenced:
             wait_s, now = state.fences.wait_s, state.fences.now
-            silent = [one.name for one in state.nodes.values() if not is_known(one, now, wait_s)]
+            silent = {
+                one.name: known_from(one, wait_s)
+                for one in state.nodes.values()
+                if not is_known(one, now, wait_s)
+            }
             new = not service.old and service.key not in state.tombstones
             slots = state.fences.admit(service, slots, silent, new=new)
         if slots and template.networks:

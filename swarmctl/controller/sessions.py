@@ -135,8 +135,6 @@ class Sessions:
             case FactsChanged():
                 check_facts(message.facts)
                 node.facts = self._shared.share(message.facts)
-                if not node.told_all and forgetful.lists_all(node):
-                    self._answer(peer, HeartbeatAck(0, resync=True))  # Now it can tell all.
                 self.refresh(node)
                 self._wake()
         return True
@@ -168,7 +166,6 @@ class Sessions:
         node.peer, node.boot, node.hello_sequence = peer, hello.boot, hello.sequence
         node.rival = ""
         node.facts = self._shared.share(hello.facts)
-        forgetful.hear(node, hello, now)
         self._state.ports.vms.pop(node.name, None)
         self.losses.arrived(node)
         node.heard_at = now
@@ -178,6 +175,7 @@ class Sessions:
         self._divergence[node.name] = Divergence()
         self._state.fences.heard(node.name, now, guarded=hello.guarded)
         node.guarded, node.leased = hello.guarded, hello.lease_left_s > 0
+        forgetful.hear(node, hello, now)
         self._state.find_again(node)
         first = not node.reported
         self.losses.brake.returned(node.name, self._now())
@@ -235,7 +233,7 @@ class Sessions:
         before = len(self.completions)
         if message.full:
             self._take_inventory(node, message.instances)
-            node.told_all = node.told_all or forgetful.lists_all(node)
+            guardless.note(self._state, node)
         else:
             for report in message.instances:
                 self._take_report(node, report)
@@ -413,9 +411,11 @@ class Sessions:
         node.unacknowledged = 0
         if node.guarded is not beat.guarded:
             node.guarded = beat.guarded
+            self._state.fences.note_guard(node.name, guarded=beat.guarded)
             guardless.note(self._state, node)
             self.refresh(node)
             self._wake()
+        forgetful.look_at_guard(node, self._now())
         if beat.quiet and not (resync or reported):
             return
         lease_s = self._lease(node, guarded=beat.guarded)

@@ -193,6 +193,8 @@ class Hello(Message):
     :class:`Heartbeat`.
     ``sequence`` counts the hellos of a boot from 1: one that is late tells of what is over.
     ``lease_left_s`` is how long the node's fencing lease holds yet; 0 when it has none.
+    ``forgotten`` are incarnations that its guard would end and ``inventory`` does not have: the
+    agent lost its journal, and a driver has not told yet what there is.
     """
 
     TAG: ClassVar[int] = 3
@@ -209,6 +211,7 @@ class Hello(Message):
     guarded: bool = False
     sequence: int = 0
     lease_left_s: float = 0.0
+    forgotten: tuple[int, ...] = ()
 
 
 @frozen

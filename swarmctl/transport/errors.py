@@ -58,6 +58,8 @@ class HandshakeFailed(PeerError):
 class HandshakeLate(HandshakeFailed):
     """Something listens at the address, and has said nothing yet: it hangs, or is another thing."""
 
+    code = "handshake-late"
+
     @classmethod
     def at(cls, endpoint: str) -> Self:
         """The error for the handshake with ``endpoint``."""

@@ -116,6 +116,7 @@ class World:
     northbound: MemoryDatabase | None = None
     ended: list = attrs.field(factory=list)
     make_fence: object = lambda _config: None
+    more_drivers: dict = attrs.field(factory=dict)
 
     # --- the controller -----------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class World:
 
         edges = Edges(
             self.network.open_link,
-            lambda _config, owner: {"sim": SimDriver(owner, machine.host)},
+            lambda _config, owner: {"sim": SimDriver(owner, machine.host), **self.more_drivers},
             journal,
             random.Random(self.random.getrandbits(32)),
             trio.current_time,

@@ -9,6 +9,7 @@ class IdleFence:
     is_alive = True
     has_listed = True
     left_s = 30.0
+    listed: frozenset[int] = frozenset()
 
     def renew(self, until_ns):
         """The lease holds anyway."""
@@ -16,14 +17,34 @@ class IdleFence:
     def check(self):
         """Whatever is fenced may be started."""
 
-    def enlist(self, incarnation, runtime_id):
-        """It kills nothing."""
+    def enlist(self, incarnation, _runtime_id):
+        """It kills nothing, and remembers."""
+        self.listed |= {incarnation}
 
     def dismiss(self, incarnation):
         """As above."""
+        self.listed -= {incarnation}
+
+    async def dismiss_dead(self, incarnations):
+        """There are no processes."""
+        self.listed -= set(incarnations)
 
     async def run(self):
         await trio.sleep_forever()
 
     async def wait_alive(self):
         await trio.lowlevel.checkpoint()
+
+
+class TimedFence(IdleFence):
+    """Its lease runs out by the virtual clock."""
+
+    def __init__(self):
+        self.until_s = 0.0
+
+    @property
+    def left_s(self):
+        return self.until_s - trio.current_time()
+
+    def renew(self, until_ns):
+        self.until_s = max(self.until_s, until_ns / 1e9)

@@ -55,6 +55,10 @@ class Fence(GuardFence):
         super().enlist(incarnation, runtime_id)
         self._machine.wake_guards()
 
+    async def dismiss_dead(self, incarnations):
+        for one in set(incarnations).difference(self._machine.alive()):
+            self.dismiss(one)
+
     async def _start(self):
         self._machine.begin_guard()
         await self.wait_alive()

@@ -56,6 +56,7 @@ class FakeNode:
     facts: dict[str, str] = field(factory=dict)
     tokens: dict[int, str] = field(factory=dict)
     listed: bool = True
+    forgotten: tuple[int, ...] = ()
 
     def hello(self):
         """The message that begins its session."""
@@ -76,6 +77,7 @@ class FakeNode:
             facts,
             tuple(self.instances.values()),
             templates=self.templates,
+            forgotten=self.forgotten,
         )
 
     def take(self, assign):

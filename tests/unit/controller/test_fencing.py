@@ -379,6 +379,7 @@ def forgetful_takeover():
     node = harness.nodes[name]
     kept, node.instances, node.term, node.listed = node.instances, {}, 0, False
     node.assigned.clear()
+    node.forgotten = tuple(kept)
     harness.start(2)
     harness.connect("n1")
     harness.connect("n2")
@@ -396,17 +397,39 @@ def test_a_takeover_waits_for_a_node_that_may_run_what_nobody_knows_of():
     assert lease(harness, node.name) > 0.0, "nothing of before can run there any more"
 
 
+def test_a_second_hello_that_tells_no_more_is_believed_no_more():
+    """The agent has been told of a term by then; what it has on its guard's list it lacks yet."""
+    harness, node, _ = forgetful_takeover()
+    began = harness.now
+    harness.run(1)
+    assert node.term > 0
+    harness.connect(node.name)
+    until(harness, lambda: holder(harness) is not None)
+    assert harness.now - began >= WAIT_S - 2.0
+
+
+def test_a_node_that_forgot_and_has_no_guard_is_waited_for_until_it_tells_or_is_off():
+    """Nobody would have ended there what ran: no lease's end says anything; this is written."""
+    harness, node, _ = forgetful_takeover()
+    node.guarded = False
+    harness.connect(node.name)
+    harness.run(200)
+    assert holder(harness) is None
+    assert "lost its journal" in harness.state.services["default", "db"].unplaced[1]
+    assert node.name in harness.state.fences.unwritten
+
+    began, node.guarded = harness.now, True
+    assert lease(harness, node.name) == 0.0
+    until(harness, lambda: holder(harness) is not None)
+    assert harness.now - began >= WAIT_S - 2.0
+
+
 def test_once_a_node_has_told_all_it_keeps_what_it_runs():
-    """It is asked for all of it as soon as its drivers have listed."""
+    """It begins anew as soon as its drivers have listed."""
     harness, node, kept = forgetful_takeover()
     [incarnation] = kept
-    node.listed, node.instances = True, kept
-    harness.outbox.clear()
-    facts = node.hello().facts
-    harness.sessions.on_message(node.peer, f"node:{node.name}", FactsChanged(facts))
-    assert HeartbeatAck(0, resync=True) in [message for _, message in harness.outbox]
-    report = Report(1, tuple(kept.values()), full=True)
-    harness.sessions.on_message(node.peer, f"node:{node.name}", report)
+    node.listed, node.instances, node.forgotten = True, kept, ()
+    harness.connect(node.name)
     harness.run(4)
     assert holder(harness).incarnation == incarnation
     assert where(harness) == [node.name]
