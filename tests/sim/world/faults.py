@@ -343,8 +343,28 @@ async def _lost_journal(world):
         world.books.fire("lost-journal", machine.name)
     finally:
         process.wanted = not machine.lost
-    await trio.sleep(world.random.uniform(1.0, 25.0))
+    end = trio.current_time() + world.random.uniform(1.0, 25.0)
+    if not machine.host.reachable:
+        await trio.sleep(world.random.uniform(0.5, 6.0))
+        _again(world, machine)
+    await trio.sleep(max(0.0, end - trio.current_time()))
     machine.host.reachable = True
+
+
+def _again(world, machine):
+    """A node that has forgotten, and is in a session, is in another one; or its guard dies."""
+    match world.random.randrange(4):
+        case 0:
+            cut = world.network.sever(public_key=world.keys[machine.name].public)
+            world.books.fire("sever", cut, times=bool(cut))
+        case 1:
+            process = world.controllers[world.serving]
+            if process.kill():
+                world.books.fire("crash-controller", process.name)
+        case 2:
+            for one in machine.guards:
+                one.kill()
+                world.books.fire("crash-guard", machine.name)
 
 
 async def _slow_journal(world):
