@@ -9,6 +9,7 @@ It serves only after its term is committed (DESIGN 8.1).
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import time as wall_clock
 from typing import Final
@@ -50,12 +51,14 @@ from swarmctl.controller.handlers import (
     traces,
 )
 from swarmctl.controller.networks import UNDERLAY_MTU
+from swarmctl.controller.plane import open_ovn
 from swarmctl.controller.receiving import Receiver
 from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
 from swarmctl.folder import DataFolder
+from swarmctl.net.tls import Credentials
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import Busy, Conflict, StaleTerm, StorageFault, sole_error
 from swarmctl.proto.messages import Message
@@ -86,7 +89,8 @@ class ControllerConfig:
     given; ``join`` another controller's ``cluster.key``.  ``takeover_grace_s`` is what nodes have
     beyond ``lost_after_s`` to come from the controller that led before.  ``rebuild`` begins a new
     store in place of one that is lost or damaged (:mod:`swarmctl.controller.rebuilding`).  ``ovn``
-    is where its northbound database is (:mod:`swarmctl.controller.plane`); it is kept in the store.
+    is where its northbound database is (:mod:`swarmctl.controller.plane`); it is kept in the store,
+    while ``ovn_credentials`` are of this machine.
     """
 
     data: Path
@@ -101,6 +105,7 @@ class ControllerConfig:
     takeover_grace_s: float = 0.0
     rebuild: bool = False
     ovn: str = ""
+    ovn_credentials: Credentials | None = None
     underlay_mtu: int = UNDERLAY_MTU
     underlay_is_v6: bool = False
 
@@ -230,6 +235,8 @@ class Controller:
             addresses=config.advertise or listener.endpoints,
             wall=wall,
         )
+        if config.ovn_credentials is not None:
+            cluster.plane.open_northbound = partial(open_ovn, credentials=config.ovn_credentials)
         await tenancy.load(cluster, config.ovn, config.underlay_mtu, is_v6=config.underlay_is_v6)
         await loading.load(cluster)
         serviceaddresses.hold(cluster)
