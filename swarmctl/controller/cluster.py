@@ -18,7 +18,7 @@ import structlog
 import trio
 from attrs import Factory, define, field
 
-from swarmctl.controller import guardless, records
+from swarmctl.controller import guardless, records, templates
 from swarmctl.controller.access import NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
 from swarmctl.controller.guests import Guests
@@ -264,12 +264,12 @@ class Cluster:
         if service is None:
             service = self.state.services[key] = made or Service(record)
             service.rolling = False
-            self.state.templates[service.template] = service.encoded_template
+            # First: whether what is found of it is fenced depends on it.
+            templates.know(self.state, service)
             self._judge_again(key)
         else:
             service.set_record(record)
-            self.state.templates[service.template] = service.encoded_template
-        self.state.fences.learn(service)
+            templates.know(self.state, service)
         self.state.dirty_services.add(key)
 
     def _judge_again(self, key: ServiceKey) -> None:

@@ -221,6 +221,10 @@ class ClusterState:
         node.instances[instance.incarnation] = instance
         self._mark(instance, 0)
         node.inventory_digest = digest.replace(node.inventory_digest, 0, instance.inventory_digest)
+        if instance.template not in self.templates:
+            self.fences.templates.add(instance.template)  # Taken for fenced, until it is known.
+        if instance.template in self.fences.templates:
+            self.fences.enter(instance)
         if instance.removing:
             self.leaving[instance.key] += 1
             node.leaving[instance.incarnation] = instance
@@ -228,8 +232,6 @@ class ClusterState:
             self.quarantine.setdefault(instance.key, {})[instance.incarnation] = instance
         else:
             self._hold(instance)
-        if instance.template in self.fences.templates:
-            self.fences.enter(instance)
 
     def take_incarnations(self, count: int) -> range:
         """Names for ``count`` new instances."""
@@ -266,6 +268,8 @@ class ClusterState:
             instance.template = service.template
         elif instance.template != service.template:
             service.rolling = True
+        if instance.template in self.fences.templates:
+            self.fences.enter(instance)
         service.tally[instance.state] += 1
         self.tally[instance.state] += 1
 
@@ -299,7 +303,7 @@ class ClusterState:
         node.inventory_digest = digest.replace(node.inventory_digest, instance.inventory_digest, 0)
         self._leave_quarantine(instance)
         self.release_slot(instance)
-        if self.fences.templates and self.fences.leave(instance):
+        if self.fences.leave(instance):
             self.dirty_services.add(instance.key)
         self.ports.leave(instance.incarnation)
         self.guests.gone(instance.incarnation)

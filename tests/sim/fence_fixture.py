@@ -27,3 +27,17 @@ class IdleFence:
 
     async def wait_alive(self):
         await trio.lowlevel.checkpoint()
+
+
+class TimedFence(IdleFence):
+    """Its lease runs out by the virtual clock."""
+
+    def __init__(self):
+        self.until_s = 0.0
+
+    @property
+    def left_s(self):
+        return self.until_s - trio.current_time()
+
+    def renew(self, until_ns):
+        self.until_s = max(self.until_s, until_ns / 1e9)

@@ -5,21 +5,7 @@ import trio
 
 from swarmctl.controller.holding import HOLD
 from tests.sim.cluster_fixture import a_cluster, service
-from tests.sim.fence_fixture import IdleFence
-
-
-class TimedFence(IdleFence):
-    """Its lease runs out by the virtual clock."""
-
-    def __init__(self):
-        self.until_s = 0.0
-
-    @property
-    def left_s(self):
-        return self.until_s - trio.current_time()
-
-    def renew(self, until_ns):
-        self.until_s = max(self.until_s, until_ns / 1e9)
+from tests.sim.fence_fixture import TimedFence
 
 
 async def test_leases_outlive_a_long_hold_and_its_release(autojump_clock, tmp_path):
