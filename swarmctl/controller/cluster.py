@@ -38,7 +38,6 @@ from swarmctl.controller.records import (
     ServiceRecord,
     TokenRecord,
     Tombstone,
-    preempted_key,
     service_key,
     tombstone_key,
 )
@@ -297,8 +296,8 @@ class Cluster:
 
         The caller holds their locks; as with :meth:`save_services` many take several commits.
         """
-        # The service, its preemptions, its tombstone, an old tombstone that makes room.
-        at_once = limits.TRANSACTION_OPS_MAX // 4
+        # The service, its preemptions, its past, its tombstone, an old one that makes room.
+        at_once = limits.TRANSACTION_OPS_MAX // 5
         # What were placed while the disk takes its time would be newer than the tombstone.
         self.state.ending.update(keys)
         newest = incarnations.make(self.state.term, self.state.sequence)
@@ -324,7 +323,8 @@ class Cluster:
         buried = {(one.tenant, one.service): one for one in tombstones}
         expired = self._expired_tombstones(buried)
         ops: list[Op] = [Delete(service_key(*key)) for key in buried]
-        ops += [Delete(preempted_key(*key)) for key in buried if self.state.victims.of(key)]
+        for notes in (self.state.victims.unwritten, self.state.pasts.unwritten):
+            ops += [Delete(notes.where(*key)) for key in buried if key in notes.stored]
         ops += [Put(tombstone_key(*key), records.encode(one)) for key, one in buried.items()]
         ops += [Delete(tombstone_key(*key)) for key in expired]
 
