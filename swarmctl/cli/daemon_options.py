@@ -77,7 +77,8 @@ def check_store_options(join: Path | None, rebuild: bool, *, on_etcd: bool) -> N
         raise InvalidSpec(
             "only a SQLite store is rebuilt",
             "--rebuild",
-            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
+            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…; "
+            "without one rebuild with --store sqlite:FILE, and move that: swarmctl store migrate",
         )
 
 

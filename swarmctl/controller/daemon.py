@@ -7,6 +7,7 @@ raises the term, and makes completions durable, which a disk that refuses holds 
 It serves only after its term is committed (DESIGN 8.1).
 """
 
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -72,6 +73,8 @@ from swarmctl.transport.zmq_listener import open_listener
 _log = structlog.get_logger(__name__)
 _STORE_FILE: Final = "store.db"
 _TICK_S: Final = 0.5
+# So an instance that fails is noted within two seconds, and written down no more often than that.
+_LOOK_AT_PASTS_EVERY: Final = 4
 # A disk that refused is asked again after this.
 _STORE_RETRY_S: Final = 1.0
 
@@ -300,7 +303,7 @@ class Controller:
             if cluster.relocating:
                 cluster.relocate(trio.current_time())
             await converge(cluster)
-            if cluster.state.victims.unwritten:
+            if cluster.state.victims.unwritten or cluster.state.pasts.unwritten:
                 self._to_commit.set()
             cluster.announce()
 
@@ -317,7 +320,8 @@ class Controller:
                 if self._term_is_low:
                     await self._raise_term(self.cluster.sessions.term_seen)
                 await completions.commit_gathered(self.cluster, self.receiver.try_send)
-                await self.cluster.state.victims.write(self.cluster)
+                await self.cluster.state.victims.unwritten.write(self.cluster)
+                await self.cluster.state.pasts.unwritten.write(self.cluster)
                 await guardless.write(self.cluster)
             except (StorageFault, Busy) as error:
                 _log.error("store refuses, trying again", error=str(error))
@@ -340,7 +344,7 @@ class Controller:
     async def _tick(self) -> None:
         sessions = self.cluster.sessions
         short, heap = "", garbage.Heap()
-        while True:
+        for turn in itertools.count(1):
             await trio.sleep(_TICK_S)
             heap.look(self.receiver.departed)
             before, short = short, descriptors.shortage()
@@ -348,6 +352,10 @@ class Controller:
                 _log.error("short", what=short) if short else _log.info("no shortage any more")
             await self.cluster.listening.look()
             sessions.losses.check_lost(self.config.lost_after_s)
+            if turn % _LOOK_AT_PASTS_EVERY == 0:
+                self.cluster.state.pasts.look(self.cluster.state.services, self.cluster.wall())
+                if self.cluster.state.pasts.unwritten:
+                    self._to_commit.set()
             if not self.cluster.reconciler.settled or self.cluster.relocating:
                 self.cluster.wake()
 

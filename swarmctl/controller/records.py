@@ -13,6 +13,7 @@ the nodes.  Each record is one value, written whole.
 ``network/TENANT/NAME``      :class:`~swarmctl.controller.networks.NetworkRecord`
 ``security/TENANT/NAME``     :class:`~swarmctl.controller.networks.GroupRecord`
 ``preempted/TENANT/NAME``    :class:`~swarmctl.controller.victims.PreemptedRecord`
+``past/TENANT/NAME``         :class:`~swarmctl.controller.pasts.PastRecord`
 ``moved``                    :class:`~swarmctl.controller.moving.Moved`, of what is used no more
 ``ovn``                      where OVN's northbound database is, once it was given
 ===========================  ======================================================
@@ -42,6 +43,7 @@ REVOKED: Final = "revoked/"
 NETWORK: Final = "network/"
 SECURITY: Final = "security/"
 PREEMPTED: Final = "preempted/"
+PAST: Final = "past/"
 OVN: Final = "ovn"
 
 _T = TypeVar("_T")
@@ -213,6 +215,11 @@ def security_key(tenant: str, name: str) -> str:
 def preempted_key(tenant: str, name: str) -> str:
     """Where it is kept which slots of a service were preempted."""
     return f"{PREEMPTED}{tenant}/{name}"
+
+
+def past_key(tenant: str, name: str) -> str:
+    """Where it is kept what the slots of a service went through."""
+    return f"{PAST}{tenant}/{name}"
 
 
 def encode(record: Any) -> bytes:
