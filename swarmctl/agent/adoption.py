@@ -108,7 +108,7 @@ def _admit_stranger(supervisor: Supervisor, driver: str, found: Found) -> None:
         found.service,
         found.slot,
         found.tenant,
-        b"",
+        _template_of(supervisor, found),
         driver,
         known=False,
         state=InstanceState.PREPARING,
@@ -137,6 +137,22 @@ def _admit_stranger(supervisor: Supervisor, driver: str, found: Found) -> None:
         instance.phase = Phase.RUNNING
         supervisor.show(instance, InstanceState.RUNNING, "")
     supervisor.step(instance)
+
+
+def _template_of(supervisor: Supervisor, found: Found) -> bytes:
+    """The digest of what it was made of; empty where that is not known, or cannot be read."""
+    made_of = wire.digest(found.template)
+    if supervisor.templates.get(made_of) is not None:
+        return made_of
+    template = _readable(found.template)
+    if template is None:
+        return b""
+    encoded = wire.encode_template(template)
+    made_of = wire.digest(encoded)
+    if supervisor.templates.get(made_of) is None:
+        assignment.learn(supervisor, {made_of: encoded})
+        supervisor.missing_templates.add(made_of)  # By the controller: the next hello tells it.
+    return made_of
 
 
 def _match(supervisor: Supervisor, instance: Instance, found: Found) -> None:
