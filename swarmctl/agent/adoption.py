@@ -61,6 +61,42 @@ def restore(
         supervisor.reassign(instance)
 
 
+def show_without_driver(supervisor: Supervisor, node: str) -> tuple[str, ...]:
+    """Say of what the journal has of drivers that the agent was not given that nobody sees to it.
+
+    It may run, so it is not gone; only with its driver can it be looked at, stopped or removed.
+    What was rejected for want of a driver was never made, and is as it was.
+
+    Args:
+        supervisor: the machine, restored.
+        node: the node's name.
+
+    Returns:
+        What is wrong with the node, by driver.
+    """
+    unseen: dict[str, list[Instance]] = {}
+    for instance in list(supervisor.instances.values()):
+        if instance.driver in supervisor.drivers:
+            continue
+        if instance.state == InstanceState.REJECTED and instance.standing == Standing.FINISHED:
+            _rest(supervisor, instance)
+        else:
+            unseen.setdefault(instance.driver, []).append(instance)
+    option = f"--drivers {','.join(sorted({*supervisor.drivers, *unseen}))}"
+    for driver, instances in unseen.items():
+        reason = (
+            f"the agent runs without driver {driver}: start it with {option}, "
+            f"or take the node out with: swarmctl node rm {node}"
+        )
+        for instance in instances:
+            supervisor.show(instance, instance.state, reason)
+    return tuple(
+        f"driver {driver} is missing, which the agent's journal has {len(instances)} of: "
+        f"start the agent with {option}"
+        for driver, instances in unseen.items()
+    )
+
+
 def _readable(encoded: bytes) -> Template | None:
     try:
         return wire.decode_template(encoded)
