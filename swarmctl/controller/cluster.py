@@ -137,7 +137,7 @@ class Cluster:
     def relocate(self, now: float) -> None:
         """Take away what is to run elsewhere, as much as may go now; ``now`` is monotonic."""
         if self.reconciler.settled:
-            self.drains.step(now)
+            self.drains.step(now, self.wall())
             self.rebalancing.step(now)
 
     def announce(self) -> None:

@@ -138,7 +138,8 @@ class Tombstone:
 class NodeRecord:
     """A node that was enrolled: its pinned key, and what operators said of it.
 
-    ``cordoned`` keeps new instances away; ``draining`` sends those that are there elsewhere too.
+    ``cordoned`` keeps new instances away; ``draining`` sends those that are there elsewhere too,
+    and from ``drain_deadline`` on (epoch seconds; 0 for never) whatever their services allow.
     ``unguarded``: it had fenced instances and no live guard when it was last heard.
     """
 
@@ -150,6 +151,7 @@ class NodeRecord:
     cordoned: bool = False
     draining: bool = False
     unguarded: bool = False
+    drain_deadline: float = 0.0
 
 
 @frozen
