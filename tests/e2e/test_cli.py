@@ -278,7 +278,10 @@ def test_trace_shows_the_launch_and_the_path(dev: Dev):
     assert table.out.startswith("web.1 running (healthy) on n1")
     assert "the node's clock" in table.err
     assert dev.run("trace", "wbe").code == 1
-    assert dev.run("trace", "web", "--to", "10.1.2.3").err.startswith("error: --to: no instance")
+    assert dev.run("trace", "web", "--to", "wbe.1").err.startswith("error: no service or instance")
+    outside = dev.run("trace", "web", "--to", "10.1.2.3").out.splitlines()[-1]
+    assert outside.startswith("to 10.1.2.3: no path:")
+    assert outside.endswith("on no tenant network")
 
 
 def test_logs_name_the_instance_and_keep_the_streams_apart(dev: Dev):
