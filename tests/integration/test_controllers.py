@@ -41,7 +41,7 @@ class Controllers:
     def __init__(self, folder: Path, etcd: EtcdCluster, count: int) -> None:
         self.folder = folder
         self.etcd = etcd
-        self.base = Cluster(folder)
+        self.base = Cluster(folder, home="c0")
         self.ports = [free_port() for _ in range(count)]
         self.controllers = [self.make(number) for number in range(count)]
         self.agents: list[Daemon] = []
