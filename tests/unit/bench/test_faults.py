@@ -3,7 +3,7 @@
 import pytest
 
 from bench.faults import rows
-from bench.faults.rows import Row, Watch, summary, table
+from bench.faults.rows import Row, Watch, record, summary, table
 from bench.soak import ALLOWED, Curve
 
 
@@ -14,6 +14,21 @@ def test_rounds_are_summed_up_by_their_median_and_the_slowest():
     )
     assert (row["healed_s"], row["healed_max_s"], row["rounds"]) == (6, 9, 3)
     assert table([row]).splitlines()[-1] == "| cut | moved (back 1.0 s) | 4.0 s | 6.0 s | the cut |"
+
+
+def test_each_rounds_numbers_and_the_machine_are_kept():
+    """Of an older file, which has neither, what it has is kept."""
+    old = {"fault": "old", "healed_s": 1.0}
+    recorded = {"rows": {"old": old}, "machine": {"cores": 1}}
+    rounds = [Row("cut", "moved", healed, "the cut", 4.0, {"back": 1.0}) for healed in (5, 9)]
+    row = summary(rounds) | {"machine": {"cores": 2}}
+    assert row["each"] == [
+        {"noticed_s": 4.0, "healed_s": healed, "more": {"back": 1.0}} for healed in (5, 9)
+    ]
+    record(recorded, "cut", row)
+    assert recorded == {"rows": {"old": old, "cut": row}, "machine": {"cores": 1}}
+    record(recorded, "old", row)
+    assert recorded == {"rows": {"old": row, "cut": row}}
 
 
 def test_an_outcome_that_does_not_come_is_a_failure(monkeypatch):
