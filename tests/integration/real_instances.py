@@ -48,11 +48,11 @@ def runs(cluster: Cluster) -> Runs:
     return Runs(cluster.containers(), cluster.domains())
 
 
-def as_desired(cluster: Cluster, ask: Ask) -> bool:
-    """Whether what runs is what ``ps`` shows, each instance once, and all of it."""
+def as_desired(cluster: Cluster, ask: Ask, count: int = len(SERVICES)) -> bool:
+    """Whether what runs is what ``ps`` shows of both services, ``count`` instances, each once."""
     views = ask("instance.list", {"names": list(SERVICES), "all": True})
     return (
-        sorted(one["service"] for one in views) == sorted(SERVICES)
+        len(views) == len({one["instance"] for one in views}) == count
         and all(one["state"] == one["desired"] == "running" for one in views)
         and runs(cluster).ids == sorted(one["runtime_id"] for one in views)
     )
