@@ -142,12 +142,12 @@ class Invariants:
                 nodes = [machine.name for machine, _ in there]
                 found.append(f"{name}.{slot} should run {runs:d} times and does on {nodes}")
             for machine, one in there:
-                # From which template it was made, and which restarts were done, only the journal
-                # knew: where that was lost, what is found counts as current.
-                if one.launch.incarnation in machine.forgotten:
-                    continue
                 if wire.digest(wire.encode_template(one.launch.template)) != wanted:
                     found.append(f"{name}.{slot} on {machine.name} is of an older spec")
+                # Which restarts were done only the journal knew: where that was lost, what is found
+                # counts as restarted.
+                if one.launch.incarnation in machine.forgotten:
+                    continue
                 if one.started_at < restarted.get(slot, 0.0):
                     found.append(f"{name}.{slot} on {machine.name} was not restarted")
         return found

@@ -134,7 +134,7 @@ class Driver(SimDriver):
 class Machine(Guards):
     """A node; ``silent`` is set while its daemon takes calls and answers none.
 
-    ``lost`` says that it is off, and will never be on again.
+    ``lost`` says that it is off, and will never be on again; ``off`` that it is without power.
     """
 
     world: object
@@ -146,6 +146,7 @@ class Machine(Guards):
     silent: trio.Event | None = None
     on_call: object = None
     lost: bool = False
+    off: bool = False
     forgotten: set = attrs.field(factory=set)
     host: Host = attrs.field(init=False)
     journal: Journal = attrs.field(init=False)
@@ -176,7 +177,8 @@ class Machine(Guards):
             self.host.kill(self.world.owner(self.name), incarnation)
 
     def lose_power(self):
-        """All that ran has ended, and nobody is told."""
+        """All that ran has ended, and nobody is told; the daemon does nothing more, either."""
+        self.off = True
         owner = self.world.owner(self.name)
         for one in self.alive().values():
             self.host._end(owner, one, EXIT_KILLED, trio.current_time())
@@ -197,7 +199,7 @@ class Machine(Guards):
 
     def _finish(self, effect, owner, launch):
         gone = effect == self.host.start and launch.incarnation not in self.host.book(owner)
-        if not gone:
+        if not gone and not self.off:
             effect(owner, launch)
 
     def speak(self):
