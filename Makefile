@@ -21,12 +21,14 @@ WORKERS ?= 3
 # What make soak simulates: how many seeds, from which on.
 SEEDS ?= 1000
 SEED_BASE ?= 0
+# Options for make soak-real, e.g. SOAK="--seconds 60 --output /dev/null --picture /tmp/soak.svg".
+SOAK ?=
 # A bug to plant for make soak, to see it found; tests/sim/world/plants.py has them.
 PLANT ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-net demo-net-down down purge test test-together test-seeds soak test-slow check
+.PHONY: help demo demo-net demo-net-down down purge test test-together test-seeds soak soak-real test-slow check
 .PHONY: quick bench bench-net bench-compare docs binary image lock venv ready
 
 help: ## this list
@@ -62,6 +64,9 @@ test-seeds: venv
 
 soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
 	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT))
+
+soak-real: ready ## real daemons, containers and a VM under churn for 20 minutes; fails when something grows
+	@$(PY) -m bench.soak $(SOAK)
 
 test-slow: ready binary ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests

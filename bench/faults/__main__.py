@@ -10,7 +10,7 @@ from typing import Final
 
 from bench.faults import fleet, nodes, several
 from bench.faults import machine as machines
-from bench.faults.rows import Row, summary, table
+from bench.faults.rows import Row, record, summary, table
 from bench.launch.report import machine
 
 FAULTS: Final = nodes.FAULTS | machines.FAULTS | fleet.FAULTS | several.FAULTS
@@ -45,10 +45,10 @@ def main() -> int:
                 print(f"{name}, round {number + 1}: {error}", file=sys.stderr)
                 failed.append(name)
         if rounds:
-            row = summary(rounds) | {"measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-            recorded["rows"][name] = row
+            measured = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            row = summary(rounds) | {"measured": measured, "machine": machine()}
+            record(recorded, name, row)
             print(f"{name}: noticed {row['noticed_s']}, healed {row['healed_s']}", flush=True)
-        recorded["machine"] = machine()
         # In the table's order, whichever were measured just now.
         recorded["rows"] = {key: recorded["rows"][key] for key in FAULTS if key in recorded["rows"]}
         options.output.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")

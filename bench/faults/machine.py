@@ -1,6 +1,5 @@
 """Faults of the machine below real daemons: network, disks, clocks, file descriptors."""
 
-import ctypes
 import os
 import subprocess
 import time
@@ -16,6 +15,7 @@ from bench.faults.rows import PATIENCE_S, Row, Watch
 from swarmctl.proto.errors import SwarmError
 from tests.e2e.cluster import Cluster, Daemon, box, until
 from tests.e2e.test_bad_input import AGENT_DISK_BYTES, fill, small_disk
+from tests.integration.namespaces import entered
 from tests.integration.test_clock_steps import SOURCE, with_clock
 
 HOUR_S: Final = 3600
@@ -63,30 +63,10 @@ def network_cut(folder: Path) -> Row:
         try:
             for daemon in daemons:
                 daemon.start()
-            with _inside(left):
+            with entered(left):
                 return _cut(cluster, right)
         finally:
             cluster.close()
-
-
-@contextmanager
-def _inside(name: str) -> Iterator[None]:
-    """This thread's sockets are of another network namespace meanwhile."""
-    own = Path("/proc/thread-self/ns/net").open("rb")  # noqa: SIM115 - closed below
-    other = Path("/run/netns", name).open("rb")  # noqa: SIM115 - closed below
-    try:
-        _setns(other.fileno())
-        yield
-    finally:
-        _setns(own.fileno())
-        own.close()
-        other.close()
-
-
-def _setns(descriptor: int) -> None:
-    """``setns(2)``, which Python has from 3.12 on only."""
-    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _cut(cluster: Cluster, right: str) -> Row:

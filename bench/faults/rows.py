@@ -57,7 +57,7 @@ class Watch:
 
 
 def summary(rounds: list[Row]) -> dict[str, Any]:
-    """Rounds of one fault as plain data: medians, and the slowest."""
+    """Rounds of one fault as plain data: medians and the slowest, and each round's own numbers."""
     first = rounds[0]
     noticed = [one.noticed_s for one in rounds if one.noticed_s is not None]
     return {
@@ -70,7 +70,28 @@ def summary(rounds: list[Row]) -> dict[str, Any]:
         "healed_max_s": round(max(one.healed_s for one in rounds), 2),
         "healed_from": first.healed_from,
         "more": {name: _median([one.more[name] for one in rounds]) for name in first.more},
+        "each": [_numbers(one) for one in rounds],
     }
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    """What was measured in one round."""
+    return {
+        "noticed_s": None if row.noticed_s is None else round(row.noticed_s, 3),
+        "healed_s": round(row.healed_s, 3),
+        "more": {name: round(seconds, 3) for name, seconds in row.more.items()},
+    }
+
+
+def record(recorded: dict[str, Any], name: str, row: dict[str, Any]) -> None:
+    """Put a row that was measured just now into what the file has.
+
+    Files of before had one machine for all rows, that of the last run, and of rounds the median
+    and the slowest; rows that are not measured again stay so, and that machine as long as any do.
+    """
+    recorded["rows"][name] = row
+    if all("machine" in one for one in recorded["rows"].values()):
+        recorded.pop("machine", None)
 
 
 def _median(values: list[float]) -> float:

@@ -25,6 +25,7 @@ import structlog
 import trio
 from attrs import evolve
 
+from swarmctl import descriptors
 from swarmctl.agent import guard, guard_folders
 from swarmctl.agent.actions import Actions
 from swarmctl.agent.backoff import LEASE_ENDED
@@ -185,6 +186,11 @@ class GuardFence:
         OSError: the folder cannot be made.
     """
 
+    # What the list had when it was read, and what has come and gone since.
+    _seen: frozenset[int] = frozenset()
+    # Why the last guard could not be started.
+    _cannot = ""
+
     def __init__(
         self, data: Path, run: Path = RUN, now_ns: Callable[[], int] = guard.boottime_ns
     ) -> None:
@@ -218,12 +224,22 @@ class GuardFence:
     @property
     def has_listed(self) -> bool:
         """See Fence."""
-        return any(self._list.glob("*"))
+        return bool(self.listed)
 
     @property
     def listed(self) -> frozenset[int]:
         """See Fence."""
-        return frozenset(int(one.name) for one in self._list.glob("*") if one.name.isdigit())
+        try:
+            self._seen = frozenset(
+                int(one.name) for one in self._list.iterdir() if one.name.isdigit()
+            )
+        except FileNotFoundError:
+            return frozenset()
+        except OSError as error:
+            if error.errno not in descriptors.EXHAUSTED:
+                raise
+            # Without a descriptor to look with nothing is enlisted; what is dismissed is noted.
+        return self._seen
 
     def renew(self, until_ns: int) -> None:
         """See Fence."""
@@ -249,6 +265,7 @@ class GuardFence:
         try:
             hidden.write_text(runtime_id, encoding="ascii")
             hidden.rename(place)
+            self._seen |= {incarnation}
         except OSError as error:
             raise NotFenced(
                 f"the guard's list cannot be written: {error.strerror}",
@@ -259,15 +276,23 @@ class GuardFence:
     def dismiss(self, incarnation: int) -> None:
         """See Fence."""
         (self._list / str(incarnation)).unlink(missing_ok=True)
+        self._seen -= {incarnation}
 
     async def dismiss_dead(self, incarnations: Iterable[int]) -> None:
         """See Fence."""
         for one in incarnations:
-            with suppress(FileNotFoundError):
+            try:
                 name = (self._list / str(one)).read_bytes().strip()
                 # All of /proc is read, which may take a tenth of a second.
-                if not await trio.to_thread.run_sync(guard.find, frozenset({name})):
-                    self.dismiss(one)
+                found = await trio.to_thread.run_sync(guard.find, frozenset({name}))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in descriptors.EXHAUSTED:
+                    raise
+                return  # Nothing can be looked at now: all of them stay.
+            if not found:
+                self.dismiss(one)
 
     async def run(self) -> None:
         """Keep a guard alive until cancelled; one that has something to guard stays."""
@@ -304,7 +329,16 @@ class GuardFence:
         if self._process is not None and self._process.poll() is not None:
             _log.error("the fencing guard has ended", code=self._process.returncode)
         # Not by trio: it is to outlive us. Forking takes a moment, so it does so in a thread.
-        self._process = await trio.to_thread.run_sync(self._spawn)
+        try:
+            self._process = await trio.to_thread.run_sync(self._spawn)
+        except OSError as error:
+            # Of descriptors or processes there are none left: nothing fenced is started meanwhile,
+            # and it is tried again.
+            if str(error) != self._cannot:
+                _log.error("no fencing guard can be started", why=str(error))
+            self._cannot = str(error)
+            return
+        self._cannot = ""
         await self.wait_alive()
         if self.is_alive:
             _log.info("fencing guard begins", pid=self._process.pid, folder=str(self.folder))

@@ -17,6 +17,7 @@ daemon that was stopped will go on.
 """
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -148,7 +149,11 @@ class FencedList:
 
 
 def find(names: frozenset[bytes]) -> dict[int, bytes]:
-    """Every process of an instance in ``names``: its id, and what /proc says of its cgroups."""
+    """Every process of an instance in ``names``: its id, and what /proc says of its cgroups.
+
+    Raises:
+        OSError: there is no file descriptor to look with: nothing is said of who lives.
+    """
     found: dict[int, bytes] = {}
     me = os.getpid()
     for entry in os.listdir("/proc"):
@@ -163,8 +168,10 @@ def find(names: frozenset[bytes]) -> dict[int, bytes]:
                         continue
             if began(int(entry)):
                 found[int(entry)] = cgroups
-        except OSError:
-            continue  # It has ended.
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            # It has ended.
     return found
 
 
@@ -269,8 +276,11 @@ class Guard:
         return boottime_ns()
 
     def _end_all(self, names: frozenset[bytes]) -> bool:
-        """Kill what is there of them; whether there was something."""
-        found = find(names)
+        """Kill what is there of them; whether there was something, or may be."""
+        try:
+            found = find(names)
+        except OSError:
+            return True  # There may be something; it is looked for again at once.
         # An agent that came back to life has renewed the lease meanwhile: then nothing is killed.
         if not found or self.page[LEASE_NS] > self.now_ns():
             return False

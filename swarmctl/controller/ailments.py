@@ -8,8 +8,7 @@ heartbeats carry the reasons).  Seen only from here are
 - *heartbeats that jitter*: it lives, but falls silent for longer than a living node does, again
   and again, or is lost and returns. When many nodes do so together, what they share is slow (the
   network, or we), and no node is blamed: a launch that loads all of them makes none of them sick;
-- *a clock that is off*: its time and ours differ, in several heartbeats in a row. When that is so
-  of more than half of the nodes, it is ours that is off, and no node is blamed.
+- *a clock that is off*, by what the clocks of most others say (``clocks.py``).
 
 Each has its way back.  Gaps and clocks heal when they have been well for a while; a node where
 launches failed is left alone for a minute, then tried again, and for twice as long each time that
@@ -26,6 +25,7 @@ from typing import Final
 import structlog
 from attrs import define, field
 
+from swarmctl.controller.clocks import Clocks
 from swarmctl.controller.instance import Instance
 from swarmctl.controller.state import ClusterState, Node
 from swarmctl.controller.storm import SUSPECT_S
@@ -51,9 +51,6 @@ _GAPS_WINDOW_S: Final = 60.0
 _LATE_SHARE_MAX: Final = 0.1
 _LATE_MIN: Final = 2
 _LATE_TOGETHER_S: Final = 10.0
-# Beyond this, logs of two nodes cannot be read beside each other; below half of it all is well.
-_CLOCK_OFF_S: Final = 5.0
-_CLOCK_BEATS: Final = 3
 
 
 @define
@@ -65,13 +62,11 @@ class _Signs:
     rests_until: float = 0.0
     rest_s: float = 0.0
     gaps: deque[float] = field(factory=lambda: deque(maxlen=_GAPS_MIN))
-    clock_beats: int = 0
-    clock_off_s: float = 0.0
 
     def well(self, now: float) -> bool:
         """Whether there is nothing to remember."""
         over = now >= self.rests_until + self.rest_s
-        return over and not (self.failed or self.gaps or self.clock_beats)
+        return over and not (self.failed or self.gaps)
 
 
 class Ailments:
@@ -81,8 +76,7 @@ class Ailments:
         """Of so many ``nodes``."""
         self._nodes = nodes
         self._signs: dict[str, _Signs] = {}
-        # Nodes whose clock seems to be off.
-        self._off: set[str] = set()
+        self._clocks = Clocks()
         # Nodes that were late just now, and when; the oldest first.
         self._late: dict[str, float] = {}
         # Where a template was launched lately: two nodes, and when.
@@ -90,6 +84,10 @@ class Ailments:
 
     def reasons(self, node: str, now: float) -> tuple[str, ...]:
         """What is wrong with a node, as far as it is seen from here."""
+        clock = self._clocks.reason(node)
+        return (*self._signs_of(node, now), clock) if clock else self._signs_of(node, now)
+
+    def _signs_of(self, node: str, now: float) -> tuple[str, ...]:
         signs = self._signs.get(node)
         if signs is None:
             return ()
@@ -101,9 +99,6 @@ class Ailments:
             signs.gaps.popleft()
         if len(signs.gaps) >= _GAPS_MIN:
             found.append(f"heartbeats come late: {_GAPS_MIN} times in {_GAPS_WINDOW_S:g} s")
-        if node in self._off and 2 * len(self._off) <= self._nodes():
-            way = "ahead" if signs.clock_off_s > 0 else "behind"
-            found.append(f"its clock is {abs(signs.clock_off_s):.0f} s {way}")
         if not found and signs.well(now):
             del self._signs[node]
         return tuple(found)
@@ -126,7 +121,7 @@ class Ailments:
     def beat(self, node: str, beat: Heartbeat, now: float, wall: float) -> tuple[str, ...]:
         """A heartbeat: all that is wrong with a node, as it says and as it is seen from here."""
         if beat.wall_s:
-            self.clock(node, beat.wall_s - wall)
+            self._clocks.heard(node, beat.wall_s, now, wall)
         return beat.reasons + self.reasons(node, now)
 
     def failed(self, state: ClusterState, instance: Instance, now: float) -> bool:
@@ -141,20 +136,6 @@ class Ailments:
         moved = send_elsewhere(state, node)
         _log.warning("launches fail there and not elsewhere", node=node.name, moved=moved)
         return True
-
-    def clock(self, node: str, offset_s: float) -> None:
-        """Its clock differs from ours by so much (ahead is positive), the way included."""
-        signs = self._signs.get(node)
-        if abs(offset_s) > _CLOCK_OFF_S:
-            signs = signs or self._of(node)
-            signs.clock_beats = min(_CLOCK_BEATS, signs.clock_beats + 1)
-            signs.clock_off_s = offset_s
-            if signs.clock_beats == _CLOCK_BEATS:
-                self._off.add(node)
-        elif signs is not None and abs(offset_s) < _CLOCK_OFF_S / 2:
-            signs.clock_beats = max(0, signs.clock_beats - 1)
-            if not signs.clock_beats:
-                self._off.discard(node)
 
     def launched(self, node: str, templates: Iterable[bytes], now: float) -> None:
         """Something was launched there, of each of ``templates``."""
@@ -197,7 +178,7 @@ class Ailments:
     def forget(self, node: str) -> None:
         """It was taken out of the registry."""
         self._signs.pop(node, None)
-        self._off.discard(node)
+        self._clocks.forget(node)
         self._late.pop(node, None)
 
     def _of(self, node: str) -> _Signs:

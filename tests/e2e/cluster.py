@@ -195,9 +195,10 @@ class Running:
 
 @define(eq=False)
 class Cluster:
-    """A controller and its agents, below ``folder``."""
+    """A controller and its agents, below ``folder``; the controller's data is in ``home`` there."""
 
     folder: Path
+    home: str = "controller"
     agents: dict[str, Daemon] = field(factory=dict)
     others: list[Daemon] = field(factory=list)
     port: int = field(factory=free_port)
@@ -214,7 +215,7 @@ class Cluster:
     @property
     def data(self) -> Path:
         """The controller's data folder."""
-        return self.folder / "controller"
+        return self.folder / self.home
 
     @property
     def address(self) -> str:
@@ -266,6 +267,18 @@ class Cluster:
         except NoController:
             return False
         return all(states.get(name) == "ready" for name in self.agents)
+
+    def blamed(self, seconds: float) -> dict[str, str]:
+        """Nodes that were called anything but ready at any time of so long, and why."""
+        found: dict[str, str] = {}
+        end = time.monotonic() + seconds
+        with self.client() as client:
+            while time.monotonic() < end:
+                for node in client.call("node.list"):
+                    if node["state"] != "ready":
+                        found[node["node"]] = f"{node['state']}: {'; '.join(node['reasons'])}"
+                time.sleep(PAUSE_S)
+        return found
 
     def swarmctl(self, *arguments: str, deadline_s: float = LAUNCH_DEADLINE_S) -> Ended:
         """Run a command as a user does."""

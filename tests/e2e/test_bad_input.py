@@ -27,6 +27,7 @@ from tests.e2e.cluster import (
     run_swarmctl,
     until,
 )
+from tests.integration import real_instances
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 # Room enough not to be sick from the start (an agent wants 128 MiB free), and to be well again
@@ -236,53 +237,62 @@ def test_controller_starts_on_a_full_disk(own: Cluster):
 
 
 def test_controllers_disk_fills(own: Cluster):
-    """A change is refused and not half-made, looking goes on, and it works again with room."""
-    with small_disk(own.data):
-        own.agent("n1")
-        own.start()
-        own.apply(box("before"))
-        own.wait("before")
-        ballast = fill(own.data)
-        names: list[str] = []
-        done = Ended(0, "", "")
-        # What the database's file has room for is taken still; a change is acknowledged or not.
-        for number in range(400):
-            name = f"s{number}"
-            done = own.swarmctl("run", "--detach", "--replicas", "0", "--name", name, IMAGE)
-            if done.code:
-                break
-            names.append(name)
-        assert_says(done, 1, "full", "free some space")
-        assert own.states() == {"before.1": "running"}
+    """A change is refused and not half-made, looking goes on, and it works again with room.
 
-        ballast.unlink()
-        assert own.swarmctl("scale", "before=2").code == 0
-        own.wait("before")
-        own.controller.kill()
-        own.controller.start()
-        listed = {one["service"] for one in own.call("service.list")}
-        assert listed == {"before", *names}
+    A container and a VM are the same runs throughout, a new start of the controller included.
+    """
+    with small_disk(own.data):
+        own.agent("n1", drivers=real_instances.DRIVERS)
+        own.start()
+        with real_instances.untouched(own, own.call):
+            ballast = fill(own.data)
+            names: list[str] = []
+            done = Ended(0, "", "")
+            # What the database's file has room for is taken still; a change is acknowledged or not.
+            for number in range(400):
+                name = f"s{number}"
+                done = own.swarmctl("run", "--detach", "--replicas", "0", "--name", name, IMAGE)
+                if done.code:
+                    break
+                names.append(name)
+            assert_says(done, 1, "full", "free some space")
+            assert own.states() == {"real.1": "running", "vm.1": "running"}
+
+            ballast.unlink()
+            own.apply(box("after"))
+            own.wait("after")
+            own.controller.kill()
+            own.controller.start()
+            listed = {one["service"] for one in own.call("service.list")}
+            assert listed == {*real_instances.SERVICES, "after", *names}
+            own.remove("after")
         # The folder that would tell whose they are goes with the disk.
-        own.remove("before")
+        own.remove(*real_instances.SERVICES)
         own.controller.stop()
 
 
 def test_agents_disk_fills(own: Cluster):
-    """Launches wait while the intent to make them cannot be kept; the node is sick and says why."""
-    with small_disk(own.folder / "n1", AGENT_DISK_BYTES):
-        own.agent("n1")
-        own.start()
-        ballast = fill(own.folder / "n1")
-        spec = box("web", 3)
-        large = evolve(spec.template, labels={"ballast": "x" * 300_000})
-        own.apply(evolve(spec, template=large))
+    """Launches wait while the intent to make them cannot be kept; the node is sick and says why.
 
-        assert "journal" in until(lambda: sickness(own), what="sick")
-        assert own.containers() == {}
-        ballast.unlink()
-        own.wait("web")
-        assert len(own.containers()) == 3
-        until(own.all_ready, what="healed")
+    What runs there runs on.
+    """
+    with small_disk(own.folder / "n1", AGENT_DISK_BYTES):
+        own.agent("n1", drivers=real_instances.DRIVERS)
+        own.start()
+        with real_instances.untouched(own, own.call) as before:
+            ballast = fill(own.folder / "n1")
+            spec = box("web", 3)
+            large = evolve(spec.template, labels={"ballast": "x" * 300_000})
+            own.apply(evolve(spec, template=large))
+
+            assert "journal" in until(lambda: sickness(own), what="sick")
+            assert own.containers() == before.containers
+            ballast.unlink()
+            own.wait("web")
+            assert len(own.containers()) == 3 + len(before.containers)
+            until(own.all_ready, what="healed")
+            own.remove("web")
+        own.remove(*real_instances.SERVICES)
         own.agents["n1"].kill()
 
 

@@ -1,7 +1,11 @@
 """Daemons and commands in network namespaces: what a test does there, and sees from there."""
 
+import ctypes
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -17,6 +21,26 @@ def ip(*arguments: str) -> None:
 def inside(name: str) -> list[str]:
     """What to put before a command to run it in a namespace."""
     return ["nsenter", f"--net=/run/netns/{name}"]
+
+
+@contextmanager
+def entered(name: str) -> Iterator[None]:
+    """This thread's sockets are of that namespace meanwhile."""
+    own = Path("/proc/thread-self/ns/net").open("rb")  # noqa: SIM115 - closed below
+    other = Path("/run/netns", name).open("rb")  # noqa: SIM115 - closed below
+    try:
+        _setns(other.fileno())
+        yield
+    finally:
+        _setns(own.fileno())
+        own.close()
+        other.close()
+
+
+def _setns(descriptor: int) -> None:
+    """``setns(2)``, which Python has from 3.12 on only."""
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 @frozen

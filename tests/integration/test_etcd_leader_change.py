@@ -2,6 +2,9 @@
 
 That it is in the midst does not depend on how fast the machine is: half of the nodes are frozen
 until it was killed, so what they were given cannot run yet.
+
+The instances are simulated: no machine of these tests runs 10,000.  That real ones are not touched
+when etcd's members fail is in ``test_controllers.py``.
 """
 
 import json

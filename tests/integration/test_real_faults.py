@@ -14,16 +14,35 @@ from pathlib import Path
 import pytest
 
 from swarmctl.client import Client
+from swarmctl.proto import limits
 from swarmctl.proto.errors import SwarmError
-from tests.e2e.cluster import IMAGE, Cluster, machine, until
+from swarmctl.spec import wire
+from tests.e2e.cluster import IMAGE, Cluster, box, machine, until
+from tests.integration import real_instances
 from tests.integration.namespaces import View, inside, ip
 from tests.integration.private_libvirtd import PrivateLibvirtd
-from tests.integration.test_controllers import service
+from tests.integration.real_instances import untouched
 
 # A cut that is as long as this outlives the five seconds after which a node is lost.
 CUT_S = 10.0
 # Looking for what comes by itself is given up after this; how long it took is printed.
 PATIENCE_S = 60.0
+# Longer than a node's silence may be before it is lost, and two heartbeats more.
+FROZEN_S = limits.NODE_LOST_S + 2 * limits.HEARTBEAT_S
+# After a fault of the controller: who is blamed for it would be within three heartbeats.
+WATCHED_S = 4 * limits.HEARTBEAT_S
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory):
+    """A node with containers and VMs, for faults that leave the cluster as it was."""
+    cluster = Cluster(tmp_path_factory.mktemp("real"))
+    cluster.agent("n0", drivers=real_instances.DRIVERS)
+    try:
+        yield cluster.start()
+    finally:
+        print(cluster.logs())  # noqa: T201 - captured
+        cluster.close()
 
 
 @pytest.fixture
@@ -110,50 +129,64 @@ def limit_descriptors(process: int, count: int) -> None:
     subprocess.run(["prlimit", "--pid", str(process), limit], check=True, timeout=10)
 
 
-def test_the_controller_runs_out_of_descriptors(own: Cluster):
+def test_the_controller_runs_out_of_descriptors(real: Cluster):
     """It serves those who are there, says what is wrong, and lets others in once it can."""
-    own.agent("n0", drivers="sim")
-    own.start()
-    own.apply(service("web", 2))
-    own.wait("web")
-    assert own.controller.process is not None
-    process = own.controller.process.pid
-    with own.client() as inside_already:
-        limit_descriptors(process, 3)
-        with pytest.raises(SwarmError):
-            Client(own.context, connect_timeout_s=1.0)
-        inside_already.call("service.scale", {"replicas": {"web": 5}})
-        until(lambda: "short" in own.controller.tail(), what="a line in its log")
-        info = inside_already.call("cluster.info")
-        assert "file descriptors" in info["shortage"]
-        until(
-            lambda: inside_already.call("cluster.statistics")["states"] == {"running": 5},
-            what="five run",
-        )
-        limit_descriptors(process, 4096)
-    assert own.swarmctl("ps").code == 0
-    until(lambda: not own.call("cluster.info")["shortage"], what="enough again")
-    assert own.all_ready()
+    assert real.controller.process is not None
+    process = real.controller.process.pid
+    with untouched(real, real.call):
+        with real.client() as inside_already:
+            limit_descriptors(process, 3)
+            with pytest.raises(SwarmError):
+                Client(real.context, connect_timeout_s=1.0)
+            spec = wire.encode_service(box("more", 2))
+            inside_already.call("service.apply", {"services": [spec]})
+            until(lambda: "short" in real.controller.tail(), what="a line in its log")
+            info = inside_already.call("cluster.info")
+            assert "file descriptors" in info["shortage"]
+            until(
+                lambda: inside_already.call("cluster.statistics")["states"] == {"running": 4},
+                what="the two, and two more",
+            )
+            limit_descriptors(process, 4096)
+        assert real.swarmctl("ps").code == 0
+        until(lambda: not real.call("cluster.info")["shortage"], what="enough again")
+        assert real.all_ready()
+        real.remove("more")
 
 
-def test_an_agent_runs_out_of_descriptors(own: Cluster):
-    """Its node is sick and says why; it launches on, and heals with the shortage."""
-    agent = own.agent("n0", drivers="sim")
-    own.start()
+def test_an_agent_runs_out_of_descriptors(real: Cluster):
+    """Its node is sick and says why; what runs there runs on; it heals with the shortage."""
+    agent = real.agents["n0"]
     assert agent.process is not None
     process = agent.process.pid
 
     def node() -> dict:
-        [view] = own.call("node.list")
+        [view] = real.call("node.list")
         return view
 
-    limit_descriptors(process, 3)
-    until(lambda: node()["state"] == "sick", PATIENCE_S, "sick")
-    assert "file descriptors" in "; ".join(node()["reasons"])
-    limit_descriptors(process, 4096)
-    until(own.all_ready, PATIENCE_S, "ready again")
-    own.apply(service("web", 2))
-    own.wait("web")
+    with untouched(real, real.call):
+        limit_descriptors(process, 3)
+        until(lambda: node()["state"] == "sick", PATIENCE_S, "sick")
+        until(lambda: "file descriptors" in "; ".join(node()["reasons"]), PATIENCE_S, "the reason")
+        limit_descriptors(process, 4096)
+        until(real.all_ready, PATIENCE_S, "ready again")
+        real.apply(box("more", 2))
+        real.wait("more")
+        real.remove("more")
+
+
+# --- the controller is frozen ----------------------------------------------------------------
+
+
+def test_a_controller_that_was_frozen_blames_nobody(real: Cluster):
+    """For longer than a node may be silent; from then on no node is called lost or sick."""
+    with untouched(real, real.call):
+        real.controller.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(FROZEN_S)
+        finally:
+            real.controller.send_signal(signal.SIGCONT)
+        assert real.blamed(WATCHED_S) == {}
 
 
 # --- libvirtd ---------------------------------------------------------------------------------

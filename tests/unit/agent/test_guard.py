@@ -1,12 +1,14 @@
 """The guard: who it kills, when, and when it ends itself. With real processes."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from contextlib import contextmanager
 
 import pytest
 import trio
@@ -255,6 +257,56 @@ def test_dismissed_instances_are_not_killed(guarded, victim):
 
 
 CONTAINER = "ab" * 32
+
+
+@contextmanager
+def no_descriptors():
+    """None is left in this process meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_an_agent_without_descriptors_knows_its_list(guarded, victim):
+    """Nothing is enlisted; what lives is not taken for dead because it cannot be looked at."""
+    _, name = victim
+    guarded.enlist(1, name)
+    guarded.enlist(2, str(uuid.uuid4()))
+    with no_descriptors():
+        assert guarded.listed == {1, 2}
+        assert guarded.has_listed
+        with pytest.raises(NotFenced):
+            guarded.enlist(3, "x")
+        await guarded.dismiss_dead([1, 2])
+        assert guarded.listed == {1, 2}
+        guarded.dismiss(2)
+        assert guarded.listed == {1}
+    assert guarded.listed == {1}
+    await guarded.dismiss_dead([1])
+    assert guarded.listed == {1}
+
+
+def test_nobody_is_taken_for_dead_for_want_of_descriptors(victim):
+    """Who looks is told; the guard, that it has to look again."""
+    _, name = victim
+    names = frozenset({name.encode()})
+    assert guard.find(names)
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        guard.find(names)
+
+
+async def test_a_guard_that_cannot_be_started_is_started_later(fence):
+    """An agent without descriptors goes on, and starts it when it has some."""
+    with no_descriptors():
+        await fence._start()
+    assert not fence.is_alive
+    await fence._start()
+    assert fence.is_alive
+    fence._page[guard.GUARD_PID] = 0
+    fence._process.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from attrs import evolve
 from swarmctl.controller.ailments import Ailments
 from swarmctl.controller.records import NodeRecord
 from swarmctl.controller.state import Node
-from swarmctl.proto.messages import Heartbeat, Report
+from swarmctl.proto.messages import Report
 from swarmctl.proto.states import InstanceState, NodeState
 from tests.unit.controller.harness import cluster, spec
 
@@ -108,24 +108,6 @@ def test_nodes_that_are_late_together_have_a_cause_in_common():
     assert late(nodes[:10], 40.0, 44.0, 48.0) == [f"n{number}" for number in range(10)]
 
 
-def test_a_clock_that_is_off_in_several_heartbeats():
-    """One may have been on its way for long; it heals when it is set."""
-    ailments = Ailments(lambda: 4)
-
-    def beat(offset_s):
-        return ailments.beat(
-            "n", Heartbeat(1, 1, 0, 0, ("disk: full",), wall_s=1000 + offset_s), 5.0, 1000.0
-        )
-
-    assert beat(-9.0) == ("disk: full",)
-    assert beat(0.1) == ("disk: full",)
-    found = [beat(7.2) for _ in range(3)][-1]
-    assert found == ("disk: full", "its clock is 7 s ahead")
-    assert [beat(0.0) for _ in range(3)][-1] == ("disk: full",)
-    silent = Heartbeat(1, 1, 0, 0)
-    assert ailments.beat("old", silent, 5.0, 1000.0) == ()
-
-
 # --- in the cluster ---------------------------------------------------------------------------
 
 
@@ -161,20 +143,3 @@ def test_a_node_where_launches_fail_is_avoided_and_what_failed_runs_elsewhere():
     assert list(running.values()).count(["b"]) == 1
     harness.run(60)
     assert harness.state.nodes["b"].state is NodeState.READY
-
-
-def test_when_most_clocks_are_off_it_is_ours():
-    """No node is blamed for it."""
-    ailments = Ailments(lambda: 4)
-
-    def beat(name, offset_s):
-        return ailments.beat(name, Heartbeat(1, 1, 0, 0, wall_s=1000 + offset_s), 5.0, 1000.0)
-
-    def beats(offset_s, *names):
-        return [[beat(name, offset_s) for _ in range(3)][-1] for name in names]
-
-    assert beats(60.0, "a", "b") == [("its clock is 60 s ahead",)] * 2
-    assert beats(60.0, "c") == [()]
-    assert beats(60.0, "a", "b", "c") == [()] * 3
-    assert beats(0.0, "b", "c") == [()] * 2
-    assert beat("a", 60.0) == ("its clock is 60 s ahead",)

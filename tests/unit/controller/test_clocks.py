@@ -1,0 +1,159 @@
+"""Whose clock is off, by what most clocks say."""
+
+import random
+
+import pytest
+from attrs import define, field
+
+from swarmctl.controller.ailments import Ailments
+from swarmctl.controller.clocks import Clocks
+from swarmctl.proto import limits
+from swarmctl.proto.messages import Heartbeat
+
+EPOCH_S = 1_000_000.0
+
+
+@define
+class Fleet:
+    """Nodes that say their clocks in heartbeats with a jitter; each clock is set at will."""
+
+    count: int
+    own_s: float = 0.0
+    now: float = 100.0
+    clocks: Clocks = field(factory=Clocks)
+    set_s: dict[str, float] = field(factory=dict)
+    blamed: dict[str, str] = field(factory=dict)
+    rng: random.Random = field(factory=lambda: random.Random(7))
+    due: list[tuple[float, str]] = field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.due = [
+            (self.now + self.rng.uniform(0, limits.HEARTBEAT_S), f"n{number}")
+            for number in range(self.count)
+        ]
+
+    def beat(self, node: str, late_s: float = 0.0) -> None:
+        """One heartbeat, said ``late_s`` ago."""
+        said_s = EPOCH_S + self.now - late_s + self.set_s.get(node, 0.0)
+        self.clocks.heard(node, said_s, self.now, EPOCH_S + self.now + self.own_s)
+
+    def run(self, seconds: float) -> dict[str, str]:
+        """Let them beat; who was blamed at any time meanwhile, and what for."""
+        end, blamed = self.now + seconds, dict[str, str]()
+        while min(self.due)[0] < end:
+            self.now, node = min(self.due)
+            self.due.remove((self.now, node))
+            jitter = limits.HEARTBEAT_JITTER * self.rng.uniform(-1, 1)
+            self.due.append((self.now + limits.HEARTBEAT_S * (1 + jitter), node))
+            self.beat(node)
+            for number in range(self.count):
+                if reason := self.clocks.reason(f"n{number}"):
+                    blamed[f"n{number}"] = reason
+        self.now = end
+        return blamed
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0, 6.0])
+def test_our_own_clock_is_stepped(count, step_s):
+    """No node is blamed at any time: not before it, not in the first beats, not when it is set."""
+    fleet = Fleet(count)
+    assert fleet.run(20) == {}
+    fleet.own_s = step_s
+    assert fleet.run(20) == {}
+    fleet.own_s = 0.0
+    assert fleet.run(20) == {}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 20])
+@pytest.mark.parametrize("way", ["ahead", "behind"])
+def test_one_nodes_clock_is_stepped(count, way):
+    """It is named, and it alone, within three heartbeats; once it is set nobody is."""
+    fleet = Fleet(count)
+    fleet.run(20)
+    fleet.set_s["n0"] = 3600.0 if way == "ahead" else -3600.0
+    assert fleet.run(4 * limits.HEARTBEAT_S) == {"n0": f"its clock is 3600 s {way}"}
+    fleet.set_s["n0"] = 0.0
+    assert fleet.run(4 * limits.HEARTBEAT_S).keys() == {"n0"}
+    assert fleet.run(20) == {}
+
+
+def test_one_nodes_clock_is_named_while_ours_is_off_too():
+    """By what the other nodes say; it is as far off as it is from them."""
+    fleet = Fleet(20)
+    fleet.set_s["n7"] = 60.0
+    fleet.run(20)
+    fleet.own_s = 3600.0
+    assert fleet.run(20) == {"n7": "its clock is 60 s ahead"}
+
+
+def test_all_nodes_clocks_are_stepped_together():
+    """By a time server that was wrong, for one: nobody is blamed, nor when ours follows."""
+    fleet = Fleet(20)
+    fleet.run(20)
+    fleet.set_s = {f"n{number}": 3600.0 for number in range(20)}
+    assert fleet.run(20) == {}
+    fleet.own_s = 3600.0
+    assert fleet.run(20) == {}
+
+
+@pytest.mark.parametrize(("count", "off"), [(1, 1), (3, 2), (5, 3)])
+def test_as_many_say_one_time_as_the_other(count, off):
+    """We count as one: nobody knows what time it is, and nobody is blamed."""
+    fleet = Fleet(count)
+    fleet.set_s = {f"n{number}": 60.0 for number in range(off)}
+    assert fleet.run(30) == {}
+
+
+def test_heartbeats_that_waited_while_we_hung():
+    """Ten seconds' worth of each node comes at once, each late, one node after the other."""
+    fleet = Fleet(20)
+    fleet.run(20)
+    fleet.now += 10.0
+    for number in range(20):
+        for late_s in (10.0, 8.0, 6.0, 4.0, 2.0):
+            fleet.beat(f"n{number}", late_s)
+            assert fleet.clocks.reason(f"n{number}") == ""
+    assert fleet.run(20) == {}
+
+
+def test_one_heartbeat_that_was_on_its_way_for_long():
+    """One is no sign."""
+    fleet = Fleet(4)
+    fleet.run(20)
+    fleet.beat("n0", 9.0)
+    assert fleet.run(20) == {}
+
+
+def test_nodes_that_are_gone_say_nothing_of_the_time():
+    """Most were lost with clocks that were right; those that are left are set together."""
+    fleet = Fleet(20)
+    fleet.run(20)
+    fleet.due = fleet.due[:4]
+    fleet.run(20)
+    fleet.set_s = {node: 3600.0 for _, node in fleet.due}
+    assert fleet.run(20) == {}
+
+
+def test_a_node_that_was_taken_out_is_forgotten():
+    """Nothing is said of it, nor is it compared with."""
+    fleet = Fleet(4)
+    fleet.set_s["n0"] = 60.0
+    assert fleet.run(20).keys() == {"n0"}
+    fleet.clocks.forget("n0")
+    assert fleet.clocks.reason("n0") == ""
+
+
+def test_beside_what_the_node_says_itself():
+    """A heartbeat without a clock, of an older release, says nothing of it."""
+    ailments = Ailments(lambda: 4)
+
+    def beat(node, offset_s, now):
+        said = Heartbeat(1, 1, 0, 0, ("disk: full",), wall_s=1000 + now + offset_s)
+        return ailments.beat(node, said, now, 1000.0 + now)
+
+    for now in range(0, 8, 2):
+        assert beat("well", 0.0, float(now)) == ("disk: full",)
+        found = beat("n", 7.2, float(now))
+    assert found == ("disk: full", "its clock is 7 s ahead")
+    assert ailments.beat("old", Heartbeat(1, 1, 0, 0), 8.0, 1000.0) == ()
