@@ -23,6 +23,8 @@ SEEDS ?= 1000
 SEED_BASE ?= 0
 # A bug to plant for make soak, to see it found; tests/sim/world/plants.py has them.
 PLANT ?=
+# Anything, for make soak with holds that are longer than a lease, and nodes taken out that run.
+HARSH ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
@@ -61,7 +63,7 @@ test-seeds: venv
 	nice -n 19 $(PY) -m tests.sim.world --for $(SIMULATE_S) --at-least 200
 
 soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
-	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT))
+	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT)) $(if $(HARSH),--harsh)
 
 test-slow: ready binary ## the tests that take longer than CI allows
 	$(PYTEST) -m slow tests

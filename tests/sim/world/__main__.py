@@ -14,6 +14,7 @@ import time
 import traceback
 from queue import SimpleQueue
 
+from tests.sim.world.books import A_DEFECT
 from tests.sim.world.report import Summary
 
 # What a shell says of a program that Ctrl-C ended.
@@ -87,7 +88,7 @@ def _crash(error):
     """The result of a run that an exception has ended: the seed has failed, the others go on."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    said = f"a defect: {type(error).__name__}: {error}"
+    said = f"{A_DEFECT}: {type(error).__name__}: {error}"
     nothing = {"digest": "", "events": 0, "nodes": 0, "calm_after_s": 0.0}
     return nothing | {"fired": {}, "checked": {}, "violations": [said]}
 
@@ -108,7 +109,7 @@ def _show(options):
 
 def _supervise(options):
     """Start the workers, and sum up what they say."""
-    summary = Summary(options.plant)
+    summary = Summary(options.plant, harsh=options.harsh)
     lines = SimpleQueue()
     workers = [
         subprocess.Popen(

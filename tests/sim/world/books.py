@@ -5,6 +5,9 @@ from collections import Counter
 import attrs
 import trio
 
+# What stands in an invariant's place where an exception that nobody expects has ended a run.
+A_DEFECT = "a defect"
+
 
 @attrs.define(eq=False)
 class Books:

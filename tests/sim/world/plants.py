@@ -1,10 +1,16 @@
-"""Bugs to plant, each a mistake that somebody could make: the simulator has to find them."""
+"""Bugs to plant, each a mistake that somebody could make: the simulator has to find them.
+
+Each names the invariants that may find it.  What something else finds is not the bug that was
+meant: such a plant does not fit the product any more, and ends it by an exception, say.
+"""
 
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from unittest import mock
 
 import trio
+from attrs import frozen
 
 from swarmctl.agent.guard import FencedList
 from swarmctl.agent.instance import Instance
@@ -18,6 +24,7 @@ from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store import memory
 from swarmctl.controller.store.commits import validate
 from swarmctl.spec.models import Resources
+from tests.sim.world.books import A_DEFECT
 from tests.sim.world.disks import Journal
 
 
@@ -78,8 +85,8 @@ def _create_unwritten():
 def _no_lease_check():
     """A fenced slot is placed anew as soon as its node is lost."""
 
-    def admit(_self, _service, slots, _unreported):
-        return slots
+    def admit(_self, _service, slots, *_, **__):
+        return list(slots)
 
     return mock.patch.object(FenceBook, "admit", admit)
 
@@ -134,19 +141,42 @@ def _believe_absence():
     return mock.patch.object(Sessions, "_absent", lambda self, _, one: self._gone(one))
 
 
+@frozen
+class Plant:
+    """A bug: ``sow`` is a context that has it, ``found_by`` are the invariants that may find it."""
+
+    sow: Callable
+    found_by: frozenset
+
+    @property
+    def what(self):
+        """What is wrong with it, in a line."""
+        return self.sow.__doc__.strip()
+
+
+def _plant(sow, *found_by):
+    return Plant(sow, frozenset(found_by))
+
+
 PLANTS = {
-    "no-lease-check": _no_lease_check,
-    "no-fence": _no_fence,
-    "acknowledge-first": _acknowledge_first,
-    "ignore-generation": _ignore_generation,
-    "keep-what-returns": _keep_what_returns,
-    "create-unwritten": _create_unwritten,
-    "defect": _defect,
-    "count-no-memory": _count_no_memory,
-    "guard-nothing": _guard_nothing,
-    "lead-on": _lead_on,
-    "never-confirm": _never_confirm,
-    "believe-absence": _believe_absence,
+    "no-lease-check": _plant(_no_lease_check, "fenced-runs-once"),
+    "no-fence": _plant(
+        _no_fence, "write-is-asked-for", "refused-is-not-done", "acknowledged-is-durable"
+    ),
+    "acknowledge-first": _plant(
+        _acknowledge_first, "acknowledged-is-synced", "acknowledged-is-durable"
+    ),
+    "ignore-generation": _plant(_ignore_generation, "comes-to-rest"),
+    "keep-what-returns": _plant(_keep_what_returns, "comes-to-rest", "within-capacity"),
+    "create-unwritten": _plant(_create_unwritten, "journaled-before-created"),
+    "defect": _plant(_defect, A_DEFECT),
+    "count-no-memory": _plant(
+        _count_no_memory, "comes-to-rest", "within-capacity", "booked-within-capacity"
+    ),
+    "guard-nothing": _plant(_guard_nothing, "fenced-runs-once"),
+    "lead-on": _plant(_lead_on, "comes-to-rest", "fenced-runs-once"),
+    "never-confirm": _plant(_never_confirm, "fenced-runs-once"),
+    "believe-absence": _plant(_believe_absence, "fenced-runs-once", "comes-to-rest"),
 }
 
 
@@ -154,7 +184,7 @@ PLANTS = {
 def planted(name):
     """With the bug ``name`` in the product; the empty name plants none."""
     if name:
-        with PLANTS[name]():
+        with PLANTS[name].sow():
             yield
     else:
         yield

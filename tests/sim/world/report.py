@@ -17,8 +17,9 @@ _PROGRESS_S = 5.0
 class Summary:
     """Takes the result of each seed in, and tells the sum."""
 
-    def __init__(self, plant=""):
+    def __init__(self, plant="", *, harsh=False):
         self.plant = plant
+        self.harsh = harsh
         self.interrupted = False
         self.broken = []
         self.failed = {}
@@ -40,10 +41,7 @@ class Summary:
         if run["violations"]:
             self.failed[run["seed"]] = run["violations"]
             print(f"seed {run['seed']} FAILED: {run['violations'][0][:400]}", flush=True)
-            plant = f" --plant {self.plant}" if self.plant else ""
-            variable = f" PLANT={self.plant}" if self.plant else ""
-            print(f"  replay: make soak SEEDS=1 SEED_BASE={run['seed']}{variable}", end="")
-            print(f", or python -m tests.sim.world --show --seed-base {run['seed']}{plant}")
+            self._tell_replay(run["seed"])
         else:
             self.held += 1
             self.events.append(run["events"])
@@ -53,6 +51,15 @@ class Summary:
             self._told = time.monotonic()
             print(f"{self.held + len(self.failed)} seeds, {len(self.failed)} failed",
                   file=sys.stderr, flush=True)  # fmt: skip
+
+    def _tell_replay(self, seed):
+        options = variables = ""
+        if self.plant:
+            options, variables = f" --plant {self.plant}", f" PLANT={self.plant}"
+        if self.harsh:
+            options, variables = f"{options} --harsh", f"{variables} HARSH=1"
+        print(f"  replay: make soak SEEDS=1 SEED_BASE={seed}{variables}", end="")
+        print(f", or python -m tests.sim.world --show --seed-base {seed}{options}", flush=True)
 
     def tell(self):
         """Print all of it; the exit code."""
