@@ -22,6 +22,9 @@ class Invariants:
     def __init__(self, world):
         self.world = world
         self.homes = {}
+        # Copies of jobs that have ended well, by service and slot; and those that count no more.
+        self._ended_well = {}
+        self._of_earlier_jobs = set()
 
     # --- at every step ------------------------------------------------------------------------
 
@@ -56,6 +59,41 @@ class Invariants:
                 == (instance.launch.service, instance.launch.slot)
             ]
             world.books.check("fenced-runs-once", len(twins) == 1, lambda: f"on {twins}")
+
+    def ended(self, instance, code):
+        """An instance has ended by itself, or was made to."""
+        launch = instance.launch
+        if code == 0 and launch.template.job:
+            where = (launch.service, launch.slot)
+            self._ended_well.setdefault(where, set()).add(launch.incarnation)
+
+    def forget_ends(self, service):
+        """A job is removed: what runs, or is told to, is of no later one of that name."""
+        world = self.world
+        on_machines = (
+            number
+            for machine in world.machines
+            for number, one in machine.book.items()
+            if one.launch.service == service
+        )
+        told = (
+            number
+            for process in world.controllers
+            if process.value is not None
+            for node in process.value.state.nodes.values()
+            for number, one in node.instances.items()
+            if one.key[1] == service
+        )
+        self._of_earlier_jobs.update(on_machines, told)
+
+    def completed(self, service, slot):
+        """It is written that a copy of a job has succeeded."""
+        ended = self._ended_well.get((service, slot), set())
+        self.world.books.check(
+            "completion-is-earned",
+            bool(ended - self._of_earlier_jobs),
+            lambda: f"{service}.{slot} has not, as it is asked for now: {sorted(ended)} have",
+        )
 
     def _within_capacity(self, machine):
         used = _total(one.launch.template.resources for one in machine.alive().values())

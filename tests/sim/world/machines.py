@@ -70,6 +70,10 @@ class Host(SimHost):
             self.machine.world.invariants.started(self.machine, instance)
         return instance
 
+    def _end(self, owner, instance, code, at):
+        super()._end(owner, instance, code, at)
+        self.machine.world.invariants.ended(instance, code)
+
     def _tell(self, owner, event):
         self.machine.world.trace.note("event", self.machine.name, event.kind.value)
         super()._tell(owner, attrs.evolve(event, at=self.machine.clock.at(event.at)))

@@ -28,13 +28,24 @@ class Network(MemoryNetwork):
         self.slow = 0.0
         self.slow_s = 0.0
         self.fate = self._decide
+        self._by = {}
 
     def calm(self):
         """No more faults."""
         self.drop = self.duplicate = self.reorder = self.slow = 0.0
         self.unblock()
 
-    def blocks(self, *, endpoint=None, public_key=None):
+    def block(self, *, endpoint=None, public_key=None, direction=None, fault=None):
+        """As on any network; ``fault`` is what is counted for each payload that vanishes."""
+        super().block(endpoint=endpoint, public_key=public_key, direction=direction)
+        self._by[self._partitions[-1]] = fault
+
+    def unblock(self):
+        """All of it."""
+        self._by.clear()
+        super().unblock()
+
+    def blocks(self, *, endpoint=None, public_key=None, fault=None):  # noqa: ARG002 - as block's
         """Whether a partition is made for just that."""
         wanted = (endpoint, public_key)
         return any((one.endpoint, one.public_key) == wanted for one in self._partitions)
@@ -61,14 +72,17 @@ class Network(MemoryNetwork):
             return Stray((delay_s + random.expovariate(2.0),))
         return delay_s
 
-    def _is_lost(self, wire, direction):
-        return any(
-            one.covers(wire.endpoint, wire.public_key, direction) for one in self._partitions
-        )
-
     def fate_of(self, wire, direction, payload):
         """Count what a partition swallows, apart from what is dropped."""
         fate = super().fate_of(wire, direction, payload)
-        if fate is None and self._is_lost(wire, direction):
-            self.books.fire("partitioned", self.names.get(wire.public_key, "?"), direction.value)
+        lost_by = [
+            self._by.get(one)
+            for one in self._partitions
+            if one.covers(wire.endpoint, wire.public_key, direction)
+        ]
+        if lost_by:
+            name = self.names.get(wire.public_key, "?")
+            self.books.fire("partitioned", name, direction.value)
+            for fault in filter(None, dict.fromkeys(lost_by)):
+                self.books.fire(fault, name)
         return fate

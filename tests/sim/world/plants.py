@@ -15,7 +15,7 @@ from attrs import frozen
 from swarmctl.agent.guard import FencedList
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
-from swarmctl.controller import confirming, sessions
+from swarmctl.controller import completions, confirming, jobs, sessions
 from swarmctl.controller.candidate import Candidate
 from swarmctl.controller.fencing import FenceBook, always
 from swarmctl.controller.judge import Verdict, judge
@@ -23,6 +23,7 @@ from swarmctl.controller.sessions import Sessions
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store import memory
 from swarmctl.controller.store.commits import validate
+from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import Resources
 from tests.sim.world.books import A_DEFECT
 from tests.sim.world.disks import Journal
@@ -141,6 +142,29 @@ def _believe_absence():
     return mock.patch.object(Sessions, "_absent", lambda self, _, one: self._gone(one))
 
 
+def _complete_as_it_runs():
+    """A job's copy counts as completed as soon as it runs."""
+    settle = jobs.settle
+
+    def hasty(state, fleet, instance):
+        service = state.services.get(instance.key)
+        runs = instance.state is InstanceState.RUNNING
+        job = service is not None and service.record.spec.template.job
+        return settle(state, fleet, instance) or (job and runs)
+
+    return mock.patch.object(jobs, "settle", hasty)
+
+
+def _complete_for_another():
+    """A copy of a job that was removed counts for the one that has its name now."""
+    counts = completions._counts
+
+    def whoever(service, instance, _buried):
+        return counts(service, instance, None)
+
+    return mock.patch.multiple(completions, _counts=whoever)
+
+
 @frozen
 class Plant:
     """A bug: ``sow`` is a context that has it, ``found_by`` are the invariants that may find it."""
@@ -176,6 +200,8 @@ PLANTS = {
     "guard-nothing": _plant(_guard_nothing, "fenced-runs-once"),
     "lead-on": _plant(_lead_on, "comes-to-rest", "fenced-runs-once"),
     "never-confirm": _plant(_never_confirm, "fenced-runs-once"),
+    "complete-as-it-runs": _plant(_complete_as_it_runs, "completion-is-earned"),
+    "complete-for-another": _plant(_complete_for_another, "completion-is-earned"),
     "believe-absence": _plant(_believe_absence, "fenced-runs-once", "comes-to-rest"),
 }
 

@@ -69,7 +69,7 @@ class Leader(Candidate):
 
     async def _let_relays_in(self, controller):
         await super()._let_relays_in(controller)
-        self.process.value = controller.cluster
+        self.process.world.took_over(self.process, controller.cluster)
 
     async def _lead(self, guard):
         self.process.world.books.fire("led", self.process.name)

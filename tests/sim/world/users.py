@@ -27,6 +27,8 @@ from swarmctl.transport.rpc import RpcCaller
 REPLICAS_MAX = 10
 _PATIENCE_S = 8.0
 _JOB_COPIES = 6
+# How likely it is in a second that a job is removed.
+_JOB_ENDS = 0.1
 
 
 @attrs.frozen
@@ -81,6 +83,7 @@ class User:
         self.wish = Wish()
         self.next = None
         self.landed = False
+        self.completed = frozenset()
         self.resources = Resources(
             cpu_millis=random.choice((100, 150, 200)),
             memory_bytes=self._choice("memory", (0, 1, 2)) << 20,
@@ -108,6 +111,18 @@ class User:
             if ok:
                 self._note_restarts(was)
         books.check("write-is-asked-for", ok, lambda: f"{self.name} became {record}, not {was}")
+        if self.job:
+            self._note_completions(record)
+
+    def _note_completions(self, record):
+        """What counts as completed has run to its end, for the job that there is now."""
+        invariants = self.world.invariants
+        if record is None:
+            invariants.forget_ends(self.name)
+        completed = frozenset(() if record is None else record.completed)
+        for slot in sorted(completed - self.completed):
+            invariants.completed(self.name, slot)
+        self.completed = completed
 
     def _note_restarts(self, was):
         """From now on what runs has to have begun later, where a restart was asked for."""
@@ -120,10 +135,16 @@ class User:
 
     def look(self):
         """Acknowledged writes are on the disk, now."""
-        record = self.world.disk.services().get(self.name)
+        self._check("acknowledged-is-durable", self.world.disk.services().get(self.name))
+
+    def look_at(self, record):
+        """They are in what a controller begins with, too."""
+        self._check("acknowledged-is-served", record)
+
+    def _check(self, invariant, record):
         was = self.next if self.landed else self.wish
         self.world.books.check(
-            "acknowledged-is-durable",
+            invariant,
             was.is_in(record),
             lambda: f"{self.name} is {record}, and was acknowledged as {was}",
         )
@@ -134,12 +155,19 @@ class User:
         """Ask for changes now and then."""
         while trio.current_time() < until_s:
             if self.job:
-                if self.wish.spec is None:
-                    await self.change(*self._apply(_JOB_COPIES))
-                await trio.sleep(1.0)
+                await self._ask_for_job()
                 continue
             await self.change(*self._choose())
             await trio.sleep(self.random.expovariate(1 / 2.5))
+
+    async def _ask_for_job(self):
+        """Once more after a while, under its name: copies of the one before may run still."""
+        if self.wish.spec is None:
+            await self.change(*self._apply(_JOB_COPIES))
+        elif self.random.random() < _JOB_ENDS:
+            await self.change("service.remove", {"names": [self.name]}, Wish())
+            return
+        await trio.sleep(1.0)
 
     def _choose(self):
         wish, random = self.wish, self.random
