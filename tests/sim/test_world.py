@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.world.plants import PLANTS
-from tests.sim.world.report import Summary
+from tests.sim.world.report import Found, Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +98,21 @@ def test_a_failure_under_harsh_faults_is_replayed_with_them(capsys):
     said = capsys.readouterr().out
     assert {"--harsh", "--plant", "guard-nothing"} <= set(replayed(said))
     assert "--show --seed-base 7 --plant guard-nothing --harsh" in said
+
+
+def test_a_plant_is_found_at_the_first_seed_that_fails_whichever_worker_is_faster():
+    """How many seeds it took is the same with any number of workers."""
+    summary = Summary("defect", seed_base=10)
+    nothing = {"fired": {}, "checked": {}, "cpu_s": 1.0, "events": 1, "nodes": 20}
+
+    summary.add(nothing | {"seed": 13, "violations": ["no-defect: it was one"]})
+    early = summary.found()
+    for seed in (10, 12):
+        summary.add(nothing | {"seed": seed, "violations": [], "calm_after_s": 1.0})
+    summary.add(nothing | {"seed": 11, "violations": ["comes-to-rest: not yet"]})
+
+    assert early is None
+    assert summary.found() == Found(seed=11, seeds=2, invariant="comes-to-rest")
 
 
 def found(said):

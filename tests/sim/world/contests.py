@@ -13,6 +13,9 @@ _STAY_MAX = 3
 # A takeover waits for the leases of the one before (13.1 s); what it places anew begins after that.
 _BEYOND_A_LEASE_S = (16.0, 26.0)
 
+# A leader that does not write within this time is frozen all the same.
+_WRITES_WITHIN_S = 3.0
+
 
 async def usurp(world):
     """A second controller begins on the same store, and the first does not know.
@@ -54,11 +57,17 @@ def _others(world):
 
 
 async def freeze_leader(world):
-    """It stops for a while, mostly beyond its lease, and goes on as if nothing had happened."""
+    """It stops for a while, mostly beyond its lease, and goes on as if nothing had happened.
+
+    It does so as it is about to write, if it writes soon: so it writes as one that was deposed.
+    """
     if world.cluster is None:
         await trio.lowlevel.checkpoint()
         return
-    await _freeze(world, world.controllers[world.serving], "freeze-leader")
+    process = world.controllers[world.serving]
+    with trio.move_on_after(_WRITES_WITHIN_S):
+        await process.freeze_at_write()
+    await _freeze(world, process, "freeze-leader")
 
 
 async def freeze_follower(world):
@@ -70,7 +79,7 @@ async def _freeze(world, process, fault):
     process.freeze()
     world.books.fire(fault, process.name)
     endpoint = world.endpoints[world.controllers.index(process)]
-    await keep_blocked(world, 1.0, 12.0, endpoint=endpoint)
+    await keep_blocked(world, 2.0, 12.0, endpoint=endpoint)
     process.thaw()
     end_partitions(world)
 
@@ -120,3 +129,22 @@ async def relay_blocked(world):
     whom = {"public_key": world.shared.relay.public, "fault": "relay-blocked"}
     await keep_blocked(world, 1.0, 10.0, **whom)
     end_partitions(world)
+
+
+async def late_assignment(world):
+    """What an earlier controller told nodes comes in their session with the next: it is refused."""
+    network = world.network
+    if network.assignments is not None:
+        await trio.lowlevel.checkpoint()
+        return
+    network.assignments = kept = {}
+    await trio.sleep(world.random.uniform(1.0, 6.0))
+    network.assignments = None
+    world.controllers[world.serving].kill()
+    await trio.sleep(world.random.uniform(2.0, 12.0))
+    for machine in world.machines:
+        term, payload = kept.get(world.keys[machine.name].public, (0, b""))
+        agent = world.agent_of(machine).value
+        if payload and agent is not None and agent.supervisor.term > term:
+            late = network.deliver(world.keys[machine.name].public, payload)
+            world.books.fire("late-assignment", machine.name, times=late)

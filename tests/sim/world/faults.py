@@ -1,7 +1,8 @@
 """What goes wrong: each fault is a function that begins it, waits, and lets it end.
 
 A seed enables about half of them (so that they meet in ever other combinations) and begins one of
-those every second or so.  What they count as fired is their effect: a drop is a payload lost.
+those every second or so.  What they count as fired is their effect, where it is met: a drop is a
+payload lost, a slow store a commit that was late, a clock's step the first look at it after that.
 """
 
 import trio
@@ -10,11 +11,14 @@ from swarmctl.proto.errors import LaunchFailed
 from swarmctl.proto.limits import CLOCK_DRIFT_MAX
 from tests.sim.world import contests, wires
 from tests.sim.world.disks import FULL, USUAL_SYNC_S
+from tests.sim.world.machines import is_checked
 from tests.sim.world.processes import Killer
 from tests.sim.world.wires import end_partitions, for_a_while, keep_blocked
 
 # A process is killed at one of its next steps; busy ones take hundreds a second.
 _STEPS = (1, 5, 20, 60, 200)
+# How long a fault that is for a node with something fenced waits for one.
+_FENCED_WITHIN_S = 6.0
 # Machines of one run that never return: what is wanted has to have room on the others.
 _LOST_MAX = 2
 
@@ -82,7 +86,8 @@ async def _crash_machine(world):
 
 async def _agent_away(world):
     """Nobody starts it again for longer than a lease; its guard is alone with what is fenced."""
-    machine = _fencing_machine(world)
+    machine = await _some_fencing_machine(world)
+    fences = machine in world.fencing()
     process = world.agent_of(machine)
     if all(one.is_frozen for one in machine.guards):
         await trio.lowlevel.checkpoint()  # Then nobody is left to kill (docs/fencing.md).
@@ -90,8 +95,8 @@ async def _agent_away(world):
     process.wanted = False
     try:
         process.kill()
-        world.books.fire("agent-away", machine.name)
         await trio.sleep(world.random.uniform(10.0, 20.0))
+        world.books.fire("agent-away", machine.name, times=fences)
     finally:
         process.wanted = not machine.lost
 
@@ -134,17 +139,37 @@ async def _crash_instance(world):
     await trio.lowlevel.checkpoint()
 
 
+async def _unwell(world):
+    """What runs on a machine answers health checks badly: it is stopped, and begun again."""
+    checked = [one for one in world.machines if any(map(is_checked, one.running().values()))]
+    if not checked:
+        await trio.lowlevel.checkpoint()
+        return
+    machine = world.random.choice(checked)
+    machine.unwell = True
+    await trio.sleep(world.random.uniform(3.0, 12.0))
+    machine.unwell = False
+
+
 async def _crash_many(world):
     """Several agents and the controller at once, as when a rack loses power for a moment."""
     victims = world.random.sample(world.agents, world.random.randint(2, 6))
     killed = [process.kill() for process in [world.controllers[world.serving], *victims]]
-    world.books.fire("crash-many", sum(killed))
+    world.books.fire("crash-many", sum(killed), times=sum(killed))
     await trio.lowlevel.checkpoint()
 
 
 def _fencing_machine(world):
     """One with something fenced, if there is any."""
     return world.random.choice(world.fencing() or world.machines)
+
+
+async def _some_fencing_machine(world):
+    """One with something fenced, or any if there is none for a while."""
+    with trio.move_on_after(_FENCED_WITHIN_S):
+        while not world.fencing():  # noqa: ASYNC110 - users ask for it at some time
+            await trio.sleep(0.2)
+    return _fencing_machine(world)
 
 
 async def _crash_guard(world):
@@ -172,23 +197,21 @@ async def _freeze_guard(world):
 
 async def _cut_off(world):
     """A node with something fenced is away for longer than its lease, and others take over."""
-    machine = _fencing_machine(world)
-    key = world.keys[machine.name].public
-    world.books.fire("cut-off", machine.name)
-    await keep_blocked(world, 14.0, 20.0, public_key=key)
+    machine = await _some_fencing_machine(world)
+    fences = machine in world.fencing()
+    await keep_blocked(world, 14.0, 20.0, public_key=world.keys[machine.name].public)
+    world.books.fire("cut-off", machine.name, times=fences)
     end_partitions(world)
 
 
 async def _slow_store(world):
     world.disk.slow(world.random.uniform(0.05, 1.0))
-    world.books.fire("slow-store")
     await for_a_while(world)
     world.disk.slow(USUAL_SYNC_S)
 
 
 async def _stalled_store(world):
     world.disk.hold()
-    world.books.fire("stalled-store")
     await trio.sleep(world.random.uniform(0.5, 4.0))
     world.disk.release()
 
@@ -240,7 +263,6 @@ async def _slow_journal(world):
     some = world.random.sample(world.machines, 5)
     for machine in some:
         machine.journal.sync_s = world.random.uniform(0.05, 2.0)
-    world.books.fire("slow-journal")
     await for_a_while(world)
     for machine in some:
         machine.journal.sync_s = USUAL_SYNC_S
@@ -276,30 +298,30 @@ async def _driver_fails(world):
     for machine in world.random.sample(world.machines, 5):
         what = world.random.choice(("create", "start", "stop", "remove"))
         machine.host.fail_next(what, LaunchFailed("chance says so", machine.name))
-    world.books.fire("driver-fails")
     await trio.lowlevel.checkpoint()
 
 
 async def _events_lost(world):
     machine = world.random.choice(world.machines)
-    machine.host.lose_events(world.owner(machine.name))
-    world.books.fire("events-lost", machine.name)
+    listening = machine.host.lose_events(world.owner(machine.name))
+    world.books.fire("events-lost", machine.name, times=listening)
     await trio.lowlevel.checkpoint()
 
 
 async def _clock_drifts(world):
     for clock in world.random.sample(world.clocks, 5):
         clock.drift(world.random.uniform(-0.05, 0.05))
+        clock.on_look = lambda: world.books.fire("clock-drift")
     for machine in world.random.sample(world.machines, 5):
         machine.quartz.drift(world.random.uniform(-CLOCK_DRIFT_MAX, CLOCK_DRIFT_MAX))
-    world.books.fire("clock-drift")
+        machine.quartz.on_look = lambda: world.books.fire("clock-drift")
     await trio.lowlevel.checkpoint()
 
 
 async def _clock_steps(world):
     clock = world.random.choice(world.clocks)
     clock.offset_s += world.random.uniform(-1, 1) * 10 ** world.random.uniform(0, 5)
-    world.books.fire("clock-step")
+    clock.on_look = lambda: world.books.fire("clock-step")
     await trio.lowlevel.checkpoint()
 
 
@@ -314,6 +336,7 @@ FAULTS = {
     "lose-machine": _lose_machine,
     "hold": _hold,
     "crash-instance": _crash_instance,
+    "unwell": _unwell,
     "crash-many": _crash_many,
     "crash-guard": _crash_guard,
     "freeze-guard": _freeze_guard,
@@ -325,6 +348,7 @@ FAULTS = {
     "etcd-out-of-reach": contests.etcd_out_of_reach,
     "etcd-restarts": contests.etcd_restarts,
     "relay-blocked": contests.relay_blocked,
+    "late-assignment": contests.late_assignment,
     "drop": wires.drop,
     "delay": wires.delay,
     "duplicate": wires.duplicate,
@@ -368,5 +392,6 @@ EFFECTS = (
     "unsynced-commit-lost",
     "unsynced-journal-lost",
     "call-outlives-caller",
+    "preempted",
     "partitioned",
 )

@@ -7,6 +7,7 @@ from swarmctl.proto.errors import Conflict, Refused, StaleTerm, StorageFault
 from swarmctl.proto.states import NodeState
 from swarmctl.spec import wire
 from tests.sim.world.machines import CAPACITY
+from tests.sim.world.users import CHECK
 
 # By these a daemon may end by itself: its disk, a successor, a session that still counts, or a
 # key that its controller, which has only begun, does not know yet.
@@ -25,6 +26,8 @@ class Invariants:
         # Copies of jobs that have ended well, by service and slot; and those that count no more.
         self._ended_well = {}
         self._of_earlier_jobs = set()
+        # Bad answers in a row, by machine, incarnation, its start and its agent's.
+        self._unwell = Counter()
 
     # --- at every step ------------------------------------------------------------------------
 
@@ -67,6 +70,15 @@ class Invariants:
             where = (launch.service, launch.slot)
             self._ended_well.setdefault(where, set()).add(launch.incarnation)
 
+    def asked(self, machine, instance, *, well):
+        """An instance has answered a health check."""
+        key = self._life_of(machine, instance)
+        self._unwell[key] = 0 if well else self._unwell[key] + 1
+
+    def _life_of(self, machine, instance):
+        begun = self.world.agent_of(machine).starts
+        return (machine.name, instance.launch.incarnation, instance.started_at, begun)
+
     def forget_ends(self, service):
         """A job is removed: what runs, or is told to, is of no later one of that name."""
         world = self.world
@@ -96,7 +108,12 @@ class Invariants:
         )
 
     def _within_capacity(self, machine):
-        used = _total(one.launch.template.resources for one in machine.alive().values())
+        """But for what a node has forgotten: nobody counts it until the driver has told of it."""
+        used = _total(
+            one.launch.template.resources
+            for number, one in machine.alive().items()
+            if number not in machine.forgotten
+        )
         self.world.books.check(
             "within-capacity", _fits(used), lambda: f"{machine.name} runs {dict(used)}"
         )
@@ -186,6 +203,8 @@ class Invariants:
                     continue
                 if wire.digest(wire.encode_template(one.launch.template)) != wanted:
                     found.append(f"{name}.{slot} on {machine.name} is of an older spec")
+                if self._unwell[self._life_of(machine, one)] >= CHECK.retries:
+                    found.append(f"{name}.{slot} on {machine.name} is not well, and was left so")
                 if one.started_at < restarted.get(slot, 0.0):
                     found.append(f"{name}.{slot} on {machine.name} was not restarted")
         return found

@@ -7,6 +7,10 @@ bear that (DESIGN 1.3).
 
 from zlib import crc32
 
+import trio
+
+from swarmctl.proto import codec
+from swarmctl.proto.messages import Assign
 from swarmctl.transport.memory import Direction, MemoryNetwork, Stray
 
 # A network of one building.
@@ -29,6 +33,8 @@ class Network(MemoryNetwork):
         self.slow_s = 0.0
         self.fate = self._decide
         self._by = {}
+        # The last assignment to each node's key, with its term, while they are kept.
+        self.assignments = None
 
     def calm(self):
         """No more faults."""
@@ -55,6 +61,8 @@ class Network(MemoryNetwork):
         way = "->" if passage.direction is Direction.TO_LISTENER else "<-"
         random, books = self.random, self.books
         books.trace.note("sent", name, way, len(passage.payload), crc32(passage.payload))
+        if self.assignments is not None and passage.direction is Direction.TO_LINK:
+            self._keep_assignment(passage)
         if self.drop and random.random() < self.drop:
             books.fire("drop", name)
             return None
@@ -71,6 +79,19 @@ class Network(MemoryNetwork):
             books.fire("reorder", name)
             return Stray((delay_s + random.expovariate(2.0),))
         return delay_s
+
+    def _keep_assignment(self, passage):
+        message = codec.decode(passage.payload)
+        if isinstance(message, Assign):
+            self.assignments[passage.public_key] = (message.term, passage.payload)
+
+    def deliver(self, public_key, payload):
+        """To a link, on the connection that it has now; whether it has one."""
+        for wire in self.wires.values():
+            if wire.public_key == public_key:
+                wire._put(Direction.TO_LINK, trio.current_time(), payload)
+                return True
+        return False
 
     def fate_of(self, wire, direction, payload):
         """Count what a partition swallows, apart from what is dropped."""

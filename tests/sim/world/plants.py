@@ -15,7 +15,7 @@ from attrs import frozen
 from swarmctl.agent.guard import FencedList
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
-from swarmctl.controller import completions, confirming, jobs, sessions
+from swarmctl.controller import confirming, jobs, sessions
 from swarmctl.controller.candidate import Candidate
 from swarmctl.controller.fencing import FenceBook, always
 from swarmctl.controller.judge import Verdict, judge
@@ -155,14 +155,14 @@ def _complete_as_it_runs():
     return mock.patch.object(jobs, "settle", hasty)
 
 
-def _complete_for_another():
-    """A copy of a job that was removed counts for the one that has its name now."""
-    counts = completions._counts
+def _adopt_the_dead():
+    """What runs of a service that was removed counts for the one that has its name now."""
 
-    def whoever(service, instance, _buried):
-        return counts(service, instance, None)
+    def forgetful(state, report, node):
+        with mock.patch.object(state, "tombstones", {}):
+            return judge(state, report, node)
 
-    return mock.patch.multiple(completions, _counts=whoever)
+    return mock.patch.object(sessions, "judge", forgetful)
 
 
 @frozen
@@ -201,7 +201,7 @@ PLANTS = {
     "lead-on": _plant(_lead_on, "comes-to-rest", "fenced-runs-once"),
     "never-confirm": _plant(_never_confirm, "fenced-runs-once"),
     "complete-as-it-runs": _plant(_complete_as_it_runs, "completion-is-earned"),
-    "complete-for-another": _plant(_complete_for_another, "completion-is-earned"),
+    "adopt-the-dead": _plant(_adopt_the_dead, "completion-is-earned", "comes-to-rest"),
     "believe-absence": _plant(_believe_absence, "fenced-runs-once", "comes-to-rest"),
 }
 

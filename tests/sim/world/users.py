@@ -20,11 +20,21 @@ from swarmctl.proto.errors import (
     sole_error,
 )
 from swarmctl.spec import wire
-from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
+from swarmctl.spec.models import (
+    ContainerSpec,
+    HealthCheck,
+    HealthKind,
+    Resources,
+    ServiceSpec,
+    Template,
+)
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.rpc import RpcCaller
 
 REPLICAS_MAX = 10
+# The service whose instances are asked whether they are well.
+CHECKED = "db"
+CHECK = HealthCheck(HealthKind.COMMAND, ("well",), interval_s=2.0, timeout_s=1.0, retries=2)
 _PATIENCE_S = 8.0
 _JOB_COPIES = 6
 # How likely it is in a second that a job is removed.
@@ -80,6 +90,7 @@ class User:
         self.name = name
         self.random = random
         self.job = job
+        self.fenced = name == "fenced"
         self.wish = Wish()
         self.next = None
         self.landed = False
@@ -169,6 +180,9 @@ class User:
             return
         await trio.sleep(1.0)
 
+    async def make_room(self):
+        """Faults are over, and all is to be as it was asked for."""
+
     def _choose(self):
         wish, random = self.wish, self.random
         if wish.spec is None:
@@ -179,6 +193,9 @@ class User:
             ("apply", "apply", "scale", "scale", "restart", "restart one", "stop", "start", "start",
              "stop one", "start one", "remove one", "remove")
         )  # fmt: skip
+        if self.fenced and what in ("stop", "remove"):
+            # What was fenced waits for leases: it is to run while there are faults.
+            what = random.choice(("start", "start", what))
         if what == "apply":
             return self._apply(random.randint(0, REPLICAS_MAX))
         if what == "scale":
@@ -206,10 +223,11 @@ class User:
             container=ContainerSpec(self.random.choice("xyz"), command),
             resources=self.resources,
             stop_grace_period_s=self.grace_s,
+            health=CHECK if self.name == CHECKED else None,
             job=self.job,
-            fenced=self.name == "fenced",
+            fenced=self.fenced,
         )
-        fencing = "lease" if self.name == "fenced" else "none"
+        fencing = "lease" if self.fenced else "none"
         spec = ServiceSpec(
             self.name,
             template,
@@ -264,6 +282,32 @@ class User:
     async def _request(self, method, params):
         self.world.user_starts += 1
         await request(self.world, self.random, method, params)
+
+
+class Bulk(User):
+    """One whose few, large copies matter least, and fill most machines: they are preempted.
+
+    Where all of it has room is nobody's affair: in the end she takes it away.
+    """
+
+    def __init__(self, world, name, random):
+        super().__init__(world, name, random)
+        self.resources = Resources(cpu_millis=400)
+        self.priority = -10
+
+    async def live(self, until_s):
+        """Fill the machines, and now and then so many of them."""
+        while trio.current_time() < until_s:
+            await self.change(*self._choose())
+            await trio.sleep(self.random.expovariate(1 / 8))
+
+    def _choose(self):
+        return self._apply(self.random.randint(12, 19))
+
+    async def make_room(self):
+        """She is done."""
+        while self.wish.spec is not None:
+            await self.change("service.remove", {"names": [self.name]}, Wish())
 
 
 async def request(world, random, method, params):

@@ -38,7 +38,7 @@ from tests.sim.world.operators import Operator
 from tests.sim.world.processes import Process
 from tests.sim.world.several import CandidateProcess, shared_identity
 from tests.sim.world.trace import EVENTS_MIN, Trace
-from tests.sim.world.users import User
+from tests.sim.world.users import Bulk, User
 
 NODES = 20
 TROUBLE_S = 30.0
@@ -55,6 +55,8 @@ SEVERAL = (*ENDPOINTS, "tcp://10.0.0.3:7077")
 # One seed in so many is of the latter kind.
 _SEVERAL_EVERY = 3
 USERS = ("web", "db", "fenced")
+# How many seeds have one beside them who fills the machines.
+_BULK = 0.5
 
 
 class World:
@@ -205,6 +207,8 @@ class World:
     def _make_users(self):
         self.users = [User(self, name, self.chance(name)) for name in USERS]
         self.users.append(User(self, "job", self.chance("job"), job=True))
+        if self.chance("is there bulk").random() < _BULK:
+            self.users.append(Bulk(self, "bulk", self.chance("bulk")))
         self.operator = Operator(self, self.chance("operator"))
         by_name = {user.name: user for user in self.users}
         self.disk.on_service = lambda name, record: by_name[name].synced(record)
@@ -332,6 +336,8 @@ class World:
             await self._trouble()
             self._heal()
             await self.operator.put_back()
+            for user in self.users:
+                await user.make_room()
             await self._settle()
             self.nursery.cancel_scope.cancel()
 
@@ -391,11 +397,14 @@ class World:
             machine.host._faults.clear()
             for one in machine.guards:
                 one.thaw()
+            machine.unwell = False
             machine.speak()
         for clock in self.clocks:
             # As a time service does: a node whose clock stays off is sick, and stays so.
             clock.drift(0.0)
             clock.offset_s = 0.0
+        for clock in [*self.clocks, *(machine.quartz for machine in self.machines)]:
+            clock.on_look = None
         self.trace.note("healed")
 
     async def _settle(self):
