@@ -128,15 +128,19 @@ class Invariants:
                 self._booked_within_capacity(node, cluster.fleet.snapshot)
 
     def _booked_within_capacity(self, node, snapshot):
-        """Room may be kept for what takes the place of others: those are on their way out."""
+        """Room may be kept for what takes the place of others: those are on their way out.
+
+        And what a node had forgotten comes on top of what it was given meanwhile.
+        """
         users = {one.name: one for one in self.world.users}
-        leaving = _total(
+        machine = next(one for one in self.world.machines if one.name == node.record.name)
+        beyond = _total(
             users[one.key[1]].resources
-            for one in node.instances.values()
-            if one.removing and one.counted
+            for number, one in node.instances.items()
+            if one.counted and (one.removing or number in machine.forgotten)
         )
         booked = Counter(snapshot.allocated(node.record.name))
-        booked.subtract(leaving)
+        booked.subtract(beyond)
         self.world.books.check(
             "booked-within-capacity",
             _fits(booked),
