@@ -201,7 +201,9 @@ PLANTS = {
     "lead-on": _plant(_lead_on, "comes-to-rest", "fenced-runs-once"),
     "never-confirm": _plant(_never_confirm, "fenced-runs-once"),
     "complete-as-it-runs": _plant(_complete_as_it_runs, "completion-is-earned"),
-    "adopt-the-dead": _plant(_adopt_the_dead, "completion-is-earned", "comes-to-rest"),
+    "adopt-the-dead": _plant(
+        _adopt_the_dead, "completion-is-earned", "comes-to-rest", "write-is-asked-for"
+    ),
     "believe-absence": _plant(_believe_absence, "fenced-runs-once", "comes-to-rest"),
 }
 
