@@ -171,7 +171,8 @@ class Sessions:
         node.heard_at = now
         node.joined_at = self._wall()
         node.known_templates.clear()
-        node.report_sequence = node.unacknowledged = 0
+        # Reports that were sent before it are in it, and older.
+        node.report_sequence, node.unacknowledged = hello.reported + 1, 0
         self._divergence[node.name] = Divergence()
         self._state.fences.heard(node.name, now, guarded=hello.guarded)
         node.guarded, node.leased = hello.guarded, hello.lease_left_s > 0
