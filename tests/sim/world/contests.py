@@ -14,7 +14,7 @@ _STAY_MAX = 3
 _BEYOND_A_LEASE_S = (16.0, 26.0)
 
 # A leader that does not write within this time is frozen all the same.
-_WRITES_WITHIN_S = 3.0
+_WRITES_WITHIN_S = 6.0
 
 
 async def usurp(world):
@@ -28,7 +28,7 @@ async def usurp(world):
         await trio.lowlevel.checkpoint()
         return
     world.usurping = True
-    stay = _with_something_fenced(world) if world.random.random() < 0.6 else []
+    stay = _with_something_fenced(world) if world.random.random() < 0.75 else []
     new = world.controllers[1 - old]
     try:
         world.isolate_controller(old, but=stay, users=bool(stay))
@@ -67,19 +67,19 @@ async def freeze_leader(world):
     process = world.controllers[world.serving]
     with trio.move_on_after(_WRITES_WITHIN_S):
         await process.freeze_at_write()
-    await _freeze(world, process, "freeze-leader")
+    await _freeze(world, process, "freeze-leader", 4.0)
 
 
 async def freeze_follower(world):
     """It is the address that nodes and users come to, and that does not answer."""
-    await _freeze(world, world.random.choice(_others(world)), "freeze-follower")
+    await _freeze(world, world.random.choice(_others(world)), "freeze-follower", 1.0)
 
 
-async def _freeze(world, process, fault):
+async def _freeze(world, process, fault, at_least_s):
     process.freeze()
     world.books.fire(fault, process.name)
     endpoint = world.endpoints[world.controllers.index(process)]
-    await keep_blocked(world, 2.0, 12.0, endpoint=endpoint)
+    await keep_blocked(world, at_least_s, 12.0, endpoint=endpoint)
     process.thaw()
     end_partitions(world)
 

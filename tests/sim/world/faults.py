@@ -18,7 +18,7 @@ from tests.sim.world.wires import end_partitions, for_a_while, keep_blocked
 # A process is killed at one of its next steps; busy ones take hundreds a second.
 _STEPS = (1, 5, 20, 60, 200)
 # How long a fault that is for a node with something fenced waits for one.
-_FENCED_WITHIN_S = 6.0
+_FENCED_WITHIN_S = 10.0
 # Machines of one run that never return: what is wanted has to have room on the others.
 _LOST_MAX = 2
 

@@ -96,14 +96,22 @@ class Network(MemoryNetwork):
     def fate_of(self, wire, direction, payload):
         """Count what a partition swallows, apart from what is dropped."""
         fate = super().fate_of(wire, direction, payload)
+        self._count_lost(wire.endpoint, wire.public_key, (direction,))
+        return fate
+
+    async def _connect(self, endpoint, server_public_key, keypair, connect_timeout_s):
+        """A handshake goes both ways."""
+        self._count_lost(endpoint, keypair.public, Direction)
+        return await super()._connect(endpoint, server_public_key, keypair, connect_timeout_s)
+
+    def _count_lost(self, endpoint, public_key, directions):
         lost_by = [
             self._by.get(one)
             for one in self._partitions
-            if one.covers(wire.endpoint, wire.public_key, direction)
+            if any(one.covers(endpoint, public_key, each) for each in directions)
         ]
         if lost_by:
-            name = self.names.get(wire.public_key, "?")
-            self.books.fire("partitioned", name, direction.value)
+            name = self.names.get(public_key, "?")
+            self.books.fire("partitioned", name)
             for fault in filter(None, dict.fromkeys(lost_by)):
                 self.books.fire(fault, name)
-        return fate

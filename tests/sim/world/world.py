@@ -360,6 +360,8 @@ class World:
         enabled = [name for name in FAULTS if self.random.random() < 0.5] or list(FAULTS)
         fit, unfit = (OF_LEADERS, OF_STORES) if self.several else (OF_STORES, OF_LEADERS)
         enabled = [name for name in FAULTS if name in {*enabled, *fit}.difference(unfit)]
+        if self.several:
+            enabled += fit  # Twice as likely: only one seed of three has them.
         self.trace.note("enabled", *enabled)
         async with trio.open_nursery() as asking:
             for user in self.users:
