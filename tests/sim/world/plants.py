@@ -191,7 +191,9 @@ PLANTS = {
         _acknowledge_first, "acknowledged-is-synced", "acknowledged-is-durable"
     ),
     "ignore-generation": _plant(_ignore_generation, "comes-to-rest"),
-    "keep-what-returns": _plant(_keep_what_returns, "comes-to-rest", "within-capacity"),
+    "keep-what-returns": _plant(
+        _keep_what_returns, "comes-to-rest", "nothing-left-over", "within-capacity"
+    ),
     "create-unwritten": _plant(_create_unwritten, "journaled-before-created"),
     "defect": _plant(_defect, A_DEFECT),
     "count-no-memory": _plant(
