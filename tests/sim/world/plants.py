@@ -15,7 +15,7 @@ from attrs import frozen
 from swarmctl.agent.guard import FencedList
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
-from swarmctl.controller import confirming, jobs, sessions
+from swarmctl.controller import confirming, forgetful, jobs, sessions
 from swarmctl.controller.candidate import Candidate
 from swarmctl.controller.fencing import FenceBook, always
 from swarmctl.controller.judge import Verdict, judge
@@ -137,9 +137,18 @@ def _never_confirm():
     return mock.patch.object(confirming, "run", never)
 
 
+@contextmanager
 def _believe_absence():
     """What a node does not name is gone, whether its driver has said what it has or not."""
-    return mock.patch.object(Sessions, "_absent", lambda self, _, one: self._gone(one))
+
+    def hear(node, _hello, _now):
+        node.told_all, node.doubtful_since = True, None
+
+    with (
+        mock.patch.object(Sessions, "_absent", lambda self, _, one: self._gone(one)),
+        mock.patch.object(forgetful, "hear", hear),
+    ):
+        yield
 
 
 def _complete_as_it_runs():
