@@ -61,6 +61,42 @@ def restore(
         supervisor.reassign(instance)
 
 
+def show_without_driver(supervisor: Supervisor, node: str) -> tuple[str, ...]:
+    """Say of what the journal has of drivers that the agent was not given that nobody sees to it.
+
+    It may run, so it is not gone; only with its driver can it be looked at, stopped or removed.
+    What was rejected for want of a driver was never made, and is as it was.
+
+    Args:
+        supervisor: the machine, restored.
+        node: the node's name.
+
+    Returns:
+        What is wrong with the node, by driver.
+    """
+    unseen: dict[str, list[Instance]] = {}
+    for instance in list(supervisor.instances.values()):
+        if instance.driver in supervisor.drivers:
+            continue
+        if instance.state == InstanceState.REJECTED and instance.standing == Standing.FINISHED:
+            _rest(supervisor, instance)
+        else:
+            unseen.setdefault(instance.driver, []).append(instance)
+    option = f"--drivers {','.join(sorted({*supervisor.drivers, *unseen}))}"
+    for driver, instances in unseen.items():
+        reason = (
+            f"the agent runs without driver {driver}: start it with {option}, "
+            f"or take the node out with: swarmctl node rm {node}"
+        )
+        for instance in instances:
+            supervisor.show(instance, instance.state, reason)
+    return tuple(
+        f"driver {driver} is missing, which the agent's journal has {len(instances)} of: "
+        f"start the agent with {option}"
+        for driver, instances in unseen.items()
+    )
+
+
 def _readable(encoded: bytes) -> Template | None:
     try:
         return wire.decode_template(encoded)
@@ -108,7 +144,7 @@ def _admit_stranger(supervisor: Supervisor, driver: str, found: Found) -> None:
         found.service,
         found.slot,
         found.tenant,
-        b"",
+        _template_of(supervisor, found),
         driver,
         known=False,
         state=InstanceState.PREPARING,
@@ -137,6 +173,22 @@ def _admit_stranger(supervisor: Supervisor, driver: str, found: Found) -> None:
         instance.phase = Phase.RUNNING
         supervisor.show(instance, InstanceState.RUNNING, "")
     supervisor.step(instance)
+
+
+def _template_of(supervisor: Supervisor, found: Found) -> bytes:
+    """The digest of what it was made of; empty where that is not known, or cannot be read."""
+    made_of = wire.digest(found.template)
+    if supervisor.templates.get(made_of) is not None:
+        return made_of
+    template = _readable(found.template)
+    if template is None:
+        return b""
+    encoded = wire.encode_template(template)
+    made_of = wire.digest(encoded)
+    if supervisor.templates.get(made_of) is None:
+        assignment.learn(supervisor, {made_of: encoded})
+        supervisor.missing_templates.add(made_of)  # By the controller: the next hello tells it.
+    return made_of
 
 
 def _match(supervisor: Supervisor, instance: Instance, found: Found) -> None:

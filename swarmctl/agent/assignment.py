@@ -44,7 +44,7 @@ def apply(supervisor: Supervisor, message: Assign, now: float) -> None:
         supervisor.term = supervisor.actions.term = message.term
     supervisor.version = message.version
     if message.templates:
-        _learn(supervisor, message.templates)
+        learn(supervisor, message.templates)
     for group, entries in fast_path.admit(supervisor, message.groups):
         if group.template in supervisor.templates:
             _apply_entries(supervisor, group, entries, message.tokens)
@@ -79,8 +79,8 @@ def _check(supervisor: Supervisor, message: Assign) -> None:
             raise ProtocolError(f"an assignment of {group.service} says of some where they go")
 
 
-def _learn(supervisor: Supervisor, encoded_by_digest: Mapping[bytes, bytes]) -> None:
-    """Templates that came along; those that are new are remembered in the journal."""
+def learn(supervisor: Supervisor, encoded_by_digest: Mapping[bytes, bytes]) -> None:
+    """Templates that came along, or were found; new ones are remembered in the journal."""
     templates, puts, health = supervisor.templates, supervisor.actions.puts, supervisor.health
     supervisor.missing_templates.difference_update(encoded_by_digest)
     key = supervisor.template_key

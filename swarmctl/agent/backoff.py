@@ -48,7 +48,7 @@ def seconds(value: float) -> str:
 
 
 def after_exit(
-    template: Template, exit_code: int | None, why: str, failures: int, span_s: float = 0.0
+    template: Template, exit_code: int | None, why: str, failures: int, span_s: float | None = None
 ) -> Verdict:
     """What follows when an instance that ran has ended.
 
@@ -57,7 +57,7 @@ def after_exit(
         exit_code: None when nobody knows it (it was taken away).
         why: the driver's words for the end, if any.
         failures: ends in a row, this one included, without a good run between them.
-        span_s: seconds since the first of them.
+        span_s: seconds since the first of them; None when that is not known.
     """
     if why == LEASE_ENDED:
         return Verdict(RESTART_FIRST_S, InstanceState.STARTING, f"{why}; starts when it is renewed")
@@ -72,8 +72,9 @@ def after_exit(
         return Verdict(None, InstanceState.FAILED, f"gave up after {times} restarts: {ended}")
     wait_s = max(delay_s(failures), policy.delay_s)
     if failures > limits.CRASH_LOOP_RESTARTS:
+        span = "" if span_s is None else f" in {format_duration(max(1, round(span_s)))}"
         reason = (
-            f"crash loop: {failures} ends in {format_duration(max(1, round(span_s)))}, "
+            f"crash loop: {failures} ends{span}, "
             f"next try in {seconds(wait_s)}, {_last_end(exit_code, why)}"
         )
     else:

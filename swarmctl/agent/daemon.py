@@ -151,6 +151,7 @@ class Agent:
             self.identity.cluster_id,
             now,
         )
+        self._lacking = adoption.show_without_driver(self.supervisor, self.identity.name)
 
     # --- what others ask ----------------------------------------------------------------------
 
@@ -173,6 +174,7 @@ class Agent:
         found += self.executor.hung() if self.executor is not None else []
         found += self.attaching.reasons() if self.attaching is not None else []
         found += self._pressure
+        found += self._lacking
         if self._journal_fault:
             found.append(self._journal_fault)
         return tuple(found)

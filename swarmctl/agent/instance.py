@@ -60,7 +60,7 @@ class Instance:
     begin (the agent's clock).
     ``serial`` is the supervisor's count at the last observation, against lists that are older.
     ``orphaned`` marks a create that outlived its caller: it is taken away when ``due``.
-    ``failing_since`` is when the first of the ``failures`` was (epoch seconds).
+    ``failing_since`` is when the first of the ``failures`` was (epoch seconds); None: not known.
     ``health`` is the watch on its present attempt, or the last one; None without a health check.
     ``attachments`` are its ports on tenant networks: assigned with it, and never others.
     ``port_down`` is the one of them for which its last launch failed, since it did not come up.
@@ -107,7 +107,7 @@ class Instance:
     assigned_digest: int = 0
     reported_digest: int = 0
     health: Watch | None = None
-    failing_since: float = 0.0
+    failing_since: float | None = None
     attachments: tuple[Attachment, ...] = ()
     port_down: str = ""
     token: str = attrs.field(default="", repr=False)
@@ -131,14 +131,19 @@ class Instance:
             return Goal.RESTART
         return Goal.RUN
 
-    def failed(self, at: float) -> float:
-        """One more bad end, at ``at`` (epoch seconds); seconds since the first one in a row."""
+    def failed(self, at: float) -> float | None:
+        """One more bad end, at ``at`` (epoch seconds).
+
+        Returns:
+            Seconds since the first one in a row; None where that is not known: it was on another
+            node, or a launch that failed.
+        """
         if self.exit_reason == LEASE_ENDED:
-            return 0.0
+            return None
         self.failures += 1
-        if self.failures == 1 or not self.failing_since:
+        if self.failures == 1:
             self.failing_since = at
-        return max(0.0, at - self.failing_since)
+        return None if self.failing_since is None else max(0.0, at - self.failing_since)
 
     @property
     def failed_watch(self) -> Watch | None:
@@ -264,7 +269,7 @@ def from_journal(incarnation: int, data: bytes) -> Instance:
             exit_code=values[16],
             reason=values[17],
             since=values[18],
-            failing_since=values[19] if len(values) > 19 else 0.0,
+            failing_since=(values[19] or None) if len(values) > 19 else None,
             attachments=_attachments(values[20]) if len(values) > 20 else (),
             restored=True,
             journaled=True,

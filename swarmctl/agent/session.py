@@ -149,7 +149,9 @@ class Session:
         self._changed.set()
 
     def facts_changed(self) -> None:
-        """The node's facts are different now."""
+        """The node's facts are different now; they go with a hello that is due."""
+        if self._supervisor.missing_templates:
+            self._renew()
         if self.machine.is_open:
             self._send(FactsChanged(self._facts()))
 
@@ -357,6 +359,8 @@ class Session:
                     while not supervisor.urgent:
                         await self._changed.wait()
                         self._changed = trio.Event()
+            if supervisor.missing_templates:
+                self._renew()  # Before the controller is told of what is made of them.
             while self.machine.is_open and not outbox.full:
                 report = outbox.next_report(groups=self._takes_groups)
                 if report is None:
@@ -460,7 +464,7 @@ class Session:
             self._renew()
 
     def _renew(self) -> None:
-        """Ask for everything again: a template that we need did not come along."""
+        """Say and ask for everything again: one side lacks what the other has."""
         now = trio.current_time()
         if now - self._renewed_at >= RENEW_MIN_S:
             self._renewed_at = now

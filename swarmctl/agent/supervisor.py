@@ -68,7 +68,7 @@ class Supervisor:
         # The last journal key given to a template.
         self.template_key = 0
         self.assignment_digest = 0
-        self.missing_templates: set[bytes] = set()
+        self.missing_templates: set[bytes] = set()  # Here, or by the controller: a hello ends it.
         # Drivers that have said what they have; nothing is launched on the others.
         self.listed: set[str] = set()
         self.down: dict[str, str] = {}

@@ -9,6 +9,7 @@ from swarmctl.proto.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from swarmctl.controller.etcd.address import EtcdAddress
+    from swarmctl.net.tls import Credentials
 
 DEFAULT_LISTEN: Final = "tcp://127.0.0.1:7077"
 _WILDCARDS: Final = ("0.0.0.0", "*", "[::]", "::")  # noqa: S104 - recognised, not listened on
@@ -76,8 +77,40 @@ def check_store_options(join: Path | None, rebuild: bool, *, on_etcd: bool) -> N
         raise InvalidSpec(
             "only a SQLite store is rebuilt",
             "--rebuild",
-            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…",
+            "an etcd that lost its data gets a backup: swarmctl store restore BACKUP etcd://…; "
+            "without one rebuild with --store sqlite:FILE, and move that: swarmctl store migrate",
         )
+
+
+def ovn_credentials(
+    ovn: str, private_key: Path | None, certificate: Path | None, authority: Path | None
+) -> "Credentials | None":
+    """What is shown and believed at ``ssl:``; None where nothing was given.
+
+    Raises:
+        InvalidSpec: one is missing or cannot be used, or ``ovn`` is without certificates.
+    """
+    given = {
+        "--ovn-private-key": private_key,
+        "--ovn-certificate": certificate,
+        "--ovn-ca-cert": authority,
+    }
+    if not any(given.values()):
+        return None
+    if private_key is None or certificate is None or authority is None:
+        missing = ", ".join(option for option, file in given.items() if file is None)
+        raise InvalidSpec("key, certificate and authority go together", missing, "give it, too")
+    if ovn and "ssl:" not in ovn:
+        raise InvalidSpec(
+            f"{ovn} is reached without certificates",
+            "--ovn-certificate",
+            "write --ovn ssl:HOST:PORT",
+        )
+    from swarmctl.net.tls import Credentials, tls_context
+
+    credentials = Credentials(*(one.absolute() for one in (private_key, certificate, authority)))
+    tls_context(credentials)
+    return credentials
 
 
 def etcd_address(store: str) -> "EtcdAddress | None":

@@ -90,6 +90,21 @@ def _supervised(command: _F) -> _F:
     help="OVN's northbound database, for tenant networks; kept, so given once. none: without.",
 )
 @click.option(
+    "--ovn-private-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="For ssl:, as ovn-nbctl's, at every start: the controller's key,",
+)
+@click.option(
+    "--ovn-certificate", type=click.Path(path_type=Path), metavar="FILE", help="its certificate,"
+)
+@click.option(
+    "--ovn-ca-cert",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="and the authority that the database's certificate is of.",
+)
+@click.option(
     "--underlay-mtu",
     type=click.IntRange(576, 65_535),
     default=1500,
@@ -113,6 +128,9 @@ def controller(
     fencing_lease: str,
     rebuild: bool,
     ovn: str,
+    ovn_private_key: Path | None,
+    ovn_certificate: Path | None,
+    ovn_ca_cert: Path | None,
     underlay_mtu: int,
     underlay_ipv6: bool,
     log_level: str,
@@ -131,6 +149,7 @@ def controller(
     store_file = options.store_file(store) if etcd is None else None
     options.check_store_options(join, rebuild, on_etcd=etcd is not None)
     check_northbound(ovn)
+    credentials = options.ovn_credentials(ovn, ovn_private_key, ovn_certificate, ovn_ca_cert)
 
     async def serve(task_status: "trio.TaskStatus[dict[str, Any]]") -> None:
         import trio
@@ -148,6 +167,7 @@ def controller(
             join=join,
             rebuild=rebuild,
             ovn=ovn,
+            ovn_credentials=credentials,
             underlay_mtu=underlay_mtu,
             underlay_is_v6=underlay_ipv6,
         )
@@ -158,17 +178,12 @@ def controller(
             run = partial(run_candidate, address=etcd)
         try:
             async with trio.open_nursery() as nursery:
-                cluster = await nursery.start(run_controller_in, run, config)
+                cluster = await nursery.start(partial(run, config))
                 task_status.started({"addresses": list(cluster.addresses)})
                 if notify_fd < 0 and sys.stderr.isatty():
                     _say_the_ways_in(folder)
         except* AddressInUse as group:
             raise _port_taken(group) from None
-
-    async def run_controller_in(
-        run: Any, config: Any, *, task_status: "trio.TaskStatus[Any]"
-    ) -> None:
-        await run(config, task_status=task_status)
 
     run_daemon("controller", log_level, serve, notify_fd=notify_fd, lifeline_fd=lifeline_fd)
 

@@ -25,18 +25,30 @@ _PLAIN_EVERY_S: Final = 2.0
 
 @click.command("drain")
 @click.option("--timeout", default="", metavar="TIME", help="Wait at most so long: 90s, 5m.")
+@click.option(
+    "--deadline",
+    default="",
+    metavar="TIME",
+    help="After so long take away what is left, whatever its service allows.",
+)
 @click.option("-d", "--detach", is_flag=True, help="Answer when it is noted; it goes on alone.")
 @click.argument("names", nargs=-1, required=True, shell_complete=clusters.complete_nodes)
 @click.pass_context
-def drain(ctx: click.Context, timeout: str, detach: bool, names: tuple[str, ...]) -> None:
+def drain(
+    ctx: click.Context, timeout: str, deadline: str, detach: bool, names: tuple[str, ...]
+) -> None:
     """Move what runs on nodes elsewhere, and place nothing new there.
 
     Of each service no more copies are away at a time than its update policy allows, one unless it
-    says more. It goes on until it is done, also when nobody looks on; 'node uncordon' ends it.
+    says more, and what fits nowhere else stays; with --deadline only until then. It goes on until
+    it is done, also when nobody looks on; 'node uncordon' ends it.
     """
-    timeout_s = timeout_of(timeout)
+    timeout_s, deadline_s = timeout_of(timeout), timeout_of(deadline, "--deadline")
+    change: dict[str, Any] = {"names": list(names), "draining": True}
+    if deadline_s != math.inf:
+        change["deadline_s"] = deadline_s
     with clusters.connect(ctx) as client:
-        client.call("node.change", {"names": list(names), "draining": True})
+        client.call("node.change", change)
         if not detach:
             _look_on(client, names, timeout_s)
     for name in names:

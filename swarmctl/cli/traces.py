@@ -38,7 +38,7 @@ HOP_COLUMNS: Final = (
     "--to",
     metavar="INSTANCE|ADDRESS",
     default="",
-    help="Show the whole way to another instance.",
+    help="Show the whole way to another instance, or out to an address.",
     shell_complete=clusters.complete_targets,
 )
 @click.argument("name", metavar="INSTANCE", shell_complete=clusters.complete_targets)
@@ -68,14 +68,15 @@ def trace(ctx: click.Context, output: str, to: str, name: str) -> None:
 
 
 def _show_way(way: Row) -> None:
-    """The way to another instance, and whether anything passes."""
-    address = f" at {way['address']}" if way["address"] else ""
+    """The way to another instance or outside, and whether anything passes."""
+    whom = " at ".join(one for one in (way["instance"], way["address"]) if one)
     said = f"{', '.join(way['passes'])} may pass" if way["reached"] else way["why"]
-    print(f"\nto {way['instance']}{address}: {said}")
+    seen_as = f", seen there as {way['seen_as']}" if way.get("seen_as") else ""
+    print(f"\nto {whom}: {said}{seen_as}")
     if way["hops"]:
         print()
         show_list(way["hops"], HOP_COLUMNS[1:], "hop", "table")
-    if way["state"] != "running":
+    if way["instance"] and way["state"] != "running":
         print(f"note: {way['instance']} is {way['state']}", file=sys.stderr)
 
 

@@ -92,8 +92,8 @@ def shall_wait(wait: bool | None) -> bool:
     return sys.stdout.isatty() if wait is None else wait
 
 
-def timeout_of(text: str) -> float:
-    """``--timeout`` in seconds; endless when it is empty.
+def timeout_of(text: str, option: str = "--timeout") -> float:
+    """What ``option`` says, in seconds; endless when it is empty.
 
     Raises:
         InvalidSpec: it is not a time.
@@ -105,7 +105,7 @@ def timeout_of(text: str) -> float:
     try:
         return parse_duration(text)
     except InvalidSpec as error:
-        raise InvalidSpec(error.what, "--timeout", error.hint) from error
+        raise InvalidSpec(error.what, option, error.hint) from error
 
 
 def wait_for(client: Client, waiting: Waiting) -> None:

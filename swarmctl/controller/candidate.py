@@ -320,13 +320,15 @@ async def run_candidate(
 
     Raises:
         Conflict: the data folder is in use, or another cluster's.
-        StorageFault: etcd does not serve at the start, or the folder cannot be used.
+        StorageFault: etcd does not serve at the start or knows nothing of a cluster that was there
+            before, or the folder cannot be used.
         EnvironmentFault: an address cannot be listened on.
     """
     with DataFolder.open(config.data, "controller"):
         shared.take(config.data, config.join)
         advertised = config.advertise or config.listen
+        settle = partial(shared.settle, joins=config.join is not None)
         identity = await trio.to_thread.run_sync(
-            shared.settle, address, config.data, advertised, abandon_on_cancel=True
+            settle, address, config.data, advertised, abandon_on_cancel=True
         )
         await Candidate(config, address, identity, advertised).run(task_status=task_status)

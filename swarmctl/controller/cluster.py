@@ -18,7 +18,7 @@ import structlog
 import trio
 from attrs import Factory, define, field
 
-from swarmctl.controller import guardless, records
+from swarmctl.controller import guardless, records, templates
 from swarmctl.controller.access import NODE, TOKEN, Access, user_id
 from swarmctl.controller.drains import Drains
 from swarmctl.controller.guests import Guests
@@ -38,7 +38,6 @@ from swarmctl.controller.records import (
     ServiceRecord,
     TokenRecord,
     Tombstone,
-    preempted_key,
     service_key,
     tombstone_key,
 )
@@ -138,7 +137,7 @@ class Cluster:
     def relocate(self, now: float) -> None:
         """Take away what is to run elsewhere, as much as may go now; ``now`` is monotonic."""
         if self.reconciler.settled:
-            self.drains.step(now)
+            self.drains.step(now, self.wall())
             self.rebalancing.step(now)
 
     def announce(self) -> None:
@@ -272,12 +271,12 @@ class Cluster:
         if service is None:
             service = self.state.services[key] = made or Service(record)
             service.rolling = False
-            self.state.templates[service.template] = service.encoded_template
+            # First: whether what is found of it is fenced depends on it.
+            templates.know(self.state, service)
             self._judge_again(key)
         else:
             service.set_record(record)
-            self.state.templates[service.template] = service.encoded_template
-        self.state.fences.learn(service)
+            templates.know(self.state, service)
         self.state.dirty_services.add(key)
 
     def _judge_again(self, key: ServiceKey) -> None:
@@ -305,8 +304,8 @@ class Cluster:
 
         The caller holds their locks; as with :meth:`save_services` many take several commits.
         """
-        # The service, its preemptions, its tombstone, an old tombstone that makes room.
-        at_once = limits.TRANSACTION_OPS_MAX // 4
+        # The service, its preemptions, its past, its tombstone, an old one that makes room.
+        at_once = limits.TRANSACTION_OPS_MAX // 5
         # What were placed while the disk takes its time would be newer than the tombstone.
         self.state.ending.update(keys)
         newest = incarnations.make(self.state.term, self.state.sequence)
@@ -332,7 +331,8 @@ class Cluster:
         buried = {(one.tenant, one.service): one for one in tombstones}
         expired = self._expired_tombstones(buried)
         ops: list[Op] = [Delete(service_key(*key)) for key in buried]
-        ops += [Delete(preempted_key(*key)) for key in buried if self.state.victims.of(key)]
+        for notes in (self.state.victims.unwritten, self.state.pasts.unwritten):
+            ops += [Delete(notes.where(*key)) for key in buried if key in notes.stored]
         ops += [Put(tombstone_key(*key), records.encode(one)) for key, one in buried.items()]
         ops += [Delete(tombstone_key(*key)) for key in expired]
 

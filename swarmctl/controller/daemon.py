@@ -7,8 +7,10 @@ raises the term, and makes completions durable, which a disk that refuses holds 
 It serves only after its term is committed (DESIGN 8.1).
 """
 
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import time as wall_clock
 from typing import Final
@@ -50,12 +52,14 @@ from swarmctl.controller.handlers import (
     traces,
 )
 from swarmctl.controller.networks import UNDERLAY_MTU
+from swarmctl.controller.plane import open_ovn
 from swarmctl.controller.receiving import Receiver
 from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
 from swarmctl.folder import DataFolder
+from swarmctl.net.tls import Credentials
 from swarmctl.proto import codec, limits
 from swarmctl.proto.errors import Busy, Conflict, StaleTerm, StorageFault, sole_error
 from swarmctl.proto.messages import Message
@@ -69,6 +73,8 @@ from swarmctl.transport.zmq_listener import open_listener
 _log = structlog.get_logger(__name__)
 _STORE_FILE: Final = "store.db"
 _TICK_S: Final = 0.5
+# So an instance that fails is noted within two seconds, and written down no more often than that.
+_LOOK_AT_PASTS_EVERY: Final = 4
 # A disk that refused is asked again after this.
 _STORE_RETRY_S: Final = 1.0
 
@@ -86,7 +92,8 @@ class ControllerConfig:
     given; ``join`` another controller's ``cluster.key``.  ``takeover_grace_s`` is what nodes have
     beyond ``lost_after_s`` to come from the controller that led before.  ``rebuild`` begins a new
     store in place of one that is lost or damaged (:mod:`swarmctl.controller.rebuilding`).  ``ovn``
-    is where its northbound database is (:mod:`swarmctl.controller.plane`); it is kept in the store.
+    is where its northbound database is (:mod:`swarmctl.controller.plane`); it is kept in the store,
+    while ``ovn_credentials`` are of this machine.
     """
 
     data: Path
@@ -101,6 +108,7 @@ class ControllerConfig:
     takeover_grace_s: float = 0.0
     rebuild: bool = False
     ovn: str = ""
+    ovn_credentials: Credentials | None = None
     underlay_mtu: int = UNDERLAY_MTU
     underlay_is_v6: bool = False
 
@@ -230,6 +238,8 @@ class Controller:
             addresses=config.advertise or listener.endpoints,
             wall=wall,
         )
+        if config.ovn_credentials is not None:
+            cluster.plane.open_northbound = partial(open_ovn, credentials=config.ovn_credentials)
         await tenancy.load(cluster, config.ovn, config.underlay_mtu, is_v6=config.underlay_is_v6)
         await loading.load(cluster)
         serviceaddresses.hold(cluster)
@@ -293,7 +303,7 @@ class Controller:
             if cluster.relocating:
                 cluster.relocate(trio.current_time())
             await converge(cluster)
-            if cluster.state.victims.unwritten:
+            if cluster.state.victims.unwritten or cluster.state.pasts.unwritten:
                 self._to_commit.set()
             cluster.announce()
 
@@ -310,7 +320,8 @@ class Controller:
                 if self._term_is_low:
                     await self._raise_term(self.cluster.sessions.term_seen)
                 await completions.commit_gathered(self.cluster, self.receiver.try_send)
-                await self.cluster.state.victims.write(self.cluster)
+                await self.cluster.state.victims.unwritten.write(self.cluster)
+                await self.cluster.state.pasts.unwritten.write(self.cluster)
                 await guardless.write(self.cluster)
             except (StorageFault, Busy) as error:
                 _log.error("store refuses, trying again", error=str(error))
@@ -333,7 +344,7 @@ class Controller:
     async def _tick(self) -> None:
         sessions = self.cluster.sessions
         short, heap = "", garbage.Heap()
-        while True:
+        for turn in itertools.count(1):
             await trio.sleep(_TICK_S)
             heap.look(self.receiver.departed)
             before, short = short, descriptors.shortage()
@@ -341,6 +352,10 @@ class Controller:
                 _log.error("short", what=short) if short else _log.info("no shortage any more")
             await self.cluster.listening.look()
             sessions.losses.check_lost(self.config.lost_after_s)
+            if turn % _LOOK_AT_PASTS_EVERY == 0:
+                self.cluster.state.pasts.look(self.cluster.state.services, self.cluster.wall())
+                if self.cluster.state.pasts.unwritten:
+                    self._to_commit.set()
             if not self.cluster.reconciler.settled or self.cluster.relocating:
                 self.cluster.wake()
 

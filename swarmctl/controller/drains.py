@@ -8,6 +8,9 @@ and places them, on another node since nothing new comes here.  An instance stay
 - its service has as many copies away as it may (:mod:`swarmctl.controller.availability`),
 - or no other node has room for it.
 
+A drain may have a deadline.  From then on all that is left is taken away at once, and runs again
+where and when there is room.
+
 Steps are taken while there is a node to drain, when something has changed; a cluster without one
 pays nothing.
 """
@@ -66,6 +69,7 @@ class Drains:
         # Why what could not go yet is still there, by incarnation; and those without room.
         self._staying: dict[int, str] = {}
         self._no_room: set[int] = set()
+        self._overdue: set[str] = set()
 
     @property
     def active(self) -> bool:
@@ -133,13 +137,24 @@ class Drains:
             staying[instance.name] = f"lost with its node: {why or 'about to be placed'}"
         return DrainStatus(len(staying), 0, staying, frozenset(no_room))
 
-    def step(self, now: float) -> int:
-        """Take away what may go now, at most every tenth of a second; how many were."""
+    def step(self, now: float, wall: float) -> int:
+        """Take away what may go now, at most every tenth of a second.
+
+        Args:
+            now: seconds, monotonic.
+            wall: seconds since the epoch, for deadlines.
+
+        Returns:
+            How many were taken away.
+        """
         if not self._nodes or now - self._stepped_at < _STEP_EVERY_S:
             return 0
         self._stepped_at = now
         self._staying.clear()
         self._no_room.clear()
+        self._overdue = {
+            name for name, one in self._nodes.items() if 0 < one.record.drain_deadline <= wall
+        }
         going, waiting = self._going()
         no_room = self._no_room_for(going) if going else {}
         moved = 0
@@ -147,7 +162,7 @@ class Drains:
             slots = no_room.get(scheduler_key(key), {})
             for instance in instances:
                 why_not = slots.get(instance.slot)
-                if why_not:
+                if why_not and instance.node not in self._overdue:
                     self._has_no_room(instance, why_not)
                     continue
                 self._move(instance)
@@ -184,7 +199,7 @@ class Drains:
         for service, instance in self._candidates():
             if total >= _MOVES_A_STEP:
                 break
-            if serves(instance):
+            if serves(instance) and instance.node not in self._overdue:
                 if service.key not in budgets:
                     budgets[service.key] = may_leave(service)
                 if budgets[service.key] <= 0:
@@ -209,7 +224,8 @@ class Drains:
         }
 
     def _move(self, instance: Instance) -> None:
-        instance.departure = f"{instance.node} is being drained"
+        late = ", and its deadline has passed" if instance.node in self._overdue else ""
+        instance.departure = f"{instance.node} is being drained{late}"
         self._state.remove(instance)
 
 

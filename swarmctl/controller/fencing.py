@@ -7,7 +7,9 @@ takes to kill and that clocks may differ by.  A node whose guard was not alive w
 heard says nothing by its silence: then an operator has to (``swarmctl node fenced``).
 
 The book keeps, by slot, every fenced instance that was given to a node and is not known to have
-ended.  It is kept by change and costs nothing where nothing is fenced.  After a takeover it is
+ended.  What nobody knows the template of is taken for fenced: it was found by its labels, or the
+hello had no room for it, and what its service is now says nothing about what it was made from.
+The book is kept by change and costs nothing where nothing is fenced.  After a takeover it is
 filled by what the nodes report; until all have, or the longest lease of the controller before has
 run out, nothing fenced is placed (DESIGN 8.4).  Of which nodes silence says nothing is written down
 (:mod:`swarmctl.controller.guardless`), so the next controller asks an operator about them, too.
@@ -64,6 +66,7 @@ class FenceBook:
     Attributes:
         lease_s: how long a lease holds.
         may_grant: whether this controller still is the one that grants.
+        templates: those that are fenced, and those of which nobody knows whether they are.
         unwritten: nodes of whose guard the store says what is not true any more.
         in_doubt_s: for how long nobody has confirmed that: it shortens the leases.
     """
@@ -82,6 +85,8 @@ class FenceBook:
     _alive: dict["tuple[ServiceKey, int]", dict[int, str]] = field(factory=dict)
     # Services with a slot that waits, and when the first of them need not wait longer.
     _waiting: "dict[ServiceKey, float]" = field(factory=dict)
+    # Whether what a slot waits for may have changed for all of them.
+    _look_again: bool = False
 
     @property
     def wait_s(self) -> float:
@@ -90,10 +95,12 @@ class FenceBook:
 
     # --- what is fenced ----------------------------------------------------------------------
 
-    def learn(self, service: "Service") -> None:
-        """A service is there, or has changed."""
-        if service.record.spec.template.fenced:
-            self.templates.add(service.template)
+    def learn(self, template: bytes, *, fenced: bool) -> None:
+        """What a template says is known (now); until then it was taken for fenced."""
+        if fenced:
+            self.templates.add(template)
+        else:
+            self.templates.discard(template)
 
     def enter(self, instance: "Instance") -> None:
         """A node has it, or is told to."""
@@ -102,6 +109,8 @@ class FenceBook:
 
     def leave(self, instance: "Instance") -> bool:
         """Its node says that it has it no more; whether it was fenced, and that is news."""
+        if not self._alive:
+            return False
         where = (instance.key, instance.slot)
         found = self._alive.get(where)
         if found is None or found.get(instance.incarnation) != instance.node:
@@ -180,6 +189,8 @@ class FenceBook:
         """A node is lost: its lease runs out."""
         assert self.took_over_at is not None, "nodes are lost by a controller that has begun"
         self._grants.setdefault(node, Grant(self.took_over_at)).silent = True
+        # What waited for its word waits for its lease now, or for an operator.
+        self._look_again = True
 
     def is_off(self, node: str) -> bool:
         """Whether an operator has said that it is."""
@@ -288,8 +299,11 @@ class FenceBook:
         return self._waiting.get(key, _NEVER) < _NEVER
 
     def tick(self, now: float) -> "list[ServiceKey]":
-        """Services to look at again: a slot of theirs need not wait any longer."""
+        """Services to look at again: a slot of theirs need not wait any longer, or not for that."""
         self.now = now
+        if self._look_again:
+            self._look_again = False
+            return list(self._waiting)
         return [key for key, until in self._waiting.items() if until <= now]
 
 

@@ -4,12 +4,11 @@ Instances are plain slotted objects, not frozen ones: there may be a million, an
 few times.
 """
 
-import math
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define
 
-from swarmctl.proto import digest, limits
+from swarmctl.proto import digest
 from swarmctl.proto.messages import InstanceReport
 from swarmctl.proto.states import Desired, InstanceState
 
@@ -35,29 +34,6 @@ class Placing:
 
     at: float
     sent_at: float = 0.0
-
-
-@frozen
-class Past:
-    """What an instance leaves to the next one in its slot, on another node.
-
-    Attributes:
-        restarts: how often it was started again.
-        failures: its bad ends in a row, which decide on the next wait.
-        generation: the restart that was asked for last, when it was told of it.
-        ran_since: when it began to run, if it did (epoch seconds); infinite if not.
-    """
-
-    restarts: int = 0
-    failures: int = 0
-    generation: int = 0
-    ran_since: float = math.inf
-
-    def failures_now(self, generation: int, now: float) -> int:
-        """Those that count yet: not after a long run, nor a restart that was asked for."""
-        if generation != self.generation or now - self.ran_since >= limits.RESTART_RESET_S:
-            return 0
-        return self.failures
 
 
 @define(eq=False)

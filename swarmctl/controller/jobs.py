@@ -7,6 +7,7 @@ from swarmctl.controller.instance import Instance
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.state import ClusterState
 from swarmctl.proto.states import LIVE, InstanceState
+from swarmctl.spec import wire
 
 
 @frozen
@@ -23,6 +24,17 @@ def is_over(state: ClusterState, instance: Instance) -> bool:
     service = state.services.get(instance.key)
     job = service is not None and service.record.spec.template.job
     return job and instance.state is InstanceState.SUCCEEDED and not is_to_begin(instance)
+
+
+def count(state: ClusterState, fleet: Fleet, instance: Instance) -> None:
+    """Count what it takes, where its template was not known when it was taken in."""
+    encoded = state.templates.get(instance.template)
+    if encoded is None:
+        return
+    template = wire.decode_template(encoded)
+    if template.job and instance.state is InstanceState.SUCCEEDED:
+        return
+    fleet.allocate(state, instance)
 
 
 def settle(state: ClusterState, fleet: Fleet, instance: Instance) -> bool:

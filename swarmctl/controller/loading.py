@@ -4,7 +4,7 @@ Nothing is decided here.  Nodes are known and not heard of, services are known a
 instances; both come with the nodes' first reports (DESIGN 8).
 """
 
-from swarmctl.controller import guardless, records, victims
+from swarmctl.controller import guardless, pasts, records, templates, victims
 from swarmctl.controller.access import ADMIN, user_id
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.records import (
@@ -43,6 +43,7 @@ async def load(cluster: Cluster) -> None:
     for key, value in (await store.read(records.SERVICE)).items():
         _know_service(cluster, records.decode(value, ServiceRecord, key))
     await victims.load(cluster)
+    await pasts.load(cluster)
     if not state.nodes:
         cluster.reconciler.settle()  # Nobody has to be waited for.
 
@@ -50,9 +51,6 @@ async def load(cluster: Cluster) -> None:
 def _know_service(cluster: Cluster, record: ServiceRecord) -> None:
     state, service = cluster.state, Service(record, old=True)
     state.services[service.key] = service
-    state.fences.learn(service)
-    state.templates[service.template] = service.encoded_template
+    templates.know(state, service)
     if record.previous is not None:
-        earlier = Service(ServiceRecord(record.previous, 0, 0))
-        state.fences.learn(earlier)
-        state.templates[earlier.template] = earlier.encoded_template
+        templates.know(state, Service(ServiceRecord(record.previous, 0, 0)))

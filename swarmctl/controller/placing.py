@@ -133,7 +133,11 @@ def row_for(
         }
         | {f"{_MAPPED}{tenant}/{name}": "none" for tenant, name in closed},
         capacity=node.facts.capacity,
-        drivers=frozenset(driver.name for driver in node.facts.drivers if driver.available),
+        # Until a driver has said what it has nothing is launched on it, nor is it known what room
+        # there is: the agent may have forgotten.
+        drivers=frozenset(
+            driver.name for driver in node.facts.drivers if driver.available and driver.listed
+        ),
         schedulable=not reason,
         unschedulable_reason=reason,
     )

@@ -34,6 +34,7 @@ from swarmctl.net.northbound import Northbound
 from swarmctl.net.ovn import OvnNorthbound
 from swarmctl.net.rows import desired_rows
 from swarmctl.net.schema import OUR_PREFIX, Row
+from swarmctl.net.tls import Credentials
 from swarmctl.proto.errors import (
     Conflict,
     EnvironmentFault,
@@ -91,9 +92,11 @@ async def _now(compare: Callable[[], _T]) -> _T:
 
 
 @asynccontextmanager
-async def open_ovn(address: str, cluster_id: str) -> AsyncGenerator[Northbound, None]:
+async def open_ovn(
+    address: str, cluster_id: str, credentials: Credentials | None = None
+) -> AsyncGenerator[Northbound, None]:
     """A connection to a real database; ``address`` may name several servers, with commas."""
-    northbound = OvnNorthbound(address.split(","), cluster_id)
+    northbound = OvnNorthbound(address.split(","), cluster_id, credentials)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(northbound.run)
         yield northbound

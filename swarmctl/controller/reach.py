@@ -5,7 +5,7 @@ where both are ``routed``: over the tenant's router, which is on the sender's ho
 routes of both instances lead there.  On the way between two hosts there is one header, whatever the
 way; on one host there is none.  Security groups are judged at both ends
 (:mod:`swarmctl.net.reach`).  What is not on tenant networks is reached by published ports only, and
-has no way here; what lies beyond a provider's network is not known.
+has no way here; the way to an address that is none of ours is :mod:`swarmctl.controller.outside`.
 """
 
 from collections.abc import Sequence
@@ -41,20 +41,27 @@ class Way:
     router: bool = False
 
 
-def reach(state: ClusterState, source: End, target: End, address: str = "") -> View:
-    """The way from ``source`` to ``target``, at ``address`` where one was named."""
-    same_host = bool(source.place.host) and source.place.host == target.place.host
-    found = {
-        "instance": target.instance.name,
-        "state": target.instance.state.label,
+def no_way(target: Instance | None = None, address: str = "") -> View:
+    """What is said of a way as long as nothing is known of it; without a target it is outside."""
+    return {
+        "instance": target.name if target is not None else "",
+        "state": target.state.label if target is not None else "",
         "address": address,
         "reached": False,
         "why": "",
         "router": False,
-        "same_host": same_host,
+        "uplink": "",
+        "seen_as": "",
+        "same_host": False,
         "passes": [],
         "hops": [],
     }
+
+
+def reach(state: ClusterState, source: End, target: End, address: str = "") -> View:
+    """The way from ``source`` to ``target``, at ``address`` where one was named."""
+    same_host = bool(source.place.host) and source.place.host == target.place.host
+    found = no_way(target.instance, address) | {"same_host": same_host}
     way = _way(state, source.instance, target.instance, address)
     if isinstance(way, str):
         return found | {"why": way}
@@ -109,7 +116,7 @@ def _way(state: ClusterState, source: Instance, target: Instance, address: str) 
         if not given:
             return f"no path: {instance.name} is on no tenant network"
     wanted = [
-        (index, one) for index, one in enumerate(theirs) if not address or address in _plain(one)
+        (index, one) for index, one in enumerate(theirs) if not address or address in plain(one)
     ]
     for index, one in wanted:
         for own_index, own in enumerate(ours):
@@ -130,11 +137,11 @@ def _routed(
     default = next((pair for pair in enumerate(ours) if pair[1].routes), None)
     if default is None:
         return f"{other}, and no default route here"
-    own = _record(state, default[1])
+    own = record_of(state, default[1])
     if own is not None and own.definition.provider is not None:
         return f"{other}; {own.key[1]} is a provider's, and what lies beyond it is not known here"
     for index, one in wanted:
-        records = [_record(state, each) for each in (default[1], one)]
+        records = [record_of(state, each) for each in (default[1], one)]
         if not all(record is not None and _is_routed(record) for record in records):
             continue
         if not one.routes:
@@ -145,7 +152,8 @@ def _routed(
     return f"{other}; both would have to be routed"
 
 
-def _record(state: ClusterState, one: Attachment) -> NetworkRecord | None:
+def record_of(state: ClusterState, one: Attachment) -> NetworkRecord | None:
+    """The network that a port is on; None when it is gone."""
     tenant, _, name = one.network.partition("/")
     return state.ports.table.records.get((tenant, name))
 
@@ -158,14 +166,15 @@ def _names(attachments: Sequence[Attachment]) -> list[str]:
     return [one.network.partition("/")[2] for one in attachments]
 
 
-def _plain(one: Attachment) -> list[str]:
+def plain(one: Attachment) -> list[str]:
+    """Its addresses without their prefix."""
     return [address.partition("/")[0] for address in one.addresses]
 
 
 def _pair(own: Attachment, one: Attachment, address: str) -> tuple[str, str] | None:
     """An address of each, of one version; None when there are none."""
-    for to in _plain(one):
-        for source in _plain(own):
+    for to in plain(one):
+        for source in plain(own):
             if (":" in to) is (":" in source) and address in ("", to):
                 return source, to
     return None

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from swarmctl.controller import holding, networks, records
+from swarmctl.controller import holding, networks, pasts, records, victims
 from swarmctl.controller.identity import ADMIN_CONTEXT, CLUSTER_KEY
 from swarmctl.controller.store.api import Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
@@ -35,6 +35,8 @@ _KINDS: Final[dict[str, type[Any]]] = {
     records.REVOKED: records.RevokedKey,
     records.NETWORK: networks.NetworkRecord,
     records.SECURITY: networks.GroupRecord,
+    records.PREEMPTED: victims.PreemptedRecord,
+    records.PAST: pasts.PastRecord,
 }
 # The store's own file first: without its log it could pass for sound, a log without it cannot.
 _SUFFIXES: Final = ("", "-wal", "-shm")

@@ -261,14 +261,16 @@ class Reconciler:
         overrides, usual = record.overrides, record.generation
         state.templates[template] = service.encoded_template
         made: list[Instance] = []
+        burdened = state.pasts.has(key)
         names = state.take_incarnations(len(slots))
         for slot, node, incarnation in zip(slots, nodes, names, strict=True):
             one = Instance(key, slot, incarnation, node, template, driver)
             before = holders.get(slot)
             if before is not None:  # Lost: told to go when its node returns.
                 state.remove(before)
+                burdened = state.pasts.has(key)
             one.generation = record.slot_generation(slot) if overrides else usual
-            if service.pasts and (past := service.pasts.pop(slot, None)) is not None:
+            if burdened and (past := state.pasts.get(key, slot, template)) is not None:
                 one.carried = past.restarts, past.failures_now(one.generation, placing.at)
             one.counted = True
             one.since, one.placing = placing.at, placing

@@ -13,6 +13,7 @@ the nodes.  Each record is one value, written whole.
 ``network/TENANT/NAME``      :class:`~swarmctl.controller.networks.NetworkRecord`
 ``security/TENANT/NAME``     :class:`~swarmctl.controller.networks.GroupRecord`
 ``preempted/TENANT/NAME``    :class:`~swarmctl.controller.victims.PreemptedRecord`
+``past/TENANT/NAME``         :class:`~swarmctl.controller.pasts.PastRecord`
 ``moved``                    :class:`~swarmctl.controller.moving.Moved`, of what is used no more
 ``ovn``                      where OVN's northbound database is, once it was given
 ===========================  ======================================================
@@ -42,6 +43,7 @@ REVOKED: Final = "revoked/"
 NETWORK: Final = "network/"
 SECURITY: Final = "security/"
 PREEMPTED: Final = "preempted/"
+PAST: Final = "past/"
 OVN: Final = "ovn"
 
 _T = TypeVar("_T")
@@ -136,7 +138,8 @@ class Tombstone:
 class NodeRecord:
     """A node that was enrolled: its pinned key, and what operators said of it.
 
-    ``cordoned`` keeps new instances away; ``draining`` sends those that are there elsewhere too.
+    ``cordoned`` keeps new instances away; ``draining`` sends those that are there elsewhere too,
+    and from ``drain_deadline`` on (epoch seconds; 0 for never) whatever their services allow.
     ``unguarded``: it had fenced instances and no live guard when it was last heard.
     """
 
@@ -148,6 +151,7 @@ class NodeRecord:
     cordoned: bool = False
     draining: bool = False
     unguarded: bool = False
+    drain_deadline: float = 0.0
 
 
 @frozen
@@ -213,6 +217,11 @@ def security_key(tenant: str, name: str) -> str:
 def preempted_key(tenant: str, name: str) -> str:
     """Where it is kept which slots of a service were preempted."""
     return f"{PREEMPTED}{tenant}/{name}"
+
+
+def past_key(tenant: str, name: str) -> str:
+    """Where it is kept what the slots of a service went through."""
+    return f"{PAST}{tenant}/{name}"
 
 
 def encode(record: Any) -> bytes:

@@ -309,6 +309,8 @@ class Sessions:
             instance = self._admit(node, report)
         before, attempt = instance.state, instance.attempt
         self._state.observe(instance, report)
+        if not instance.counted:
+            jobs.count(self._state, self._fleet, instance)
         # What fails to launch is tried again, and the state in between may never be told.
         if instance.state is not before or (never_ran(instance) and instance.attempt != attempt):
             self._state_changed(instance, before)

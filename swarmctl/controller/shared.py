@@ -6,6 +6,10 @@ each other. Every other one takes it from there, or its key from a file that an 
 (``--join FILE``). So contexts and tokens are everybody's, and outlive whoever issued them.
 
 Whoever may read etcd is an administrator of the cluster; that is so with the store's content, too.
+
+A cluster that is there already is not begun anew in an etcd that knows nothing of it: that one was
+emptied, or is another one, or the prefix is; and a second leader with the cluster's key would lead
+its nodes by an empty store (:mod:`swarmctl.controller.rebuilding` is the same of a file).
 """
 
 import json
@@ -24,7 +28,7 @@ from swarmctl.controller.identity import ADMIN_CONTEXT, CLUSTER_KEY, ClusterIden
 from swarmctl.controller.store.api import Store
 from swarmctl.credentials import parse_token
 from swarmctl.folder import atomic_write
-from swarmctl.proto.errors import Conflict, InvalidSpec, StorageFault
+from swarmctl.proto.errors import Conflict, InvalidSpec, StorageDamaged, StorageFault
 from swarmctl.transport import keys
 from swarmctl.transport.keys import KeyPair
 
@@ -77,7 +81,9 @@ def take(folder: Path, join: Path | None) -> None:
         )
 
 
-def settle(address: EtcdAddress, folder: Path, advertised: tuple[str, ...]) -> SharedIdentity:
+def settle(
+    address: EtcdAddress, folder: Path, advertised: tuple[str, ...], *, joins: bool = False
+) -> SharedIdentity:
     """The identity in etcd, put there if there is none; and the folder's files made those.
 
     Blocking; for a thread.
@@ -86,9 +92,11 @@ def settle(address: EtcdAddress, folder: Path, advertised: tuple[str, ...]) -> S
         address: of the etcd.
         folder: our data folder, locked.
         advertised: our addresses, for the first token.
+        joins: there are others: an operator brought the key of one.
 
     Raises:
         Conflict: the folder is another cluster's.
+        StorageDamaged: the cluster was there before, and its store is not in this etcd.
         StorageFault: etcd does not serve, or the folder cannot be written.
     """
     client = EtcdClient(address)
@@ -96,6 +104,7 @@ def settle(address: EtcdAddress, folder: Path, advertised: tuple[str, ...]) -> S
     try:
         found = etcd.entries(client.range(key, deadline_s=_ASK_S))
         if not found:
+            _check_not_lost(client, address, folder, joins=joins)
             made = _make(folder, advertised)
             answer = client.transact(
                 [etcd.is_absent(key)],
@@ -111,6 +120,29 @@ def settle(address: EtcdAddress, folder: Path, advertised: tuple[str, ...]) -> S
     shared = _read(found[0][1])
     _write(folder, shared)
     return shared
+
+
+def _check_not_lost(client: EtcdClient, address: EtcdAddress, folder: Path, *, joins: bool) -> None:
+    """A store that was copied here, or a new cluster: there is no identity yet, and that is right.
+
+    Raises:
+        StorageDamaged: it is not.
+    """
+    served = (folder / ADMIN_CONTEXT).exists()
+    data = address.key("data/")
+    if not (served or joins) or etcd.entries(
+        client.range(data, etcd.after_prefix(data), limit=1, deadline_s=_ASK_S)
+    ):
+        return
+    why = "a controller has served from this folder before" if served else "--join was given"
+    raise StorageDamaged(
+        f"there is no store in etcd, and {why}",
+        str(address),
+        "check the addresses of the etcd, and the prefix: etcd://HOST:PORT/PREFIX; if it was "
+        f"lost, with a backup: swarmctl store restore BACKUP {address}; without one "
+        "'swarmctl controller --rebuild --store sqlite:FILE' takes in what the nodes run, and "
+        f"'swarmctl store migrate sqlite:FILE {address}' moves that here (or one used until now)",
+    )
 
 
 def _make(folder: Path, advertised: tuple[str, ...]) -> SharedIdentity:

@@ -5,7 +5,6 @@ the session part of :class:`Node` from the nodes' reports.  It is changed by one
 in the event loop, between awaits; so there are no locks, and every function leaves it consistent.
 """
 
-import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -13,8 +12,9 @@ from attrs import Factory, define, field
 
 from swarmctl.controller.fencing import FenceBook
 from swarmctl.controller.guests import Guests
-from swarmctl.controller.instance import Instance, Past, Placing, ServiceKey
+from swarmctl.controller.instance import Instance, Placing, ServiceKey
 from swarmctl.controller.networks import NetworkTable
+from swarmctl.controller.pasts import Pasts
 from swarmctl.controller.ports import Ports
 from swarmctl.controller.records import NodeRecord, ServiceRecord, Tombstone
 from swarmctl.controller.victims import Victims
@@ -33,7 +33,7 @@ class Service:
     ``old`` says that it was there before this controller's term: its slots are placed anew only
     after the takeover rule allows it (DESIGN 8.4); ``rolling`` that some holders may have an older
     template; ``job`` that its copies are to end; ``tally`` counts the holders by state; ``request``
-    is the scheduler's, until placed; ``pasts`` are those of slots that are to run on another node.
+    is the scheduler's, until placed.
     """
 
     record: ServiceRecord
@@ -47,7 +47,6 @@ class Service:
     request: Request | None = None
     holders: dict[int, Instance] = field(factory=dict)
     unplaced: dict[int, str] = field(factory=dict)
-    pasts: dict[int, Past] = field(factory=dict)
     history: deque[tuple[float, str]] = field(
         factory=lambda: deque(maxlen=limits.HISTORY_MAX), repr=False
     )
@@ -66,9 +65,6 @@ class Service:
         self.request = None
         self.amounts = record.spec.template.resources.amounts()
         self.rolling = self.rolling or before != self.template
-        if self.pasts:  # A changed template begins anew, and so does a slot that comes again.
-            kept = self.pasts if before == self.template else {}
-            self.pasts = {slot: it for slot, it in kept.items() if slot <= record.spec.replicas}
 
     @property
     def key(self) -> ServiceKey:
@@ -157,8 +153,9 @@ class ClusterState:
     ``capacity_changed``: what found no node may find one now; ``braked``: what lost nodes had is
     not placed elsewhere for now; ``tally`` counts the holders of slots by state; ``ports`` are
     what instances have on tenant networks, ``guests`` the agents in VMs; ``victims`` what was
-    preempted; ``untold`` the plannings of which the nodes are to be told; ``hold`` why they are
-    told nothing at all (:mod:`swarmctl.controller.holding`), empty when they are.
+    preempted; ``pasts`` what slots went through; ``untold`` the plannings of which the nodes are to
+    be told; ``hold`` why they are told nothing at all (:mod:`swarmctl.controller.holding`), empty
+    when they are.
     """
 
     cluster_id: str
@@ -178,6 +175,7 @@ class ClusterState:
     fences: FenceBook = field(factory=FenceBook)
     tally: list[int] = field(factory=lambda: [0] * len(InstanceState))
     victims: Victims = field(factory=Victims)
+    pasts: Pasts = field(factory=Pasts)
     ports: Ports = Factory(lambda it: Ports(it.cluster_id, NetworkTable()), takes_self=True)
     guests: Guests = field(factory=Guests)
     untold: set[Placing] = field(factory=set)
@@ -221,6 +219,10 @@ class ClusterState:
         node.instances[instance.incarnation] = instance
         self._mark(instance, 0)
         node.inventory_digest = digest.replace(node.inventory_digest, 0, instance.inventory_digest)
+        if instance.template not in self.templates:
+            self.fences.templates.add(instance.template)  # Taken for fenced, until it is known.
+        if instance.template in self.fences.templates:
+            self.fences.enter(instance)
         if instance.removing:
             self.leaving[instance.key] += 1
             node.leaving[instance.incarnation] = instance
@@ -228,8 +230,6 @@ class ClusterState:
             self.quarantine.setdefault(instance.key, {})[instance.incarnation] = instance
         else:
             self._hold(instance)
-        if instance.template in self.fences.templates:
-            self.fences.enter(instance)
 
     def take_incarnations(self, count: int) -> range:
         """Names for ``count`` new instances."""
@@ -266,6 +266,8 @@ class ClusterState:
             instance.template = service.template
         elif instance.template != service.template:
             service.rolling = True
+        if instance.template in self.fences.templates:
+            self.fences.enter(instance)
         service.tally[instance.state] += 1
         self.tally[instance.state] += 1
 
@@ -299,7 +301,7 @@ class ClusterState:
         node.inventory_digest = digest.replace(node.inventory_digest, instance.inventory_digest, 0)
         self._leave_quarantine(instance)
         self.release_slot(instance)
-        if self.fences.templates and self.fences.leave(instance):
+        if self.fences.leave(instance):
             self.dirty_services.add(instance.key)
         self.ports.leave(instance.incarnation)
         self.guests.gone(instance.incarnation)
@@ -318,8 +320,7 @@ class ClusterState:
         if instance.removing:
             return
         before = instance.assignment_digest
-        if instance.departure or instance.state is InstanceState.LOST:
-            self._keep_past(instance)
+        self._keep_past(instance)
         instance.removing = True
         self.guests.revoke(instance.incarnation)
         self._leave_quarantine(instance)
@@ -329,21 +330,15 @@ class ClusterState:
         self.release_slot(instance)
 
     def _keep_past(self, instance: Instance) -> None:
-        """It is to run elsewhere, and what it went through counts there, too."""
+        """What it went through counts where its slot runs next, if that is not asked for anew."""
         service = self.services.get(instance.key)
         if service is None or service.holders.get(instance.slot) is not instance:
             return
-        if instance.template != service.template:
-            return
-        node, number = self.nodes[instance.node], instance.incarnation
-        state, since, _ = node.lost.get(number, (instance.state, instance.since, ""))
-        restarts = max(instance.restarts, instance.carried[0])
-        failures = max(instance.failures, instance.carried[1] * (not instance.reported))
-        if state is InstanceState.FAILED and instance.exit_code is None:
-            failures = 0  # Its launch failed, which may be its node's fault.
-        if restarts or failures:
-            runs_since = since if state is InstanceState.RUNNING else math.inf
-            service.pasts[instance.slot] = Past(restarts, failures, instance.generation, runs_since)
+        if instance.departure or instance.state is InstanceState.LOST:
+            node, seen = self.nodes[instance.node], (instance.state, instance.since, "")
+            self.pasts.leave(instance, *node.lost.get(instance.incarnation, seen)[:2])
+        else:
+            self.pasts.drop(instance.key, instance.slot)
 
     def wish(self, instance: Instance, desired: Desired, generation: int) -> bool:
         """Tell the node what is wanted of it now, if that is news; whether it is."""
@@ -360,6 +355,8 @@ class ClusterState:
         node = self.nodes[instance.node]
         before, state = instance.inventory_digest, instance.state
         instance.take(report)
+        if instance.failures:
+            self.pasts.watch(instance)
         node.inventory_digest = digest.replace(
             node.inventory_digest, before, instance.inventory_digest
         )
@@ -375,6 +372,7 @@ class ClusterState:
             node.lost[instance.incarnation] = (state, instance.since, instance.reason)
             instance.state, instance.since, instance.reason = InstanceState.LOST, now, reason
             self._retally(instance, state)
+            self._keep_past(instance)
 
     def find_again(self, node: Node) -> list[Instance]:
         """What was lost with ``node`` is as it was seen last; those that this changes."""
@@ -457,6 +455,7 @@ class ClusterState:
         del self.services[key]
         self.dirty_services.discard(key)
         self.victims.forget(key)
+        self.pasts.forget(key)
 
     def forget_templates(self) -> None:
         """Let go of the templates that no service and no instance has."""

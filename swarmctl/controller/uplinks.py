@@ -164,14 +164,19 @@ def why_unmapped(state: ClusterState, record: NetworkRecord) -> str:
     return f"no node maps {name} to a bridge: swarmctl agent --bridge {name}=BRIDGE"
 
 
+def gateway_nodes(state: ClusterState, record: NetworkRecord) -> list[str]:
+    """The nodes that are the uplink's gateways: OVN uses the first of them that lives."""
+    nodes = {_chassis(one): one.name for one in state.nodes.values()}
+    return [nodes.get(one, one) for one in _gateways(state, record, ())]
+
+
 def view(state: ClusterState, record: NetworkRecord) -> dict[str, Any]:
     """The routers on the uplink, its gateway nodes, and the services that it leads to."""
     if not record.definition.uplink:
         return {}
-    nodes = {_chassis(one): one.name for one in state.nodes.values()}
     return {
         "routers": dict(record.routers),
-        "gateway_nodes": [nodes.get(one, one) for one in _gateways(state, record, ())],
+        "gateway_nodes": gateway_nodes(state, record),
         "floating": {
             one.record.floating: one.record.spec.name
             for one in state.services.values()

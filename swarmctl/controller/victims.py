@@ -1,10 +1,8 @@
 """Who was preempted by whom: for people, also after a new start or a change of leader.
 
-Why an instance was sent away can be observed nowhere once it has gone, so it is written down: one
-record a service (``preempted/TENANT/NAME``) with the last preemption of each of its slots, beside
-the service and deleted with it.  Nothing waits for that write, which comes a moment after the
-decision and takes those of many services together: what a controller decided in the moment before
-it was killed is not told by the next one.
+Why an instance was sent away can be observed nowhere once it has gone, so it is written down, a
+moment later (:mod:`swarmctl.controller.unwritten`): one record a service
+(``preempted/TENANT/NAME``) with the last preemption of each of its slots.
 A slot that has found another place stays in the record among the last few of those; a slot that is
 still nowhere stays, up to a bound.
 """
@@ -12,11 +10,11 @@ still nowhere stays, up to a bound.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from swarmctl.controller import records
 from swarmctl.controller.instance import ServiceKey
-from swarmctl.controller.store.api import Op, Put
+from swarmctl.controller.unwritten import Unwritten
 from swarmctl.proto import limits
 
 if TYPE_CHECKING:
@@ -52,8 +50,9 @@ class Victims:
     _by_service: dict[ServiceKey, dict[int, Preempted]] = field(factory=dict)
     # Those without a place, in the order of their preemption.
     _nowhere: dict[tuple[ServiceKey, int], None] = field(factory=dict)
-    # Services whose record in the store is not what is here.
-    _unwritten: dict[ServiceKey, None] = field(factory=dict)
+    unwritten: Unwritten = Factory(
+        lambda it: Unwritten(records.preempted_key, it.encoded), takes_self=True
+    )
 
     @property
     def nowhere(self) -> list[tuple[ServiceKey, int]]:
@@ -64,11 +63,6 @@ class Victims:
     def any_nowhere(self) -> bool:
         """Whether there is such a slot."""
         return bool(self._nowhere)
-
-    @property
-    def unwritten(self) -> bool:
-        """Whether the store does not know all of it."""
-        return bool(self._unwritten)
 
     def get(self, key: ServiceKey, slot: int) -> Preempted | None:
         """The slot's last preemption, as long as it is remembered."""
@@ -85,7 +79,7 @@ class Victims:
         slots[victim.slot] = victim
         self._nowhere[key, victim.slot] = None
         self._forget_oldest(key, slots)
-        self._unwritten[key] = None
+        self.unwritten.add(key)
 
     def found_place(self, key: ServiceKey, slot: int) -> None:
         """It is nowhere no longer, or is not wanted any more."""
@@ -94,11 +88,11 @@ class Victims:
         if slot in slots:
             slots[slot] = evolve(slots[slot], nowhere=False)
             self._forget_oldest(key, slots)
-            self._unwritten[key] = None
+            self.unwritten.add(key)
 
     def forget(self, key: ServiceKey) -> bool:
         """The service is deleted, and its record with it; whether there was anything of it."""
-        self._unwritten.pop(key, None)
+        self.unwritten.forget(key)
         slots = self._by_service.pop(key, {})
         for slot in slots:
             self._nowhere.pop((key, slot), None)
@@ -119,36 +113,13 @@ class Victims:
     def know(self, record: PreemptedRecord) -> None:
         """Take in what the store has."""
         key = (record.tenant, record.service)
+        self.unwritten.stored.add(key)
         self._by_service[key] = {one.slot: one for one in record.victims}
         self._nowhere.update({(key, one.slot): None for one in record.victims if one.nowhere})
 
-    async def write(self, cluster: "Cluster") -> None:
-        """Make it durable.
-
-        Raises:
-            StorageFault, Busy: the disk refuses; what is left is written another time.
-        """
-        keys = list(self._unwritten)
-        for start in range(0, len(keys), limits.TRANSACTION_OPS_MAX):
-            part = keys[start : start + limits.TRANSACTION_OPS_MAX]
-            # Not of a service that is being deleted: its record would stay.
-            async with cluster.changing(part):
-                await self._write(cluster, [key for key in part if key in self._unwritten])
-
-    async def _write(self, cluster: "Cluster", keys: list[ServiceKey]) -> None:
-        written = {key: tuple(self.of(key)) for key in keys}
-        ops: list[Op] = [
-            Put(records.preempted_key(*key), records.encode(PreemptedRecord(*key, victims)))
-            for key, victims in written.items()
-        ]
-
-        def follow() -> None:
-            for key, victims in written.items():
-                if tuple(self.of(key)) == victims:
-                    self._unwritten.pop(key, None)
-
-        if ops:
-            await cluster.commit(ops, follow)
+    def encoded(self, key: ServiceKey) -> bytes:
+        """A service's record."""
+        return records.encode(PreemptedRecord(*key, tuple(self.of(key))))
 
 
 async def load(cluster: "Cluster") -> None:

@@ -121,10 +121,19 @@ def check_overlaps(networks: Iterable[Network]) -> None:
         same = tenant == owner and earlier.version == later.version
         if same and _bounds(later)[0] <= _bounds(earlier)[1]:
             raise Conflict(
-                f"its subnet {later} overlaps {earlier} of network {holder.title}",
+                _clash(earlier, holder, later, asker),
                 f"network {asker.title}",
                 "choose another subnet, or leave it out and one will be chosen",
             )
+
+
+def _clash(earlier: IpNetwork, holder: Network, later: IpNetwork, asker: Network) -> str:
+    """How two subnets overlap, with nothing named twice."""
+    if holder is asker:
+        return f"its subnets {earlier} and {later} overlap"
+    if earlier == later:
+        return f"its subnet {later} is that of network {holder.title}"
+    return f"its subnet {later} overlaps {earlier} of network {holder.title}"
 
 
 def choose_subnet(taken: Sequence[Subnet]) -> Subnet:

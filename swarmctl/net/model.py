@@ -76,22 +76,14 @@ def subnet(cidr: str, gateway: str = "", ip_range: str = "") -> Subnet:
     made = _with_gateway(cidr, gateway)
     if not ip_range:
         return made
-    try:
-        within = ipaddress.ip_network(ip_range)
-    except ValueError as error:
-        raise InvalidSpec(f'the range "{ip_range}" is not a CIDR: {error}') from error
+    within = _range(ip_range, "a range of addresses")
     if within.version != made.network.version or not within.subnet_of(made.network):  # type: ignore[arg-type]  # of one version by now
         raise InvalidSpec(f"the range {ip_range} is not in the subnet {made.cidr}")
     return Subnet(made.cidr, made.gateway, str(within))
 
 
 def _with_gateway(cidr: str, gateway: str) -> Subnet:
-    try:
-        network = ipaddress.ip_network(cidr)
-    except ValueError as error:
-        raise InvalidSpec(
-            f'"{cidr}" is not a subnet: {error}', hint='write one such as "10.20.0.0/24"'
-        ) from error
+    network = _range(cidr, "a subnet")
     prefix_max = PREFIX_MAX_V4 if network.version == 4 else PREFIX_MAX_V6
     if network.prefixlen > prefix_max:
         raise InvalidSpec(
@@ -100,8 +92,9 @@ def _with_gateway(cidr: str, gateway: str) -> Subnet:
         )
     for never, what in _NEVER.items():
         if never.version == network.version and never.overlaps(network):
+            overlaps = f", which {network} overlaps" if network != never else ""
             raise InvalidSpec(
-                f"no port can have an address of {never} ({what}), which {cidr} overlaps",
+                f"no port can have an address of {never} ({what}){overlaps}",
                 hint="such as 10.20.0.0/24 or fd00:20::/64 can be had",
             )
     if not gateway:
@@ -116,6 +109,21 @@ def _with_gateway(cidr: str, gateway: str) -> Subnet:
             hint=f"the first is {network.network_address + 1}",
         )
     return Subnet(str(network), str(address))
+
+
+def _range(cidr: str, called: str) -> IpNetwork:
+    """What a CIDR stands for; ``called`` says in an error what it was to be."""
+    try:
+        interface = ipaddress.ip_interface(cidr)
+    except ValueError as error:
+        raise InvalidSpec(
+            f'"{cidr}" is not {called}', hint='write one such as "10.20.0.0/24"'
+        ) from error
+    if interface.ip != interface.network.network_address:
+        raise InvalidSpec(
+            f'"{cidr}" is not {called}, but an address in one', hint=f"write {interface.network}"
+        )
+    return interface.network
 
 
 def is_host(network: IpNetwork, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

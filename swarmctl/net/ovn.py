@@ -10,7 +10,6 @@ One transaction is under way at a time; each call has a deadline, in which a con
 lost may come back.
 """
 
-import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -20,6 +19,7 @@ import trio
 from swarmctl.net.diff import Operation
 from swarmctl.net.ovsdb import OvsdbConnection, Remote, connect, parse_remote
 from swarmctl.net.schema import Row
+from swarmctl.net.tls import Credentials
 from swarmctl.net.transact import (
     DATABASE,
     WHERE,
@@ -39,6 +39,7 @@ from swarmctl.proto.errors import (
     DriverUnavailable,
     EnvironmentFault,
     InternalError,
+    InvalidSpec,
     ProtocolError,
     StaleTerm,
 )
@@ -60,18 +61,18 @@ class OvnNorthbound:
     Args:
         remotes: addresses of the database: ``unix:PATH``, ``tcp:HOST:PORT``, ``ssl:HOST:PORT``.
         cluster_id: whose rows.
-        tls: for ``ssl:``.
+        credentials: for ``ssl:``.
 
     Raises:
         InvalidSpec: an address is none.
     """
 
     def __init__(
-        self, remotes: Sequence[str], cluster_id: str, tls: ssl.SSLContext | None = None
+        self, remotes: Sequence[str], cluster_id: str, credentials: Credentials | None = None
     ) -> None:
         self._remotes = [parse_remote(remote) for remote in remotes]
         self._cluster_id = cluster_id
-        self._tls = tls
+        self._credentials = credentials
         self._term = 0
         self._connection: OvsdbConnection | None = None
         self._connections = 0
@@ -120,9 +121,10 @@ class OvnNorthbound:
             with trio.fail_after(CALL_S):
                 yield
         except trio.TooSlowError as error:
+            why = f": {self._trouble}" if self._connection is None else ""
             raise DeadlineExceeded(
-                f"OVN's northbound database did not answer within {CALL_S:.0f} s",
-                self._trouble,
+                f"OVN's northbound database did not answer within {CALL_S:.0f} s{why}",
+                WHERE,
                 "see whether its ovsdb-server runs (ovn-ctl status_northd)",
             ) from error
 
@@ -195,8 +197,8 @@ class OvnNorthbound:
             for remote in self._remotes:
                 try:
                     with trio.fail_after(CONNECT_S):
-                        stream = await connect(remote, self._tls)
-                except (OSError, trio.TooSlowError) as error:
+                        stream = await connect(remote, self._credentials)
+                except (OSError, InvalidSpec, trio.TooSlowError) as error:
                     self._trouble = f"{remote}: {error or 'no answer'}"
                     continue
                 if await self._use(OvsdbConnection(stream), remote):

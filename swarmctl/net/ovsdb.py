@@ -9,17 +9,19 @@ is looked at only when it ends in a brace: of an answer of megabytes that is sel
 """
 
 import json
-import ssl
 from collections.abc import Sequence
 from typing import Any, Final
 
 import trio
 from attrs import frozen
 
+from swarmctl.net.tls import Credentials, tls_context
 from swarmctl.proto.errors import DriverUnavailable, InvalidSpec, ProtocolError
 
 # Past that silence the server is asked, and after as long again given up.
 PROBE_S: Final = 5.0
+# What a lost server has sent before is read within that.
+LAST_WORD_S: Final = 0.5
 # One answer: 100,000 ports are about 60 MB.
 MESSAGE_MAX_BYTES: Final = 512 * 1024 * 1024
 _READ_BYTES: Final = 1024 * 1024
@@ -91,17 +93,40 @@ def parse_remote(remote: str) -> Remote:
     )
 
 
-async def connect(remote: Remote, tls: ssl.SSLContext | None = None) -> trio.abc.Stream:
-    """Open a stream.
+async def connect(remote: Remote, credentials: Credentials | None = None) -> trio.abc.Stream:
+    """Open a stream; ``credentials`` are for ``ssl:``.
 
     Raises:
-        OSError: nobody is there.
+        OSError: nobody is there, or not whom we believe.
+        InvalidSpec: the credentials cannot be used.
     """
     if remote.scheme == "unix":
         return await trio.open_unix_socket(remote.place)
     if remote.scheme == "tcp":
         return await trio.open_tcp_stream(remote.place, remote.port)
-    return await trio.open_ssl_over_tcp_stream(remote.place, remote.port, ssl_context=tls)
+    context = tls_context(credentials)
+    stream = await trio.open_ssl_over_tcp_stream(remote.place, remote.port, ssl_context=context)
+    shaken = False
+    try:
+        await stream.do_handshake()
+        shaken = True
+    except trio.BrokenResourceError as error:
+        raise ConnectionError(_lost_by(error)) from error
+    finally:
+        if not shaken:
+            await trio.aclose_forcefully(stream)
+    return stream
+
+
+def _lost_by(error: BaseException) -> str:
+    """What a stream broke by, for people: of TLS mostly the other end's word."""
+    cause = error.__cause__
+    said = (getattr(cause, name, "") for name in ("verify_message", "reason"))
+    return next(filter(None, said), str(cause or ""))
+
+
+def _lost(by: str) -> DriverUnavailable:
+    return DriverUnavailable(f"the connection to the server was lost{f': {by}' if by else ''}")
 
 
 class _Call:
@@ -121,6 +146,7 @@ class OvsdbConnection:
         self._last_id = 0
         self._heard_s = trio.current_time()
         self._is_lost = False
+        self._lost_by = ""
         self._sending = trio.Lock()
 
     async def serve(self) -> None:
@@ -134,7 +160,9 @@ class OvsdbConnection:
                     for message in framing.feed(data):
                         await self._take(message)
                 nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError, DriverUnavailable):
+        except* trio.BrokenResourceError as group:
+            self._lost_by = _lost_by(group.exceptions[0])
+        except* (trio.ClosedResourceError, DriverUnavailable):
             pass  # a lost connection, as the end of the stream is
         except* ProtocolError:
             pass  # what follows cannot be understood: as good as lost
@@ -175,10 +203,16 @@ class OvsdbConnection:
             if not self._is_lost:
                 await self._send({"id": number, "method": method, "params": params})
                 await call.done.wait()
+        except DriverUnavailable:
+            # A server that closes the door says why to who reads, not to who writes.
+            with trio.move_on_after(LAST_WORD_S):
+                await call.done.wait()
+            if not self._lost_by:
+                raise
         finally:
             del self._calls[number]
         if call.answer is None:
-            raise DriverUnavailable("the connection to the server was lost")
+            raise _lost(self._lost_by)
         return call.answer
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -187,7 +221,7 @@ class OvsdbConnection:
             try:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise DriverUnavailable("the connection to the server was lost") from error
+                raise _lost(_lost_by(error)) from error
             except trio.Cancelled:
                 # Half a message may be out: nothing that follows would be understood.
                 await trio.aclose_forcefully(self._stream)

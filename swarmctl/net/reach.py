@@ -92,12 +92,21 @@ def judge(
     return Judgement((), f"no rule of {_named(side)} ({way} of {side.instance}) lets it through")
 
 
+def judge_out(source: PortWish, address: str, groups: Groups) -> Judgement:
+    """What ``source`` may send to an address that is no port's; groups as for :func:`judge`."""
+    out = sorted(
+        set(_let_through(source, None, address, Direction.EGRESS, groups)),
+        key=lambda one: (one.protocol, one.first, one.last),
+    )
+    return Judgement(tuple([one for one in out if one == Passage()] or out))
+
+
 def _named(port: PortWish) -> str:
     return f"security group {', '.join(port.security_groups)}"
 
 
 def _let_through(
-    port: PortWish, other: PortWish, address: str, direction: Direction, groups: Groups
+    port: PortWish, other: PortWish | None, address: str, direction: Direction, groups: Groups
 ) -> tuple[Passage, ...]:
     """What ``port`` lets through in ``direction``, of or to ``other`` at ``address``."""
     own = [
@@ -110,17 +119,17 @@ def _let_through(
 
 
 def _matching(
-    own: Iterable[SecurityGroup], other: PortWish, address: str, direction: Direction
+    own: Iterable[SecurityGroup], other: PortWish | None, address: str, direction: Direction
 ) -> Iterator[Rule]:
     for group in own:
         for rule in group.rules:
-            same = group.tenant == other.tenant
-            if rule.direction is direction and _is_at(rule.remote, other, address, same=same):
+            known = other if other is not None and other.tenant == group.tenant else None
+            if rule.direction is direction and _is_at(rule.remote, known, address):
                 yield rule
 
 
-def _is_at(remote: Remote, other: PortWish, address: str, *, same: bool) -> bool:
-    """Whether a rule's other end is this one."""
+def _is_at(remote: Remote, other: PortWish | None, address: str) -> bool:
+    """Whether a rule's other end is this one: a port of the tenant's, or only an address."""
     match remote.kind:
         case RemoteKind.ANY:
             return True
@@ -128,11 +137,12 @@ def _is_at(remote: Remote, other: PortWish, address: str, *, same: bool) -> bool
             network = ipaddress.ip_network(remote.value, strict=False)
             return ipaddress.ip_address(address) in network
         case RemoteKind.SERVICE:
-            return same and other.service == remote.value
+            return other is not None and other.service == remote.value
         case RemoteKind.LABEL:
-            return same and remote.value in {f"{name}={value}" for name, value in other.labels}
+            labels = other.labels if other is not None else ()
+            return remote.value in {f"{name}={value}" for name, value in labels}
         case RemoteKind.GROUP:
-            return same and remote.value in other.security_groups
+            return other is not None and remote.value in other.security_groups
 
 
 def _passages(rules: Iterable[Rule]) -> Iterator[Passage]:

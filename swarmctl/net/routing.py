@@ -63,7 +63,8 @@ def gateway_mac(draft: Draft, network: Network) -> str:
 
 def _gateway(draft: Draft, router: str, network: Network) -> None:
     name = draft.named("gw", network.tenant, network.name)
-    ra = {"address_mode": "dhcpv6_stateful", "mtu": str(network.mtu)}
+    # A router is known for 18 hours, and a guest asks once: it is told again by and by.
+    ra = {"address_mode": "dhcpv6_stateful", "mtu": str(network.mtu), "send_periodic": "true"}
     has_v6 = any(subnet.is_v6 for subnet in network.subnets)
     draft.add(
         "Logical_Router_Port",

@@ -34,7 +34,8 @@ from swarmctl.agent.drivers.api import (
 )
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import SwarmError, UserError
-from swarmctl.spec.models import Template
+from swarmctl.spec import wire
+from swarmctl.spec.models import RestartCondition, RestartPolicy, Template
 
 NODE = "n1"
 # Less than a harness's deadline: a signal may come before the program has set its trap, and a first
@@ -176,6 +177,20 @@ class DriverContract:
         assert listed.runtime_id == started.runtime_id != ""
         assert listed.started_at > 0
         assert listed.exit_code is None
+
+    async def test_list_tells_the_template_that_it_was_made_of(self, harness: Harness):
+        """All of it, also to another agent's driver, and when it has ended."""
+        launch = harness.launch()
+        launch = evolve(launch, template=_with_variables(launch.template))
+        found = await harness.run(launch)
+        for look in (harness.driver, harness.driver_for(harness.owner)):
+            with trio.fail_after(harness.deadline_s):
+                (listed,) = await look.list()
+            assert wire.decode_template(listed.template) == launch.template
+        await harness.kill(found)
+        ended = await harness.await_phase(launch.incarnation, Phase.EXITED)
+
+        assert ended.template == wire.encode_template(launch.template)
 
     async def test_created_is_not_running(self, harness: Harness):
         """Create alone makes an instance that does not run yet."""
@@ -444,6 +459,18 @@ class DriverContract:
 
         assert took < 1.5
         assert await harness.driver.list() == []
+
+
+def _with_variables(template: Template) -> Template:
+    """``template`` with variables, where it is a container's, whose values are not plain ones."""
+    spec = template.container
+    if spec is None:
+        return evolve(template, stop_grace_period_s=3.5)
+    return evolve(
+        template,
+        container=evolve(spec, environment={"PASSWORD": "a=b ü\nc", "EMPTY": "", "PATH": "/bin"}),
+        restart=RestartPolicy(RestartCondition.NEVER),
+    )
 
 
 async def _until_started(channel, incarnation):

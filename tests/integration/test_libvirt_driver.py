@@ -24,6 +24,7 @@ from swarmctl.proto.errors import (
     NotFound,
     UserError,
 )
+from swarmctl.spec import wire
 from swarmctl.spec.models import CloudInit, DiskSpec, Resources, Template, VmSpec
 from tests.integration.driver_contract import (
     Behaviour,
@@ -371,6 +372,27 @@ async def test_remove_leaves_no_file(harness: LibvirtHarness):
         await harness.driver.remove(launch.incarnation)
 
     assert [path for path in (harness.folder / "data").rglob("*") if path.is_file()] == []
+
+
+async def test_what_it_was_made_of_is_for_the_agent_alone(harness: LibvirtHarness):
+    """User-data holds secrets, and everybody may read a domain's metadata."""
+    spec = VmSpec(
+        disk=DiskSpec("empty.raw"), cloud_init=CloudInit("#cloud-config hunter2"), network="none"
+    )
+    launch = harness.vm(spec)
+    await harness.driver.prepare(launch, lambda _: None)
+    await harness.driver.create(launch)
+    found = await harness.find(launch.incarnation)
+    assert found is not None
+    assert wire.decode_template(found.template) == launch.template
+    (kept,) = (harness.folder / "data").rglob("template")
+
+    assert kept.stat().st_mode & 0o077 == 0
+    metadata = ET.fromstring(virsh("dumpxml", found.runtime_id)).find("metadata")
+    assert metadata is not None
+    assert set(metadata[0].attrib) == {
+        "cluster", "node", "service", "slot", "incarnation", "tenant"
+    }  # fmt: skip
 
 
 # --- ends behind our back ----------------------------------------------------------------------

@@ -166,6 +166,22 @@ def test_what_is_on_a_tenants_network_reaches_outside(swarm):
         assert sources == [ROUTER, SOLO]
 
 
+def test_trace_shows_the_way_outside_that_packets_take(swarm):
+    """By which gateway, and behind the address that is seen there; of none, why."""
+
+    def way(instance):
+        return json.loads(swarm.run("trace", instance, "--to", OUTSIDE, "-o", "json"))["to"]
+
+    for instance, kind, source in (("client.1", "snat", ROUTER), ("solo.1", "floating", SOLO)):
+        shown = way(instance)
+        assert (shown["reached"], shown["uplink"], shown["seen_as"]) == (True, "outside", source)
+        [[changed, where]] = [
+            [one["what"], one["where"]] for one in shown["hops"] if one["hop"] == kind
+        ]
+        assert (where, f"becomes {source}" in changed) == ("h1", True)
+    assert way("hidden.1")["why"] == "no path: network edge_shut is internal"
+
+
 def test_an_internal_network_does_not_lead_outside(swarm):
     """Not by a route that somebody adds in the container, either."""
     swarm.run("exec", "hidden.1", "ip", "route", "add", "default", "via", "10.21.0.1")

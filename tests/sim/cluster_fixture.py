@@ -89,6 +89,7 @@ class Machine:
     scope: trio.CancelScope | None = None
     errors: list = attrs.field(factory=list)
     parent: str = ""
+    drivers: tuple[str, ...] = ("sim",)
 
     @property
     def key(self):
@@ -188,7 +189,10 @@ class World:
 
         edges = Edges(
             self.network.open_link,
-            lambda _config, owner: {"sim": SimDriver(owner, machine.host), **self.more_drivers},
+            lambda config, owner: (
+                {name: SimDriver(owner, machine.host) for name in config.drivers}
+                | self.more_drivers
+            ),
             journal,
             random.Random(self.random.getrandbits(32)),
             trio.current_time,
@@ -200,7 +204,7 @@ class World:
             name=machine.name,
             join=str(self.folder / "join.token"),
             labels={"name": machine.name},
-            drivers=("sim",),
+            drivers=machine.drivers,
             capacity={"cpu_millis": self.cpu_millis},
             parent=machine.parent,
         )

@@ -1,10 +1,14 @@
 """An agent with a new journal whose driver is away: it cannot say yet what it has."""
 
+import attrs
 import trio
 import trio.testing
 
+from swarmctl.agent.drivers.api import Phase
 from swarmctl.agent.journal import MemoryJournal
+from swarmctl.spec import wire
 from tests.sim.cluster_fixture import a_cluster, service
+from tests.sim.fence_fixture import IdleFence
 
 
 async def forget_all(world, machine):
@@ -71,3 +75,79 @@ async def test_what_was_removed_meanwhile_goes_when_the_daemon_is_back(autojump_
         assert len(left) == len(world.book(world.machines["n1"])) == 2
         world.machines["n1"].host.reachable = True
         await world.until(lambda: not world.incarnations() and not left)
+
+
+@attrs.define
+class Watched:
+    """What a machine took at most, in thousandths of a core, and how many ran at least."""
+
+    most: int = 0
+    least: int = 1_000
+
+
+def watch(world, name):
+    """From now on; what it took is also what the controller thinks of it."""
+    seen = Watched()
+
+    async def look():
+        while True:
+            book = world.book(world.machines[name]).values()
+            runs = [one.launch.template for one in book if one.phase is Phase.RUNNING]
+            booked = world.cluster.fleet.snapshot.allocated(name).get("cpu_millis", 0)
+            took = sum(one.resources.cpu_millis for one in runs)
+            seen.most = max(seen.most, took, booked)
+            seen.least = min(seen.least, len(runs))
+            await trio.sleep(0.01)
+
+    world.nursery.start_soon(look)
+    return seen
+
+
+async def change_meanwhile(world, machine, before, after):
+    """It forgets all, its driver is away; by then the spec is another, and so is the controller.
+
+    The spec changes twice: the one before the last is kept to roll back to.
+    """
+    await world.apply(before)
+    await world.until_runs(before)
+    machine.scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    await world.apply(service(after.name, after.replicas, image="box:between"))
+    await world.apply(after)
+    await world.restart_controller()
+    await forget_all(world, machine)
+
+
+async def test_what_is_found_is_changed_a_few_at_a_time(autojump_clock, tmp_path):
+    """A full node's copies are of an older spec: they are known as such, and none comes before."""
+    before = service("web", 4, cpu_millis=1000)
+    after = service("web", 4, image="box:2", cpu_millis=1000)
+    async with a_cluster(tmp_path, 1) as world:
+        machine = world.machines["n1"]
+        await change_meanwhile(world, machine, before, after)
+        seen = watch(world, "n1")
+        await trio.sleep(20)
+        machine.host.reachable = True
+
+        def changed():
+            book = world.book(machine).values()
+            return len(book) == 4 and all(one.launch.template == after.template for one in book)
+
+        await world.until(changed)
+        await world.until(world.agrees)
+
+        assert (seen.most, seen.least) == (4000, 3)
+
+
+async def test_what_is_found_is_known_to_be_fenced(autojump_clock, tmp_path):
+    """Though no spec says so any more, and the session was open before the driver answered."""
+    web = service("web", 2)
+    fenced = attrs.evolve(web, template=attrs.evolve(web.template, fenced=True), fencing="lease")
+    async with a_cluster(tmp_path, 1, make_fence=lambda _: IdleFence()) as world:
+        await change_meanwhile(world, world.machines["n1"], fenced, web)
+        name = wire.digest(wire.encode_template(fenced.template))
+        assert name not in world.cluster.state.templates
+        world.machines["n1"].host.reachable = True
+        await world.until(lambda: name in world.cluster.state.templates)
+        assert name in world.cluster.state.fences.templates
+        await world.until_runs(web)

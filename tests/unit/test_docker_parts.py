@@ -1,5 +1,6 @@
 """The pure parts of the docker driver: requests, answers, errors, frames."""
 
+import base64
 import struct
 
 import attrs
@@ -7,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarmctl.agent.drivers import made_of
 from swarmctl.agent.drivers.api import EventKind, Launch, NodeLink, Owner, Phase
 from swarmctl.agent.drivers.docker.config import (
+    LABEL_TEMPLATE,
     container_body,
     holder_body,
     holder_name,
     identity,
     identity_of,
+    template_of,
 )
 from swarmctl.agent.drivers.docker.driver import STALE_START
 from swarmctl.agent.drivers.docker.events import Translator
@@ -34,6 +38,7 @@ from swarmctl.proto.errors import (
     NotFound,
 )
 from swarmctl.proto.messages import Attachment
+from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, PortMapping, Resources, Template
 
 OWNER = Owner("c1", "n1")
@@ -56,6 +61,35 @@ def test_labels_come_back_as_the_identity():
     assert identity_of(labels) == identity(OWNER, launch)
     assert identity_of(labels | {"swarmctl.incarnation": "x"}) is None
     assert identity_of({}) is None
+
+
+def test_the_label_of_the_template_tells_no_values_of_variables():
+    """Labels get around; the values come back from where Docker has them."""
+    launch = launch_of(environment={"PASSWORD": "hunter2", "EMPTY": ""})
+    body = container_body(OWNER, launch)
+    label = body["Labels"][LABEL_TEMPLATE]
+    config = {"Labels": body["Labels"], "Env": [*body["Env"], "LANG=of the image"]}
+
+    assert b"hunter2" not in base64.b64decode(label)
+    assert wire.decode_template(template_of(config)) == launch.template
+
+
+@pytest.mark.parametrize("label", [None, "", "!", "AAAA", base64.b64encode(b"\x81").decode()])
+def test_a_missing_or_damaged_template_is_not_known(label):
+    """Containers of older releases have none."""
+    labels = {} if label is None else {LABEL_TEMPLATE: label}
+
+    assert template_of({"Labels": labels, "Env": None}) == b""
+    assert template_of({"Labels": None}) == b""
+
+
+def test_a_template_too_long_for_a_label_is_left_out():
+    """And a user's label is not taken for ours."""
+    launch = launch_of(command=("x" * made_of.TEXT_MAX_CHARS,))
+    forged = attrs.evolve(launch.template, labels={LABEL_TEMPLATE: "forged"})
+    labels = container_body(OWNER, attrs.evolve(launch, template=forged))["Labels"]
+
+    assert labels[LABEL_TEMPLATE] == ""
 
 
 def test_unset_fields_are_left_to_the_image():

@@ -94,6 +94,8 @@ class Found:
 
     ``exit_code`` is set once it ended; ``started_at`` and ``finished_at`` are seconds since the
     epoch, 0 when unknown.  ``ports`` are the published ones with the host port that was chosen.
+    ``template`` is what it was made of, as :func:`swarmctl.spec.wire.encode_template` gave it;
+    lists alone tell it, and it is empty where it is not known.
     """
 
     incarnation: int
@@ -108,6 +110,7 @@ class Found:
     reason: str = ""
     tenant: str = "default"
     ports: tuple[PortMapping, ...] = ()
+    template: bytes = field(default=b"", repr=False)
 
     @property
     def port_labels(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from swarmctl.agent.drivers.sim_host import (
     runtime_id,
 )
 from swarmctl.proto.errors import DriverUnavailable
+from swarmctl.spec import wire
 
 __all__ = ["EXIT_KILLED", "EXIT_TERMINATED", "Delay", "SimDriver", "SimHost", "SimSettings"]
 
@@ -102,7 +103,11 @@ class SimDriver:
         """The owner's rows."""
         await self._meet("list")
         self.host.settle()
-        return [instance.found() for instance in self.host.book(self.owner).values()]
+        rows = self.host.book(self.owner).values()
+        # Thousands of rows share a few templates.
+        templates = {id(row.launch.template): row.launch.template for row in rows}
+        encoded = {key: wire.encode_template(one) for key, one in templates.items()}
+        return [row.found(encoded[id(row.launch.template)]) for row in rows]
 
     @asynccontextmanager
     async def events(self) -> AsyncGenerator[trio.MemoryReceiveChannel[DriverEvent], None]:

@@ -160,8 +160,8 @@ class Instance:
         """Whether it runs, or is on its way out."""
         return self.phase in (Phase.RUNNING, Phase.STOPPING)
 
-    def found(self) -> Found:
-        """The row as a driver reports it."""
+    def found(self, template: bytes = b"") -> Found:
+        """The row as a driver reports it; ``template`` is its own, encoded, for lists."""
         launch = self.launch
         return Found(
             incarnation=launch.incarnation,
@@ -174,6 +174,7 @@ class Instance:
             finished_at=self.finished_at,
             reason=self.reason,
             tenant=launch.tenant,
+            template=template,
         )
 
 

@@ -58,7 +58,7 @@ async def _drained(cluster: Cluster, call: Call) -> Any:
         open_ = {name: status for name, status in found.items() if status.left}
         if not open_:
             return views
-        if not all(status.stuck for status in open_.values()):
+        if not all(_is_stuck(cluster, name, status) for name, status in open_.items()):
             stuck_since = None
         elif stuck_since is None:
             stuck_since = now
@@ -91,6 +91,11 @@ def _status(cluster: Cluster, name: str) -> DrainStatus:
     if not node.reported and node.state is not NodeState.LOST:
         return DrainStatus(1, 0, {name: "what it has is not known before it reports"}, frozenset())
     return cluster.drains.status(node)
+
+
+def _is_stuck(cluster: Cluster, name: str, status: DrainStatus) -> bool:
+    """Whether it would stay as it is: at a deadline all that is left goes."""
+    return status.stuck and not cluster.node(name).record.drain_deadline
 
 
 def _view(status: DrainStatus) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Requests about nodes and join tokens, and enrolment."""
 
+import math
 from typing import Any
 
 from attrs import evolve
@@ -113,23 +114,35 @@ async def _change(cluster: Cluster, call: Call) -> Any:
     """Cordon, drain, uncordon or label nodes.
 
     Parameters: ``names``, ``cordoned`` and ``draining`` (optional; either said of a node ends the
-    other), ``labels`` (name to value; "" takes it away).
+    other), ``deadline_s`` (of a drain: from then on all that is left is taken away), ``labels``
+    (name to value; "" takes it away).
     """
     names = call.texts("names")
     labels = _labels(call)
     modes = [mode for mode in ("cordoned", "draining") if call.params.get(mode) is not None]
     cordoned, draining = call.flag("cordoned"), call.flag("draining")
+    deadline = _deadline(cluster, call) if draining else 0.0
     async with cluster.holding(records.NODE + name for name in names):
         changed: list[NodeRecord] = []
         for record in [cluster.node(name).record for name in dict.fromkeys(names)]:
             merged = {k: v for k, v in (record.labels | labels).items() if v}
             after = evolve(record, labels=merged)
             if modes:
-                after = evolve(after, cordoned=cordoned, draining=draining)
+                after = evolve(after, cordoned=cordoned, draining=draining, drain_deadline=deadline)
             changed.append(after)
         for start in range(0, len(changed), limits.TRANSACTION_OPS_MAX):
             await cluster.save_nodes(changed[start : start + limits.TRANSACTION_OPS_MAX])
     return {"nodes": list(names)}
+
+
+def _deadline(cluster: Cluster, call: Call) -> float:
+    """Of a drain, in epoch seconds; 0 when it has none."""
+    seconds = call.params.get("deadline_s")
+    if seconds is None:
+        return 0.0
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise ProtocolError("deadline_s is not a number of seconds", call.method)
+    return cluster.wall() + float(seconds)
 
 
 def _labels(call: Call) -> dict[str, str]:

@@ -14,6 +14,7 @@ import trio
 from swarmctl.controller.cluster import Cluster
 from swarmctl.controller.handlers.targets import holders, sole, tenant_of
 from swarmctl.controller.instance import Instance
+from swarmctl.controller.outside import is_outside, way_out
 from swarmctl.controller.paths import node_paths, place_of, seen_by, tenant_paths
 from swarmctl.controller.reach import End, reach
 from swarmctl.controller.state import Node
@@ -68,7 +69,7 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
     """Method to handler."""
 
     async def trace(call: Call) -> Any:
-        """``name``; with ``to`` (an instance, or an address of one) the whole way there, too."""
+        """``name``; with ``to`` (an instance, or an address) the whole way there, too."""
         target = sole(cluster, call.text("name"), tenant_of(call))
         to, address = _other_end(cluster, call)
         service = cluster.state.services.get(target.key)
@@ -87,10 +88,10 @@ def handlers(cluster: Cluster) -> dict[str, Handler]:
 
 
 def _other_end(cluster: Cluster, call: Call) -> tuple[Instance | None, str]:
-    """The instance that ``to`` means, and the address where it is one.
+    """The instance that ``to`` means, and the address where it is one; of one outside only that.
 
     Raises:
-        NotFound: no instance is called so, is on a node, or has the address.
+        NotFound: no instance is called so, is on a node, or has the address of a tenant network.
         InvalidSpec: it is a service's own address, on a network or floating.
     """
     named, tenant = call.text("to", ""), tenant_of(call)
@@ -117,6 +118,8 @@ def _other_end(cluster: Cluster, call: Call) -> tuple[Instance | None, str]:
                 instance.incarnation
             ):
                 return instance, address
+    if is_outside(cluster.state, tenant, address):
+        return None, address
     raise NotFound(
         f"no instance has the address {address} on a tenant network",
         "--to",
@@ -153,9 +156,17 @@ async def _trace(cluster: Cluster, instance: Instance, to: Instance | None, addr
     clocks = own.clocks if own is not None else None
     end = _end(cluster, instance, told)
     paths = tenant_paths(state, instance, end.place, end.seen) or node_paths(instance, own)
-    for one in paths:
-        key = (instance.key[0], one["network"])
-        standing, why, _ = cluster.plane.standing(key) if one["kind"] == "tenant" else ("", "", 0)
+    way: View | None = None
+    if to is not None:
+        way = reach(state, end, _end(cluster, to, told), address)
+    elif address:
+        way = way_out(state, end, address)
+    on = [(instance.key[0], one["network"]) for one in paths if one["kind"] == "tenant"]
+    uplink = state.ports.table.uplink
+    if way is not None and way["uplink"] and uplink is not None:
+        on.append(uplink.key)
+    for key in on:
+        standing, why, _ = cluster.plane.standing(key)
         if standing in ("absent", "faulty", "pending"):
             notes.append(f"network {key[1]} is {standing}: {why}")
     if own is not None and not paths:
@@ -165,7 +176,7 @@ async def _trace(cluster: Cluster, instance: Instance, to: Instance | None, addr
         "steps": joined(moments, clocks),
         "clocks": clocks_view(moments, clocks),
         "networks": paths,
-        "to": reach(state, end, _end(cluster, to, told), address) if to is not None else None,
+        "to": way,
         "notes": notes,
     }
 

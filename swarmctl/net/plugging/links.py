@@ -172,8 +172,11 @@ def configure(attachment: Attachment, target: InNamespace, *, fill_checksums: bo
         index = index_of(there, target.name)
         if index is None:
             raise LaunchFailed(f"{target.name} has left its namespace", attachment.port)
+        # Its routes are what it is told: routers are heard of on internal networks, too.
+        _set_ipv6(target.name, "accept_ra", "0")
         if any(address.version == 6 for address in addresses):
-            _allow_ipv6(target.name)
+            # Docker switches it off for containers that it gave no address of it.
+            _set_ipv6(target.name, "disable_ipv6", "0")
         mtu = attachment.mtu or DEFAULT_MTU
         there.link("set", index=index, mtu=mtu, address=attachment.mac, state="up")
         if fill_checksums:
@@ -200,11 +203,11 @@ def _route(there: Netlink, index: int, destination: str, gateway: str) -> None:
     there.route("replace", dst=destination, oif=index, family=family, **hop)
 
 
-def _allow_ipv6(name: str) -> None:
-    """Docker switches IPv6 off in the namespaces of containers that it gave no address of it."""
-    switch = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+def _set_ipv6(name: str, setting: str, value: str) -> None:
+    """One of an interface's settings, in a kernel that has IPv6."""
+    switch = Path(f"/proc/sys/net/ipv6/conf/{name}/{setting}")
     if switch.exists():
-        switch.write_text("0", encoding="ascii")
+        switch.write_text(value, encoding="ascii")
 
 
 def _fill_checksums(name: str) -> None:

@@ -108,12 +108,7 @@ class Invariants:
         )
 
     def _within_capacity(self, machine):
-        """But for what a node has forgotten: nobody counts it until the driver has told of it."""
-        used = _total(
-            one.launch.template.resources
-            for number, one in machine.alive().items()
-            if number not in machine.forgotten
-        )
+        used = _total(one.launch.template.resources for one in machine.alive().values())
         self.world.books.check(
             "within-capacity", _fits(used), lambda: f"{machine.name} runs {dict(used)}"
         )
@@ -128,19 +123,15 @@ class Invariants:
                 self._booked_within_capacity(node, cluster.fleet.snapshot)
 
     def _booked_within_capacity(self, node, snapshot):
-        """Room may be kept for what takes the place of others: those are on their way out.
-
-        And what a node had forgotten comes on top of what it was given meanwhile.
-        """
+        """Room may be kept for what takes the place of others: those are on their way out."""
         users = {one.name: one for one in self.world.users}
-        machine = next(one for one in self.world.machines if one.name == node.record.name)
-        beyond = _total(
+        leaving = _total(
             users[one.key[1]].resources
-            for number, one in node.instances.items()
-            if one.counted and (one.removing or number in machine.forgotten)
+            for one in node.instances.values()
+            if one.removing and one.counted
         )
         booked = Counter(snapshot.allocated(node.record.name))
-        booked.subtract(beyond)
+        booked.subtract(leaving)
         self.world.books.check(
             "booked-within-capacity",
             _fits(booked),
@@ -201,14 +192,14 @@ class Invariants:
                 nodes = [machine.name for machine, _ in there]
                 found.append(f"{name}.{slot} should run {runs:d} times and does on {nodes}")
             for machine, one in there:
-                # From which template it was made, and which restarts were done, only the journal
-                # knew: where that was lost, what is found counts as current.
-                if one.launch.incarnation in machine.forgotten:
-                    continue
                 if wire.digest(wire.encode_template(one.launch.template)) != wanted:
                     found.append(f"{name}.{slot} on {machine.name} is of an older spec")
                 if self._unwell[self._life_of(machine, one)] >= CHECK.retries:
                     found.append(f"{name}.{slot} on {machine.name} is not well, and was left so")
+                # Which restarts were done only the journal knew: where that was lost, what is found
+                # counts as restarted.
+                if one.launch.incarnation in machine.forgotten:
+                    continue
                 if one.started_at < restarted.get(slot, 0.0):
                     found.append(f"{name}.{slot} on {machine.name} was not restarted")
         return found

@@ -189,8 +189,8 @@ def is_checked(instance):
 class Machine(Guards):
     """A node; ``silent`` is set while its daemon takes calls and answers none.
 
-    ``lost`` says that it is off, and will never be on again; ``unwell``, that what runs here
-    answers health checks badly.
+    ``lost`` says that it is off, and will never be on again; ``off`` that it is without power;
+    ``unwell``, that what runs here answers health checks badly.
     """
 
     world: object
@@ -203,6 +203,7 @@ class Machine(Guards):
     on_call: object = None
     lost: bool = False
     unwell: bool = False
+    off: bool = False
     forgotten: set = attrs.field(factory=set)
     host: Host = attrs.field(init=False)
     journal: Journal = attrs.field(init=False)
@@ -233,7 +234,8 @@ class Machine(Guards):
             self.host.kill(self.world.owner(self.name), incarnation)
 
     def lose_power(self):
-        """All that ran has ended, and nobody is told."""
+        """All that ran has ended, and nobody is told; the daemon does nothing more, either."""
+        self.off = True
         owner = self.world.owner(self.name)
         for one in self.alive().values():
             self.host._end(owner, one, EXIT_KILLED, trio.current_time())
@@ -254,7 +256,7 @@ class Machine(Guards):
 
     def _finish(self, effect, owner, launch):
         gone = effect == self.host.start and launch.incarnation not in self.host.book(owner)
-        if not gone:
+        if not gone and not self.off:
             effect(owner, launch)
 
     def speak(self):

@@ -265,6 +265,7 @@ class World:
         async def open_journal(_path):
             yield machine.journal
 
+        machine.off = False
         edges = AgentEdges(
             self.network.open_link,
             lambda _config, owner: {"sim": Driver(owner, machine.host)},

@@ -54,6 +54,7 @@ class Row:
             self.exit_code,
             self.started_at,
             self.finished_at,
+            template=wire.encode_template(self.launch.template),
         )
 
 

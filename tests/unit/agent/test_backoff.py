@@ -88,6 +88,8 @@ def test_a_crash_loop_is_named(exit_code, why, last):
     verdict = after_exit(made(ALWAYS), exit_code, why, 5, 130.0)
 
     assert verdict.reason == f"crash loop: 5 ends in 2m10s, next try in 4 s, {last}"
+    verdict = after_exit(made(ALWAYS), exit_code, why, 5)
+    assert verdict.reason == f"crash loop: 5 ends, next try in 4 s, {last}"
 
 
 def test_unavailable_daemon_is_waited_for_whatever_the_policy():

@@ -83,42 +83,43 @@ async def test_an_end_is_an_end_for_both(there):
             assert await read(stream, 1) == b""
 
 
-async def test_no_more_connections_than_the_bound(monkeypatch):
-    """One more is closed at once, and the others go on."""
-    monkeypatch.setattr(relays_, "CONNECTIONS_MAX", 1)
+async def is_served(stream) -> bool:
+    """Whether somebody answers."""
+    await stream.send_all(b"a")
+    return await read(stream, 1) == b"A"
+
+
+@asynccontextmanager
+async def only_one_served():
+    """A relay with a bound of one, where a second connection was closed; its place, the first."""
     async with (
         listening(shout) as (host, port),
         relay(f"tcp://{host}:{port}") as place,
         await trio.open_tcp_stream(*place) as first,
     ):
-        await first.send_all(b"a")
-        assert await read(first, 1) == b"A"
+        assert await is_served(first)
         async with await trio.open_tcp_stream(*place) as second:
             assert await read(second, 1) == b""
-        await first.send_all(b"b")
-        assert await read(first, 1) == b"B"
+        yield place, first
+
+
+async def test_no_more_connections_than_the_bound(monkeypatch):
+    """One more is closed at once, and the others go on."""
+    monkeypatch.setattr(relays_, "CONNECTIONS_MAX", 1)
+    async with only_one_served() as (_, first):
+        assert await is_served(first)
 
 
 async def test_one_source_does_not_hold_them_all(monkeypatch):
     """So many connections of one address, and others are served still; what it ends is free."""
     monkeypatch.setattr(relays_, "SOURCE_MAX", 1)
-    async with (
-        listening(shout) as (host, port),
-        relay(f"tcp://{host}:{port}") as place,
-        await trio.open_tcp_stream(*place) as first,
-    ):
-        await first.send_all(b"a")
-        assert await read(first, 1) == b"A"
-        async with await trio.open_tcp_stream(*place) as second:
-            assert await read(second, 1) == b""
+    async with only_one_served() as (place, first):
         async with await trio.open_tcp_stream(*place, local_address="127.0.0.2") as other:
-            await other.send_all(b"b")
-            assert await read(other, 1) == b"B"
+            assert await is_served(other)
         await first.send_eof()
         assert await read(first, 1) == b""
         async with await trio.open_tcp_stream(*place) as again:
-            await again.send_all(b"c")
-            assert await read(again, 1) == b"C"
+            assert await is_served(again)
 
 
 async def test_who_says_nothing_is_not_passed_on(monkeypatch):

@@ -10,6 +10,8 @@ import pytest
 from swarmctl.cli import daemon_options, dev, logs, process
 from swarmctl.proto.errors import Conflict, InvalidSpec, NotFound, StorageFault
 
+FILES = [f"--ovn-{name}=/nowhere" for name in ("private-key", "certificate", "ca-cert")]
+
 
 @pytest.mark.parametrize(
     ("text", "address"),
@@ -60,6 +62,9 @@ def test_amounts_have_units_where_people_have_them():
         (["controller", "--store", "etcd://h1:x,h2"], "is not the address of an etcd"),
         (["controller", "--ovn", "10.0.0.1:6641"], "is not an address of OVN's"),
         (["controller", "--ovn", "unix:/run/ovn.sock,tcp:x"], "none to do without"),
+        (["controller", "--ovn-certificate", "x"], "--ovn-private-key, --ovn-ca-cert: key"),
+        (["controller", "--ovn", "tcp:db:6641", *FILES], "write --ovn ssl:HOST:PORT"),
+        (["controller", "--ovn", "ssl:db:6641", *FILES], "No such file or directory"),
         (["controller", "--store", "postgres:x"], '"postgres:x" is not a store'),
         (["controller", "--listen", "nonsense"], '"nonsense" is not an address'),
         (["agent", "--label", "zone"], "not of the form NAME=VALUE"),

@@ -2,6 +2,7 @@
 
 from attrs import define, evolve, field
 
+from swarmctl.controller import templates
 from swarmctl.controller.meters import Meters
 from swarmctl.controller.placing import Fleet
 from swarmctl.controller.reconciler import Reconciler
@@ -173,8 +174,7 @@ class Harness:
         for one in self.records.values():
             service = Service(one, old=True)
             self.state.services[service.key] = service
-            self.state.fences.learn(service)
-            self.state.templates[service.template] = service.encoded_template
+            templates.know(self.state, service)
         self.sessions.losses.take_over(self.now)
 
     def _send(self, peer, message):
@@ -249,8 +249,7 @@ class Harness:
             service = self.state.services[key] = Service(after)
         else:
             service.set_record(after)
-        self.state.fences.learn(service)
-        self.state.templates[service.template] = service.encoded_template
+        templates.know(self.state, service)
         self.state.dirty_services.add(key)
 
     def running(self, name="web"):

@@ -173,6 +173,35 @@ async def test_without_room_elsewhere_it_stays_and_the_drain_says_so(autojump_cl
         assert (await rig.ask("node.drained", names=["a"]))["a"]["left"] == 0
 
 
+async def test_from_its_deadline_on_nothing_stays(autojump_clock, tmp_path):
+    """Neither what fits nowhere else, nor what its service would keep; until then both do."""
+    async with a_rig(tmp_path, None, "a") as rig:
+        rig.cluster.wall = trio.current_time
+        await rig.apply(spec("web", 3))
+        rig.run()
+        await rig.ask("node.change", names=["a"], draining=True, deadline_s=60)
+        await drain_to_the_end(rig)
+        assert on(rig, "a") == ["web.1", "web.2", "web.3"]
+        async with trio.open_nursery() as nursery:
+
+            async def keep_turning():
+                while True:
+                    await trio.sleep(0.2)
+                    turn(rig)
+
+            nursery.start_soon(keep_turning)
+            views = await rig.ask("node.drained", names=["a"])
+            nursery.cancel_scope.cancel()
+
+        assert views["a"]["left"] == 0
+        assert trio.current_time() >= 60
+        assert on(rig, "a") == []
+        assert "0 of 1 node fit" in rig.cluster.state.services["default", "web"].unplaced[1]
+        await rig.ask("node.change", names=["a"], draining=False)
+        rig.run()
+        assert rig.running("web") == [1, 2, 3]
+
+
 async def test_all_copies_say_that_nothing_fits_where_the_first_found_no_room(
     autojump_clock, tmp_path
 ):

@@ -150,6 +150,47 @@ def test_overlaps_are_refused_within_a_tenant():
     )
 
 
+@pytest.mark.parametrize(
+    ("networks", "said"),
+    [
+        (
+            [network("acme", "back", "10.20.0.0/16"), network("acme", "front", "10.20.0.0/16")],
+            "network acme/front: its subnet 10.20.0.0/16 is that of network acme/back",
+        ),
+        (
+            [network("acme", "back", "10.20.0.0/24", "10.20.0.0/25")],
+            "network acme/back: its subnets 10.20.0.0/25 and 10.20.0.0/24 overlap",
+        ),
+    ],
+)
+def test_an_overlap_names_nothing_twice(networks, said):
+    """Where it is the same subnet or the same network."""
+    with pytest.raises(Conflict) as caught:
+        check_overlaps(networks)
+
+    assert str(caught.value).startswith(f"{said} (")
+
+
+@pytest.mark.parametrize(
+    ("cidr", "said"),
+    [
+        ("127.0.0.0/8", "no port can have an address of 127.0.0.0/8 (loopback) ("),
+        (
+            "127.1.0.0/16",
+            "no port can have an address of 127.0.0.0/8 (loopback), which 127.1.0.0/16 overlaps (",
+        ),
+        ("10.20.0.7/24", '"10.20.0.7/24" is not a subnet, but an address in one (write 10.20.0.0'),
+        ("ten", '"ten" is not a subnet (write one such as'),
+    ],
+)
+def test_a_refused_subnet_is_named_once(cidr, said):
+    """By what was written, and what is wrong with it."""
+    with pytest.raises(InvalidSpec) as caught:
+        subnet(cidr)
+
+    assert str(caught.value).startswith(said)
+
+
 cidrs = st.builds(
     lambda first, prefix: str(ipaddress.ip_network((first, prefix), strict=False)),
     st.integers(0x0A000000, 0x0A00FFFF).map(ipaddress.IPv4Address).map(str),

@@ -7,13 +7,17 @@ The agent restarts instances itself, so Docker's own restart policy is always ``
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
 from attrs import frozen
 
+from swarmctl.agent.drivers import made_of
 from swarmctl.agent.drivers.api import Launch, Owner, resource_name
 from swarmctl.proto import incarnation as incarnations
+from swarmctl.proto.errors import ProtocolError
+from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Mount, Resources, Template
 
 LABEL_CLUSTER: Final = "swarmctl.cluster"
@@ -22,6 +26,7 @@ LABEL_INCARNATION: Final = "swarmctl.incarnation"
 LABEL_SERVICE: Final = "swarmctl.service"
 LABEL_SLOT: Final = "swarmctl.slot"
 LABEL_TENANT: Final = "swarmctl.tenant"
+LABEL_TEMPLATE: Final = "swarmctl.template"
 # In place of the incarnation's label, on what holds an instance's network: see holders.
 LABEL_HOLDS: Final = "swarmctl.holds"
 
@@ -154,7 +159,32 @@ def _labels(owner: Owner, launch: Launch) -> dict[str, str]:
         LABEL_SERVICE: launch.service,
         LABEL_SLOT: str(launch.slot),
         LABEL_TENANT: launch.tenant,
+        LABEL_TEMPLATE: made_of.text_of(_with_environment(launch.template, {})),
     }
+
+
+def template_of(config: dict[str, Any]) -> bytes:
+    """What a container was made of, encoded, from the ``Config`` of its inspect; empty if unknown.
+
+    Labels get around, to events and to collectors of metrics: the values of variables are not
+    among them, and are taken from where Docker itself has them.
+    """
+    encoded = made_of.encoded_of((config.get("Labels") or {}).get(LABEL_TEMPLATE, ""))
+    try:
+        template = wire.decode_template(encoded)
+    except ProtocolError:
+        return b""  # There is none, or a newer release wrote it.
+    values = dict(one.partition("=")[::2] for one in config.get("Env") or ())
+    return wire.encode_template(_with_environment(template, values))
+
+
+def _with_environment(template: Template, values: Mapping[str, str]) -> Template:
+    """``template`` with these values of its variables, and empty ones for all others."""
+    spec = template.container
+    if spec is None or not spec.environment:
+        return template
+    environment = {name: values.get(name, "") for name in spec.environment}
+    return attrs.evolve(template, container=attrs.evolve(spec, environment=environment))
 
 
 def _host_config(spec: ContainerSpec, template: Template) -> dict[str, Any]:

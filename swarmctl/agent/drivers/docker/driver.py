@@ -41,6 +41,7 @@ from swarmctl.agent.drivers.docker.config import (
     identity,
     identity_of,
     owner_filter,
+    template_of,
 )
 from swarmctl.agent.drivers.docker.events import pump
 from swarmctl.agent.drivers.docker.faults import translate
@@ -479,7 +480,7 @@ def _inspect_all(client: Client, container_ids: list[str]) -> dict[str, Found]:
             continue
         its = identity_of(info["Config"]["Labels"] or {})
         assert its is not None, "only our own are inspected"
-        found[container_id] = report.found_of_inspect(info, its)
+        found[container_id] = report.found_of_inspect(info, its, template_of(info["Config"]))
     return found
 
 

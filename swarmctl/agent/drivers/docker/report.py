@@ -61,8 +61,8 @@ def found_of_start(launch: Launch, container_id: str, started_at: float) -> Foun
     )
 
 
-def found_of_inspect(info: dict[str, Any], identity: Identity) -> Found:
-    """All that an inspect tells."""
+def found_of_inspect(info: dict[str, Any], identity: Identity, template: bytes = b"") -> Found:
+    """All that an inspect tells; ``template`` is what it was made of, for lists."""
     state = info["State"]
     phase = PHASES.get(state["Status"], Phase.EXITED)
     ended = phase is Phase.EXITED
@@ -83,6 +83,7 @@ def found_of_inspect(info: dict[str, Any], identity: Identity) -> Found:
         reason=reason if ended else "",
         tenant=identity.tenant,
         ports=_ports_of_inspect(settings.get("Ports") or {}),
+        template=template,
     )
 
 

@@ -64,6 +64,13 @@ class Places:
         """The NoCloud image."""
         return self.instance(incarnation) / "seed.iso"
 
+    def template(self, incarnation: int) -> Path:
+        """What the instance was made of, encoded; instances of older releases have none.
+
+        It is no part of the domain's metadata, which every user of the host can read.
+        """
+        return self.instance(incarnation) / "template"
+
     def console_log(self, incarnation: int) -> Path:
         """What the serial console printed; virtlogd writes and rotates it."""
         return self.instance(incarnation) / "console.log"

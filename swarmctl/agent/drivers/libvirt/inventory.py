@@ -36,7 +36,8 @@ class Inventory:
                 continue
             meta = self._read_metadata(domain, uuid)
             if meta is not None:
-                found.append(self._found(uuid, meta, facts["state.state"], facts["state.reason"]))
+                one = self._found(uuid, meta, facts["state.state"], facts["state.reason"])
+                found.append(evolve(one, template=_content(self._places.template(one.incarnation))))
         self._forget_others({one.runtime_id for one in found})
         if not any(one.phase is Phase.RUNNING for one in found):
             return found
@@ -114,6 +115,13 @@ class Inventory:
 def _with_lease(found: Found, leased: dict[str, tuple[str, ...]]) -> Found:
     addresses = leased.get(identity.mac_address(found.runtime_id), ())
     return evolve(found, addresses=addresses) if found.phase is Phase.RUNNING else found
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _changed_at(path: Path) -> float:

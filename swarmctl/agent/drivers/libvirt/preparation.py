@@ -24,6 +24,7 @@ from swarmctl.agent.drivers.libvirt.identity import Places
 from swarmctl.agent.guest import GuestSeed
 from swarmctl.proto import incarnation as incarnations
 from swarmctl.proto.errors import InternalError, InvalidSpec, LaunchFailed, StorageFault
+from swarmctl.spec import wire
 from swarmctl.spec.models import CloudInit, VmSpec
 
 FIRMWARES: Final = ("bios", "uefi")
@@ -207,6 +208,7 @@ class Workshop:
             files.overlay.chmod(_FILE_MODE)
         if files.seed_image is not None and contents is not None:
             seed.write(contents, files.seed_image)
+        _keep(wire.encode_template(launch.template), self._places.template(launch.incarnation))
         # Ours from the start, so that an agent that is not root can read it.
         self._places.console_log(launch.incarnation).touch(mode=_FILE_MODE)
 
@@ -254,6 +256,14 @@ def guest_seed(launch: Launch) -> GuestSeed:
         token=launch.token,
         labels={VM_LABEL: launch.service},
     )
+
+
+def _keep(data: bytes, path: Path) -> None:
+    """Put ``data`` at ``path``, whole or not at all, for the agent alone."""
+    unfinished = path.with_name(path.name + ".new")
+    unfinished.touch(mode=_FILE_MODE)  # user-data holds secrets
+    unfinished.write_bytes(data)
+    unfinished.rename(path)
 
 
 def _passable(folder: Path) -> None:

@@ -16,6 +16,7 @@ import attrs
 from attrs import frozen
 
 from swarmctl.agent import guard
+from swarmctl.agent.drivers import made_of
 from swarmctl.agent.drivers.api import Found, Launch, Owner, Phase
 from swarmctl.agent.drivers.endings import exit_reason
 from swarmctl.agent.drivers.oci.layout import Place
@@ -40,6 +41,8 @@ class Record:
     tty: bool = False
     namespace: bool = False
     addresses: tuple[str, ...] = ()
+    # Older releases wrote none.
+    template: str = ""
 
     @property
     def owner(self) -> Owner:
@@ -113,6 +116,7 @@ def new_record(
         addresses=tuple(
             address.partition("/")[0] for one in launch.attachments for address in one.addresses
         ),
+        template=made_of.text_of(launch.template),
     )
 
 
@@ -150,6 +154,7 @@ def found(state: State, container: str) -> Found:
         addresses=record.addresses,
         reason=reason(end) if end is not None else "",
         tenant=record.tenant,
+        template=made_of.encoded_of(record.template),
     )
 
 
