@@ -224,7 +224,7 @@ async def _full_store(world):
 
 async def _lost_journal(world):
     """An operator moves a journal aside, mostly while the driver's daemon is away."""
-    machine = _fencing_machine(world)
+    machine = await _some_fencing_machine(world)
     process = world.agent_of(machine)
     process.wanted = False
     try:
