@@ -138,10 +138,10 @@ async def late_assignment(world):
         await trio.lowlevel.checkpoint()
         return
     network.assignments = kept = {}
-    await trio.sleep(world.random.uniform(1.0, 6.0))
+    await trio.sleep(world.random.uniform(2.0, 8.0))
     network.assignments = None
     world.controllers[world.serving].kill()
-    await trio.sleep(world.random.uniform(2.0, 12.0))
+    await trio.sleep(world.random.uniform(4.0, 14.0))
     for machine in world.machines:
         term, payload = kept.get(world.keys[machine.name].public, (0, b""))
         agent = world.agent_of(machine).value

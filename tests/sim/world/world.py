@@ -362,7 +362,8 @@ class World:
         fit, unfit = (OF_LEADERS, OF_STORES) if self.several else (OF_STORES, OF_LEADERS)
         enabled = [name for name in FAULTS if name in {*enabled, *fit}.difference(unfit)]
         if self.several:
-            enabled += fit  # Twice as likely: only one seed of three has them.
+            # Twice as likely, as only one seed of three has them; one has to meet a write, too.
+            enabled += (*fit, "freeze-leader")
         self.trace.note("enabled", *enabled)
         async with trio.open_nursery() as asking:
             for user in self.users:
