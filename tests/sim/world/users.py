@@ -140,7 +140,11 @@ class User:
         if self.next.spec is None or was.spec is None:
             self.restarted_at.clear()
             return
-        for slot in range(1, self.next.spec.replicas + 1):
+        replicas = self.next.spec.replicas
+        # A restart of a slot that is scaled away is asked for no more, though it may come again.
+        for slot in [one for one in self.restarted_at if one > replicas]:
+            del self.restarted_at[slot]
+        for slot in range(1, replicas + 1):
             if _generation(self.next, slot) > _generation(was, slot):
                 self.restarted_at[slot] = trio.current_time()
 
