@@ -431,6 +431,8 @@ class Sessions:
             return 0.0  # What was replaced elsewhere it has to know first.
         if not forgetful.is_known(node, now, fences.wait_s):
             return 0.0
+        if fences.outdated(node.leaving.values()):
+            return 0.0  # It was told, and has not said that it is done: it may not have heard.
         return fences.grant(node.name, guarded=guarded, now=now)
 
     def _keeps_lease(self, node: Node) -> bool:
