@@ -25,6 +25,8 @@ SEED_BASE ?= 0
 SOAK ?=
 # A bug to plant for make soak, to see it found; tests/sim/world/plants.py has them.
 PLANT ?=
+# Anything, for make soak with holds that are longer than a lease, and nodes taken out that run.
+HARSH ?=
 SOURCES := $(shell find swarmctl -name '*.py')
 
 .DEFAULT_GOAL := help
@@ -63,7 +65,7 @@ test-seeds: venv
 	nice -n 19 $(PY) -m tests.sim.world --for $(SIMULATE_S) --at-least 200
 
 soak: venv ## simulate clusters in trouble: make soak SEEDS=1000 SEED_BASE=0; the last line says how many held
-	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT))
+	@$(PY) -m tests.sim.world --seeds $(SEEDS) --seed-base $(SEED_BASE) $(if $(PLANT),--plant $(PLANT)) $(if $(HARSH),--harsh)
 
 soak-real: ready ## real daemons, containers and a VM under churn for 20 minutes; fails when something grows
 	@$(PY) -m bench.soak $(SOAK)

@@ -45,6 +45,49 @@ def faults() -> str:
     return table(list(recorded["rows"].values())) + "\n"
 
 
+def simulated_worlds() -> str:
+    """What the simulator's seeds have met, what was checked, and which planted bugs were found."""
+    found = _results("seeds.json")
+    seeds, plants = found["seeds"], found["plants"]
+    fewest, most = seeds["events"]
+    said = (
+        f"{seeds['held']} of {seeds['run']} seeds held, from {seeds['first']} on, each with "
+        f"{seeds['nodes']} nodes and {fewest:,} to {most:,} events, "
+        f"{seeds['cpu_s']:.1f} s of CPU each; at rest {seeds['at_rest_s']:.0f} s after the last "
+        "fault at the latest. How often each fault had its effect, and in how many of the seeds:"
+    )
+    checked = [
+        (f"`{name}`", f"{one['checks']:,}", one["says"])
+        for name, one in seeds["invariants"].items()
+    ]
+    sought = [
+        (one["bug"].rstrip("."), f"{one['seeds']:,}", f"`{one['found_by']}`")
+        for one in plants.values()
+    ]
+    sowed = (
+        "Bugs that are planted on purpose, to see that the simulator finds such (`make soak "
+        "PLANT=guard-nothing`; `tests/sim/world/plants.py` has their names, and a test keeps that "
+        "each is found within 500 seeds):"
+    )
+    tables = (
+        (said, _two_abreast(("fault", "times", "seeds"), _fired(seeds["faults"]))),
+        ("What was checked, and how often:", _table(("invariant", "checks", ""), checked)),
+        (sowed, _table(("bug", "seeds until found", "by"), sought)),
+    )
+    return "\n".join(f"{text}\n\n{table}" for text, table in tables)
+
+
+def _fired(faults: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [(f"`{name}`", f"{one['fired']:,}", f"{one['seeds']}") for name, one in faults.items()]
+
+
+def _two_abreast(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A long, narrow table as two beside each other."""
+    half = (len(rows) + 1) // 2
+    right = [*rows[half:], ("",) * len(head)][:half]
+    return _table((*head, *head), [(*a, *b) for a, b in zip(rows[:half], right, strict=True)])
+
+
 @frozen
 class Part:
     """A part of a page: what it begins with, and what draws it."""
@@ -123,6 +166,7 @@ def _results(name: str) -> Any:
 PARTS = (
     Part(HERE / "nomenclature.md", "swarmctl/proto/states.py", instance_states),
     Part(HERE / "reliability.md", "bench/results/faults.json", faults),
+    Part(HERE / "reliability.md", "bench/results/seeds.json", simulated_worlds),
     Part(HERE / "benchmarks.md", "bench/results/anchors.json", launches),
     Part(HERE / "benchmarks.md", "bench/results/placement.json", placing),
     Part(HERE / "benchmarks.md", "bench/results/launch_real.json", real_launches),

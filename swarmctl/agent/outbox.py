@@ -27,11 +27,11 @@ _WAITING: Final = Phase.WAITING
 
 
 class Outbox:
-    """The reports of one supervisor."""
+    """The reports of one supervisor; ``sequence`` is the last one's."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._sequence = 0
+        self.sequence = 0
         self._under_way: deque[tuple[int, tuple[int, ...]]] = deque()
         # The last sequence that was used when :meth:`nudge` was asked before.
         self._nudged = 0
@@ -68,9 +68,9 @@ class Outbox:
             supervisor.urgent = False
         if not reports and not grouped:
             return None
-        self._sequence += 1
-        self._under_way.append((self._sequence, tuple(removed)))
-        return Report(self._sequence, tuple(reports), groups=grouped)
+        self.sequence += 1
+        self._under_way.append((self.sequence, tuple(removed)))
+        return Report(self.sequence, tuple(reports), groups=grouped)
 
     def _take_dirty(self, count_max: int) -> list[Instance]:
         supervisor = self._supervisor
@@ -157,9 +157,9 @@ class Outbox:
     def full_report(self) -> Report:
         """All that the node has, as a report."""
         inventory = self.inventory()
-        self._sequence += 1
-        self._under_way.append((self._sequence, ()))
-        return Report(self._sequence, inventory, full=True)
+        self.sequence += 1
+        self._under_way.append((self.sequence, ()))
+        return Report(self.sequence, inventory, full=True)
 
     def acknowledged(self, sequence: int) -> None:
         """The controller has taken in every report up to ``sequence``."""
@@ -177,11 +177,11 @@ class Outbox:
         """
         overdue = bool(self._under_way) and self._under_way[0][0] <= self._nudged
         if overdue:
-            self._sequence += 1
+            self.sequence += 1
             # In place of the last one's: however often this is asked, it takes no more room.
-            self._under_way[-1] = (self._sequence, self._under_way[-1][1])
-        self._nudged = self._sequence
-        return Report(self._sequence, ()) if overdue else None
+            self._under_way[-1] = (self.sequence, self._under_way[-1][1])
+        self._nudged = self.sequence
+        return Report(self.sequence, ()) if overdue else None
 
     def _built(self, instance: Instance) -> InstanceReport:
         self._count(

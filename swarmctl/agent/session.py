@@ -234,6 +234,7 @@ class Session:
             sequence=self._hellos,
             lease_left_s=self._leases.left_s,
             forgotten=self._leases.forgotten(supervisor.instances),
+            reported=self._outbox.sequence,
         )
         try:
             self._send(hello)

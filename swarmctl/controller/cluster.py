@@ -194,6 +194,14 @@ class Cluster:
             hint="look whether it was done when one serves again, and if not ask once more",
         )
 
+    async def confirm(self) -> None:
+        """That we lead: what is answered from memory alone, as if it were written, is true.
+
+        Raises:
+            StaleTerm, StorageFault, Busy: as :meth:`commit`.
+        """
+        await self.commit((), lambda: None)
+
     def stop(self) -> None:
         """The controller ends: nothing waits for the disk any more."""
         self._stopping = True

@@ -98,6 +98,8 @@ class Reconciler:
                 continue
             looked_into.append(service)
             slots, looked_at = self._slots_to_place(service, start, left)
+            # What was taken away just now has been seen: else its slot is asked for twice.
+            state.dirty_services.discard(key)
             left -= looked_at
             if start + looked_at <= service.record.spec.replicas and looked_at:
                 self._resume[key] = start + looked_at

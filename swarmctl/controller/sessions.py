@@ -171,7 +171,8 @@ class Sessions:
         node.heard_at = now
         node.joined_at = self._wall()
         node.known_templates.clear()
-        node.report_sequence = node.unacknowledged = 0
+        # Reports that were sent before it are in it, and older.
+        node.report_sequence, node.unacknowledged = hello.reported + 1, 0
         self._divergence[node.name] = Divergence()
         self._state.fences.heard(node.name, now, guarded=hello.guarded)
         node.guarded, node.leased = hello.guarded, hello.lease_left_s > 0
@@ -430,6 +431,8 @@ class Sessions:
             return 0.0  # What was replaced elsewhere it has to know first.
         if not forgetful.is_known(node, now, fences.wait_s):
             return 0.0
+        if fences.outdated(node.leaving.values()):
+            return 0.0  # It was told, and has not said that it is done: it may not have heard.
         return fences.grant(node.name, guarded=guarded, now=now)
 
     def _keeps_lease(self, node: Node) -> bool:

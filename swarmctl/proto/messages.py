@@ -195,6 +195,7 @@ class Hello(Message):
     ``lease_left_s`` is how long the node's fencing lease holds yet; 0 when it has none.
     ``forgotten`` are incarnations that its guard would end and ``inventory`` does not have: the
     agent lost its journal, and a driver has not told yet what there is.
+    ``reported`` is the sequence of the last report before it: one that comes later tells of less.
     """
 
     TAG: ClassVar[int] = 3
@@ -212,6 +213,7 @@ class Hello(Message):
     sequence: int = 0
     lease_left_s: float = 0.0
     forgotten: tuple[int, ...] = ()
+    reported: int = 0
 
 
 @frozen

@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.sim.world.plants import PLANTS
+from tests.sim.world.report import Found, Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def simulate(*arguments):
-    """What ``python -m tests.sim.world`` says, and its exit code."""
+# Of a seed, on a machine that does other things as well: it takes 2.3 s of CPU.
+SEED_S = 8.0
+
+
+def simulate(*arguments, seeds=4):
+    """What ``python -m tests.sim.world`` says of up to so many seeds, and its exit code."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.sim.world", *arguments],
         cwd=ROOT,
@@ -23,7 +28,7 @@ def simulate(*arguments):
         env={k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=60 + seeds * SEED_S,
     )
     return done.returncode, done.stdout
 
@@ -56,8 +61,9 @@ def test_seeds_hold():
     assert said.splitlines()[-1] == "2 of 2 seeds held"
 
 
-# The three that every run plants; the others have a minute or two each.
-PLANTED_ALWAYS = {"no-fence", "acknowledge-first", "ignore-generation"}
+# Those that every run plants; some of the others take minutes.
+PLANTED_ALWAYS = {"no-fence", "acknowledge-first", "ignore-generation", "no-lease-check"}
+WITHIN_SEEDS = 500
 
 
 @pytest.mark.parametrize(
@@ -68,21 +74,57 @@ PLANTED_ALWAYS = {"no-fence", "acknowledge-first", "ignore-generation"}
     ],
 )
 def test_planted_bugs_are_found(bug):
-    """Each within 500 seeds, and the line that is printed for it finds it again."""
-    code, said = simulate("--plant", bug, "--until-found", "--seeds", "500", "--jobs", "1")
+    """Each within 500 seeds, by what it breaks; and the line that is printed finds it again."""
+    code, said = simulate(
+        "--plant", bug, "--until-found", "--seeds", str(WITHIN_SEEDS), "--jobs", "1",
+        seeds=WITHIN_SEEDS,
+    )  # fmt: skip
 
     assert code == 1
-    assert "FAILED" in said
+    seed, invariant = found(said)
+    assert invariant in PLANTS[bug].found_by
+    code, again = simulate(*replayed(said))
+    assert code == 1
+    assert found(again) == (seed, invariant)
+
+
+def test_a_failure_under_harsh_faults_is_replayed_with_them(capsys):
+    """Without them another run has that seed."""
+    summary = Summary("guard-nothing", harsh=True)
+    nothing = {"fired": {}, "checked": {}, "cpu_s": 1.0}
+
+    summary.add(nothing | {"seed": 7, "violations": ["no-defect: it was one"]})
+
+    said = capsys.readouterr().out
+    assert {"--harsh", "--plant", "guard-nothing"} <= set(replayed(said))
+    assert "--show --seed-base 7 --plant guard-nothing --harsh" in said
+
+
+def test_a_plant_is_found_at_the_first_seed_that_fails_whichever_worker_is_faster():
+    """How many seeds it took is the same with any number of workers."""
+    summary = Summary("defect", seed_base=10)
+    nothing = {"fired": {}, "checked": {}, "cpu_s": 1.0, "events": 1, "nodes": 20}
+
+    summary.add(nothing | {"seed": 13, "violations": ["no-defect: it was one"]})
+    early = summary.found()
+    for seed in (10, 12):
+        summary.add(nothing | {"seed": seed, "violations": [], "calm_after_s": 1.0})
+    summary.add(nothing | {"seed": 11, "violations": ["comes-to-rest: not yet"]})
+
+    assert early is None
+    assert summary.found() == Found(seed=11, seeds=2, invariant="comes-to-rest")
+
+
+def found(said):
+    """The first seed that failed, and the invariant that did not hold."""
+    return re.search(r"seed (\d+) FAILED: ([^:]*):", said).groups()
+
+
+def replayed(said):
+    """The arguments of what is printed for replaying a seed."""
     [replay] = re.findall(r"replay: make (soak [^,]*),", said)
     shown = subprocess.run(
         ["make", "--dry-run", *replay.split()], cwd=ROOT, capture_output=True, text=True, timeout=60
     ).stdout
     [arguments] = re.findall(r"-m tests.sim.world (.*)", shown)
-    code, again = simulate(*arguments.split())
-    assert code == 1
-    assert f"seed {found(said)} FAILED" in again
-
-
-def found(said):
-    """The first seed that failed."""
-    return re.search(r"seed (\d+) FAILED", said)[1]
+    return arguments.split()

@@ -116,8 +116,8 @@ class Applying:
         create_only = params.get("create_only", False)
         record, result = applied(self._cluster, spec, now, create_only=create_only)
         if record is None:
-            # Also what changes nothing has to make sense; but it did, when it was made.
-            request.reply({"services": [result]})
+            # It made sense when it was made; whether it is so still, the store has to say.
+            request.defer()
             return None
         if record.completed:
             encoded, service = records.encode(record), Service(record)

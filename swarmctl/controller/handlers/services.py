@@ -136,6 +136,8 @@ async def _apply_services(
                     await cluster.save_services([give(one) for one in changed])
             if doomed:
                 await cluster.delete_services(doomed)
+            if not (changed or doomed):
+                await cluster.confirm()  # Another controller may have changed it since.
     return results
 
 

@@ -4,8 +4,8 @@ The real daemons (``run_controller`` and ``run_agent``, with all that is in them
 on simulated edges: :mod:`network` (over ``transport/memory``), :mod:`disks` (what is synced stays,
 what is not is lost by a crash), :mod:`machines` (instances, the driver, the machine's clock) and
 trio's virtual clock.  :mod:`users` ask for things and know what they may expect; :mod:`faults`
-break everything that can break; :mod:`invariants` are checked at every step, and once the faults
-stop, all has to be as the users said, within a bound.
+(with :mod:`wires` and :mod:`contests`) break everything that can break; :mod:`invariants` are
+checked at every step, and once the faults stop, all has to be as the users said, within a bound.
 
 All chance comes from the seed: trio's choice among tasks that can run, too.  So one seed is one
 run, event for event (:mod:`trace` makes a hash of them), in every process whose ``PYTHONHASHSEED``

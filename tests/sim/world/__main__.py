@@ -1,7 +1,8 @@
 """Run seeds: ``python -m tests.sim.world --seeds 200 --seed-base 0``; see ``--help``.
 
 Every seed runs in a worker process with ``PYTHONHASHSEED=0``; workers share the seeds evenly and
-write one line of JSON a seed.
+write one line of JSON a seed.  ``--json FILE`` keeps the sum for the documents (:mod:`record`), and
+with ``--plants`` each planted bug is sought in turn, and kept beside it.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import time
 import traceback
 from queue import SimpleQueue
 
+from tests.sim.world import record
+from tests.sim.world.books import A_DEFECT
+from tests.sim.world.plants import PLANTS, planted
 from tests.sim.world.report import Summary
 
 # What a shell says of a program that Ctrl-C ended.
@@ -29,6 +33,8 @@ def _arguments():
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--plant", default="", help="a bug to plant; see plants.py")
     parser.add_argument("--until-found", action="store_true", help="end at the first that fails")
+    parser.add_argument("--plants", action="store_true", help="each bug, until it is found")
+    parser.add_argument("--json", default="", metavar="FILE", help="to keep what was found in")
     parser.add_argument(
         "--harsh", action="store_true", help="long holds, and nodes taken out that run"
     )
@@ -53,7 +59,6 @@ def _seeds(options, worker, began):
 
 
 def _work(options):
-    from tests.sim.world.plants import planted
     from tests.sim.world.world import run_seed
 
     with planted(options.plant):
@@ -87,13 +92,12 @@ def _crash(error):
     """The result of a run that an exception has ended: the seed has failed, the others go on."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    said = f"a defect: {type(error).__name__}: {error}"
+    said = f"{A_DEFECT}: {type(error).__name__}: {error}"
     nothing = {"digest": "", "events": 0, "nodes": 0, "calm_after_s": 0.0}
     return nothing | {"fired": {}, "checked": {}, "violations": [said]}
 
 
 def _show(options):
-    from tests.sim.world.plants import planted
     from tests.sim.world.world import run_seed
 
     with planted(options.plant):
@@ -106,13 +110,41 @@ def _show(options):
     return 1 if world.books.violations else 0
 
 
-def _supervise(options):
+def _run_seeds(options):
+    """Run them, and tell the sum; the exit code."""
+    summary = _supervise(options, sys.argv[1:])
+    told = summary.tell()
+    if options.json and not (summary.interrupted or options.plant or summary.failed):
+        record.keep(options.json, "seeds", summary.recorded())
+    # What was cut off has not held, whatever it has shown so far.
+    return _INTERRUPTED if summary.interrupted else told
+
+
+def _seek_plants(options):
+    """Each planted bug in turn, until it is found by what may find it; the exit code."""
+    missed = []
+    for name, plant in PLANTS.items():
+        options.plant, options.until_found = name, True
+        summary = _supervise(options, [*sys.argv[1:], "--plant", name])
+        if summary.interrupted:
+            return _INTERRUPTED
+        found = summary.found()
+        print(f"{name}: {found}", flush=True)
+        if found is None or found.invariant not in plant.found_by:
+            missed.append(name)
+        elif options.json:
+            record.keep(options.json, "plants", record.of_plant(name, plant, found))
+    print(f"not found: {', '.join(missed)}" if missed else "each was found")
+    return 1 if missed else 0
+
+
+def _supervise(options, arguments):
     """Start the workers, and sum up what they say."""
-    summary = Summary(options.plant)
+    summary = Summary(options.plant, harsh=options.harsh, seed_base=options.seed_base)
     lines = SimpleQueue()
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.sim.world", "--worker", str(n), *sys.argv[1:]],
+            [sys.executable, "-m", "tests.sim.world", "--worker", str(n), *arguments],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONHASHSEED": "0"},
@@ -126,7 +158,7 @@ def _supervise(options):
         reader.start()
     left = len(workers)
     try:
-        while left and not (options.until_found and summary.failed):
+        while left and not (options.until_found and summary.found()):
             line = lines.get()
             if line is None:
                 left -= 1
@@ -140,9 +172,7 @@ def _supervise(options):
         broken = [worker.wait() for worker in workers]
     early = summary.interrupted or (options.until_found and summary.failed)
     summary.broken = [] if early else [code for code in broken if code]
-    told = summary.tell()
-    # What was cut off has not held, whatever it has shown so far.
-    return _INTERRUPTED if summary.interrupted else told
+    return summary
 
 
 def _read(worker, lines):
@@ -169,7 +199,7 @@ def main():
         except KeyboardInterrupt:
             pass  # The one who started us sums up.
         return 0
-    return _supervise(options)
+    return _seek_plants(options) if options.plants else _run_seeds(options)
 
 
 if __name__ == "__main__":

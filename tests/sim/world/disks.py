@@ -8,7 +8,7 @@ from swarmctl.agent.journal import MemoryJournal
 from swarmctl.controller import records
 from swarmctl.controller.holding import HOLD
 from swarmctl.controller.records import ServiceRecord
-from swarmctl.controller.store.api import Entry
+from swarmctl.controller.store.api import Entry, Put
 from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
 from swarmctl.proto.errors import StorageFault
 
@@ -115,6 +115,8 @@ class SyncedStore(MemoryStore):
     async def commit(self, ops):
         if ops:  # Else it is a question whether the term is still the highest.
             self._disk.begin_write()
+            if self._disk.held:
+                self._disk.books.fire("stalled-store")
         return await super().commit(ops)
 
     def _apply(self, ops):
@@ -122,9 +124,13 @@ class SyncedStore(MemoryStore):
         if disk.full and ops:
             disk.books.fire("store-full")
             raise StorageFault(FULL.what, FULL.where, FULL.hint)
+        if self.sync_s > USUAL_SYNC_S and ops:
+            disk.books.fire("slow-store")
         revision = super()._apply(ops)
         for op in ops:
             disk.books.trace.note("synced", type(op).__name__, op.key)
+            if op.key.startswith(records.PREEMPTED) and isinstance(op, Put):
+                disk.books.fire("preempted", op.key)
             if op.key.startswith(records.SERVICE):
                 value = getattr(op, "value", None)
                 record = None if value is None else records.decode(value, ServiceRecord, op.key)
@@ -152,6 +158,8 @@ class Journal(MemoryJournal):
 
     def _take(self, write):
         self.books.trace.note("journaled", self.name, len(write.puts), len(write.deletes))
+        if self.sync_s > USUAL_SYNC_S:
+            self.books.fire("slow-journal", self.name)
         super()._take(write)
 
     def lose(self):

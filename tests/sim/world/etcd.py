@@ -37,6 +37,18 @@ class Etcd:
         self._entries = {}
         self._leases = {}
         self._granted = 0
+        self._stopped = False
+
+    def stop(self, now):
+        """Nobody reaches it, and no time passes for its leases."""
+        self._expire(now)
+        self._stopped = True
+
+    def start(self, now):
+        """It has what it had, and does not know how much of a lease was left."""
+        self._stopped = False
+        for lease in self._leases.values():
+            lease.ends_at = self._end(now, lease.ttl_s)
 
     def holds(self, key, lease, now):
         """Whether ``key`` is there, on that lease."""
@@ -71,6 +83,8 @@ class Etcd:
         return now + ttl_s + self.random.uniform(0, _LATE_S)
 
     def _expire(self, now):
+        if self._stopped:
+            return
         self._leases = {n: one for n, one in self._leases.items() if one.ends_at > now}
         self._entries = {
             key: (value, lease)
@@ -103,23 +117,24 @@ class Etcd:
 class EtcdLine:
     """One controller's connection: the product's client as far as an election uses it.
 
-    ``cut`` while etcd is out of reach; ``spent_s`` is what the calls of this look have waited.
+    ``fault`` says by what it is out of reach, if it is; ``spent_s`` is what the calls of this look
+    have waited.
     """
 
     def __init__(self, etcd):
         self.etcd = etcd
-        self.cut = False
+        self.fault = ""
         self.deaf = False
         self.spent_s = 0.0
         self.mended = trio.Event()
 
     def call(self, path, body, *, deadline_s):
         """One request."""
-        if self.cut:
+        if self.fault:
             if self.deaf:
                 self.etcd.answer(path, body, self.now())  # It is done, and the answer is lost.
             self.spent_s += deadline_s
-            self.etcd.world.books.fire("etcd-out-of-reach")
+            self.etcd.world.books.fire(self.fault)
             raise NoEtcd("no member of etcd serves", where="simulated etcd")
         self.spent_s += self.etcd.random.uniform(*_ANSWERS_WITHIN_S)
         return self.etcd.answer(path, body, self.now())
@@ -137,9 +152,13 @@ class EtcdLine:
         """The time at which the caller is, in the middle of a look."""
         return trio.current_time() + self.spent_s
 
+    def cut(self, fault, *, deaf):
+        """Etcd is out of reach; what is asked is done all the same if only the line is ``deaf``."""
+        self.fault, self.deaf = fault, deaf
+
     def mend(self):
         """Etcd is in reach again."""
-        self.cut = self.deaf = False
+        self.fault, self.deaf = "", False
         self.mended.set()
         self.mended = trio.Event()
 
@@ -150,9 +169,10 @@ class EtcdLine:
             NoEtcd: it is cut off still; nothing was done.
         """
         with trio.move_on_after(GIVE_UP_S):
-            while self.cut:
+            while self.fault:
                 await self.mended.wait()
-        if self.cut:
+        if self.fault:
+            self.etcd.world.books.fire(self.fault)
             raise NoEtcd("no member of etcd serves", where="simulated etcd")
 
 

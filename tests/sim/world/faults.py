@@ -1,19 +1,24 @@
 """What goes wrong: each fault is a function that begins it, waits, and lets it end.
 
 A seed enables about half of them (so that they meet in ever other combinations) and begins one of
-those every second or so.  What they count as fired is their effect: a drop is a payload lost.
+those every second or so.  What they count as fired is their effect, where it is met: a drop is a
+payload lost, a slow store a commit that was late, a clock's step the first look at it after that.
 """
 
 import trio
 
 from swarmctl.proto.errors import LaunchFailed
 from swarmctl.proto.limits import CLOCK_DRIFT_MAX
-from swarmctl.transport.memory import Direction
+from tests.sim.world import contests, wires
 from tests.sim.world.disks import FULL, USUAL_SYNC_S
+from tests.sim.world.machines import is_checked
 from tests.sim.world.processes import Killer
+from tests.sim.world.wires import end_partitions, for_a_while, keep_blocked
 
 # A process is killed at one of its next steps; busy ones take hundreds a second.
 _STEPS = (1, 5, 20, 60, 200)
+# How long a fault that is for a node with something fenced waits for one.
+_FENCED_WITHIN_S = 10.0
 # Machines of one run that never return: what is wanted has to have room on the others.
 _LOST_MAX = 2
 
@@ -81,7 +86,8 @@ async def _crash_machine(world):
 
 async def _agent_away(world):
     """Nobody starts it again for longer than a lease; its guard is alone with what is fenced."""
-    machine = _fencing_machine(world)
+    machine = await _some_fencing_machine(world)
+    fences = machine in world.fencing()
     process = world.agent_of(machine)
     if all(one.is_frozen for one in machine.guards):
         await trio.lowlevel.checkpoint()  # Then nobody is left to kill (docs/fencing.md).
@@ -89,8 +95,8 @@ async def _agent_away(world):
     process.wanted = False
     try:
         process.kill()
-        world.books.fire("agent-away", machine.name)
         await trio.sleep(world.random.uniform(10.0, 20.0))
+        world.books.fire("agent-away", machine.name, times=fences)
     finally:
         process.wanted = not machine.lost
 
@@ -106,7 +112,7 @@ async def _lose_machine(world):
     if world.random.random() < 0.5:
         if world.harsh and world.random.random() < 0.5:
             world.operator.lose(machine.name)  # It runs on, and nobody knows for how long.
-        await _keep_blocked(world, 1.0, 20.0, public_key=world.keys[machine.name].public)
+        await keep_blocked(world, 1.0, 20.0, public_key=world.keys[machine.name].public)
     process = world.agent_of(machine)
     process.wanted = False
     process.kill()
@@ -133,49 +139,37 @@ async def _crash_instance(world):
     await trio.lowlevel.checkpoint()
 
 
+async def _unwell(world):
+    """What runs on a machine answers health checks badly: it is stopped, and begun again."""
+    checked = [one for one in world.machines if any(map(is_checked, one.running().values()))]
+    if not checked:
+        await trio.lowlevel.checkpoint()
+        return
+    machine = world.random.choice(checked)
+    machine.unwell = True
+    await trio.sleep(world.random.uniform(3.0, 12.0))
+    machine.unwell = False
+
+
 async def _crash_many(world):
     """Several agents and the controller at once, as when a rack loses power for a moment."""
     victims = world.random.sample(world.agents, world.random.randint(2, 6))
     killed = [process.kill() for process in [world.controllers[world.serving], *victims]]
-    world.books.fire("crash-many", sum(killed))
+    world.books.fire("crash-many", sum(killed), times=sum(killed))
     await trio.lowlevel.checkpoint()
-
-
-async def _usurp(world):
-    """A second controller begins on the same store, and the first does not know.
-
-    It is cut off from the agents; or they stay with it, until it finds out.
-    """
-    old = world.serving
-    if not world.controllers[old].alive or world.usurping:
-        await trio.lowlevel.checkpoint()
-        return
-    world.usurping = True
-    endpoint = world.endpoints[old]
-    keeps_agents = world.random.random() < 0.5
-    try:
-        if not keeps_agents:
-            world.isolate_controller(old)
-        world.serving = 1 - old
-        world.controllers[1 - old].wanted = True
-        world.controllers[old].wanted = False
-        world.books.fire("usurp-with-agents" if keeps_agents else "usurp", endpoint)
-        await trio.sleep(world.random.uniform(1.0, 25.0 if keeps_agents else 10.0))
-    finally:
-        world.controllers[old].kill()
-        world.network.sever(endpoint=endpoint)
-        world.usurping = False
-        world.network.unblock()  # All: a partition that began earlier ends, too.
 
 
 def _fencing_machine(world):
     """One with something fenced, if there is any."""
-    fencing = [
-        machine
-        for machine in world.machines
-        if any(one.launch.template.fenced for one in machine.alive().values())
-    ]
-    return world.random.choice(fencing or world.machines)
+    return world.random.choice(world.fencing() or world.machines)
+
+
+async def _some_fencing_machine(world):
+    """One with something fenced, or any if there is none for a while."""
+    with trio.move_on_after(_FENCED_WITHIN_S):
+        while not world.fencing():  # noqa: ASYNC110 - users ask for it at some time
+            await trio.sleep(0.2)
+    return _fencing_machine(world)
 
 
 async def _crash_guard(world):
@@ -201,125 +195,23 @@ async def _freeze_guard(world):
         one.thaw()
 
 
-async def _freeze_leader(world):
-    """It stops for a while, mostly beyond its lease, and goes on as if nothing had happened."""
-    if world.cluster is None:
-        await trio.lowlevel.checkpoint()
-        return
-    process, endpoint = world.controllers[world.serving], world.endpoints[world.serving]
-    process.freeze()
-    world.books.fire("freeze-leader", process.name)
-    await _keep_blocked(world, 1.0, 12.0, endpoint=endpoint)
-    process.thaw()
-    _end_partitions(world)
-
-
-async def _leader_without_store(world):
-    """It is cut off from etcd, and reached by everybody else; some of what it asks is done."""
-    if world.cluster is None:
-        await trio.lowlevel.checkpoint()
-        return
-    process = world.controllers[world.serving]
-    process.line.cut, process.line.deaf = True, world.random.random() < 0.5
-    world.books.fire("leader-without-store", process.name)
-    await trio.sleep(world.random.uniform(1.0, 12.0))
-    process.line.mend()
-
-
-async def _drop(world):
-    world.network.drop = world.random.uniform(0.02, 0.4)
-    await _for_a_while(world)
-    world.network.drop = 0.0
-
-
-async def _delay(world):
-    world.network.slow, world.network.slow_s = world.random.uniform(0.1, 1.0), 1.5
-    await _for_a_while(world)
-    world.network.slow = 0.0
-
-
-async def _duplicate(world):
-    world.network.duplicate = world.random.uniform(0.05, 0.5)
-    await _for_a_while(world)
-    world.network.duplicate = 0.0
-
-
-async def _reorder(world):
-    world.network.reorder = world.random.uniform(0.05, 0.5)
-    await _for_a_while(world)
-    world.network.reorder = 0.0
-
-
-async def _for_a_while(world):
-    await trio.sleep(world.random.uniform(1.0, 8.0))
-
-
-async def _partition(world):
-    await _partition_of(world, "partition", None)
-
-
-async def _partition_to_agents(world):
-    await _partition_of(world, "partition-to-agents", Direction.TO_LINK)
-
-
-async def _partition_to_controller(world):
-    await _partition_of(world, "partition-to-controller", Direction.TO_LISTENER)
-
-
-async def _partition_of(world, name, direction):
-    count = world.random.choice((1, 1, 2, 5, len(world.machines)))
-    some = world.random.sample(world.machines, count)
-    for machine in some:
-        world.network.block(public_key=world.keys[machine.name].public, direction=direction)
-    world.books.fire(name, count)
-    await trio.sleep(world.random.uniform(0.5, 12.0))
-    _end_partitions(world)
-
-
-async def _keep_blocked(world, at_least_s, at_most_s, **whom):
-    """For a while of that length, whatever else ends meanwhile: where one partition ends all do."""
-    end = trio.current_time() + world.random.uniform(at_least_s, at_most_s)
-    while trio.current_time() < end:
-        if not world.network.blocks(**whom):
-            world.network.block(**whom)
-        await trio.sleep(0.1)
-
-
-def _end_partitions(world):
-    """All of them: one that began later ends early."""
-    world.network.unblock()
-    world.restore_isolation()
-
-
 async def _cut_off(world):
     """A node with something fenced is away for longer than its lease, and others take over."""
-    machine = _fencing_machine(world)
-    key = world.keys[machine.name].public
-    world.books.fire("cut-off", machine.name)
-    await _keep_blocked(world, 14.0, 20.0, public_key=key)
-    _end_partitions(world)
-
-
-async def _sever(world):
-    if world.random.random() < 0.5:
-        cut = world.network.sever()
-    else:
-        machine = world.random.choice(world.machines)
-        cut = world.network.sever(public_key=world.keys[machine.name].public)
-    world.books.fire("sever", cut, times=bool(cut))
-    await trio.lowlevel.checkpoint()
+    machine = await _some_fencing_machine(world)
+    fences = machine in world.fencing()
+    await keep_blocked(world, 14.0, 20.0, public_key=world.keys[machine.name].public)
+    world.books.fire("cut-off", machine.name, times=fences)
+    end_partitions(world)
 
 
 async def _slow_store(world):
     world.disk.slow(world.random.uniform(0.05, 1.0))
-    world.books.fire("slow-store")
-    await _for_a_while(world)
+    await for_a_while(world)
     world.disk.slow(USUAL_SYNC_S)
 
 
 async def _stalled_store(world):
     world.disk.hold()
-    world.books.fire("stalled-store")
     await trio.sleep(world.random.uniform(0.5, 4.0))
     world.disk.release()
 
@@ -332,7 +224,7 @@ async def _full_store(world):
 
 async def _lost_journal(world):
     """An operator moves a journal aside, mostly while the driver's daemon is away."""
-    machine = _fencing_machine(world)
+    machine = await _some_fencing_machine(world)
     process = world.agent_of(machine)
     process.wanted = False
     try:
@@ -371,8 +263,7 @@ async def _slow_journal(world):
     some = world.random.sample(world.machines, 5)
     for machine in some:
         machine.journal.sync_s = world.random.uniform(0.05, 2.0)
-    world.books.fire("slow-journal")
-    await _for_a_while(world)
+    await for_a_while(world)
     for machine in some:
         machine.journal.sync_s = USUAL_SYNC_S
 
@@ -381,7 +272,7 @@ async def _full_journal(world):
     some = world.random.sample(world.machines, 8)
     for machine in some:
         machine.journal.fault = FULL
-    await _for_a_while(world)
+    await for_a_while(world)
     for machine in some:
         machine.journal.fault = None
 
@@ -389,7 +280,7 @@ async def _full_journal(world):
 async def _driver_away(world):
     machine = world.random.choice(world.machines)
     machine.host.reachable = False
-    await _for_a_while(world)
+    await for_a_while(world)
     machine.host.reachable = True
 
 
@@ -407,30 +298,30 @@ async def _driver_fails(world):
     for machine in world.random.sample(world.machines, 5):
         what = world.random.choice(("create", "start", "stop", "remove"))
         machine.host.fail_next(what, LaunchFailed("chance says so", machine.name))
-    world.books.fire("driver-fails")
     await trio.lowlevel.checkpoint()
 
 
 async def _events_lost(world):
     machine = world.random.choice(world.machines)
-    machine.host.lose_events(world.owner(machine.name))
-    world.books.fire("events-lost", machine.name)
+    listening = machine.host.lose_events(world.owner(machine.name))
+    world.books.fire("events-lost", machine.name, times=listening)
     await trio.lowlevel.checkpoint()
 
 
 async def _clock_drifts(world):
     for clock in world.random.sample(world.clocks, 5):
         clock.drift(world.random.uniform(-0.05, 0.05))
+        clock.on_look = lambda: world.books.fire("clock-drift")
     for machine in world.random.sample(world.machines, 5):
         machine.quartz.drift(world.random.uniform(-CLOCK_DRIFT_MAX, CLOCK_DRIFT_MAX))
-    world.books.fire("clock-drift")
+        machine.quartz.on_look = lambda: world.books.fire("clock-drift")
     await trio.lowlevel.checkpoint()
 
 
 async def _clock_steps(world):
     clock = world.random.choice(world.clocks)
     clock.offset_s += world.random.uniform(-1, 1) * 10 ** world.random.uniform(0, 5)
-    world.books.fire("clock-step")
+    clock.on_look = lambda: world.books.fire("clock-step")
     await trio.lowlevel.checkpoint()
 
 
@@ -445,21 +336,28 @@ FAULTS = {
     "lose-machine": _lose_machine,
     "hold": _hold,
     "crash-instance": _crash_instance,
+    "unwell": _unwell,
     "crash-many": _crash_many,
     "crash-guard": _crash_guard,
     "freeze-guard": _freeze_guard,
-    "usurp": _usurp,
-    "freeze-leader": _freeze_leader,
-    "leader-without-store": _leader_without_store,
-    "drop": _drop,
-    "delay": _delay,
-    "duplicate": _duplicate,
-    "reorder": _reorder,
-    "partition": _partition,
-    "partition-to-agents": _partition_to_agents,
-    "partition-to-controller": _partition_to_controller,
+    "usurp": contests.usurp,
+    "freeze-leader": contests.freeze_leader,
+    "freeze-follower": contests.freeze_follower,
+    "leader-without-store": contests.leader_without_store,
+    "follower-without-store": contests.follower_without_store,
+    "etcd-out-of-reach": contests.etcd_out_of_reach,
+    "etcd-restarts": contests.etcd_restarts,
+    "relay-blocked": contests.relay_blocked,
+    "late-assignment": contests.late_assignment,
+    "drop": wires.drop,
+    "delay": wires.delay,
+    "duplicate": wires.duplicate,
+    "reorder": wires.reorder,
+    "partition": wires.partition,
+    "partition-to-agents": wires.partition_to_agents,
+    "partition-to-controller": wires.partition_to_controller,
     "cut-off": _cut_off,
-    "sever": _sever,
+    "sever": wires.sever,
     "slow-store": _slow_store,
     "stalled-store": _stalled_store,
     "store-full": _full_store,
@@ -473,16 +371,27 @@ FAULTS = {
     "clock-drift": _clock_drifts,
     "clock-step": _clock_steps,
 }
-# Those that only an elected leader meets: enabled wherever there is one.
-OF_LEADERS = ("freeze-leader", "leader-without-store")
+# Those that only two on one store meet, or only controllers that elect a leader: enabled wherever
+# there are such.
+OF_STORES = ("usurp",)
+OF_LEADERS = (
+    "freeze-leader",
+    "freeze-follower",
+    "leader-without-store",
+    "follower-without-store",
+    "etcd-out-of-reach",
+    "etcd-restarts",
+    "relay-blocked",
+)
 # Effects that no fault is chosen for: crashes bring them.
 EFFECTS = (
     "lease-ran-out",
     "usurp-with-agents",
     "led",
-    "etcd-out-of-reach",
+    "deposed-write-refused",
     "unsynced-commit-lost",
     "unsynced-journal-lost",
     "call-outlives-caller",
+    "preempted",
     "partitioned",
 )

@@ -7,6 +7,7 @@ from swarmctl.proto.errors import Conflict, Refused, StaleTerm, StorageFault
 from swarmctl.proto.states import NodeState
 from swarmctl.spec import wire
 from tests.sim.world.machines import CAPACITY
+from tests.sim.world.users import CHECK
 
 # By these a daemon may end by itself: its disk, a successor, a session that still counts, or a
 # key that its controller, which has only begun, does not know yet.
@@ -22,6 +23,11 @@ class Invariants:
     def __init__(self, world):
         self.world = world
         self.homes = {}
+        # Copies of jobs that have ended well, by service and slot; and those that count no more.
+        self._ended_well = {}
+        self._of_earlier_jobs = set()
+        # Bad answers in a row, by machine, incarnation, its start and its agent's.
+        self._unwell = Counter()
 
     # --- at every step ------------------------------------------------------------------------
 
@@ -56,6 +62,50 @@ class Invariants:
                 == (instance.launch.service, instance.launch.slot)
             ]
             world.books.check("fenced-runs-once", len(twins) == 1, lambda: f"on {twins}")
+
+    def ended(self, instance, code):
+        """An instance has ended by itself, or was made to."""
+        launch = instance.launch
+        if code == 0 and launch.template.job:
+            where = (launch.service, launch.slot)
+            self._ended_well.setdefault(where, set()).add(launch.incarnation)
+
+    def asked(self, machine, instance, *, well):
+        """An instance has answered a health check."""
+        key = self._life_of(machine, instance)
+        self._unwell[key] = 0 if well else self._unwell[key] + 1
+
+    def _life_of(self, machine, instance):
+        begun = self.world.agent_of(machine).starts
+        return (machine.name, instance.launch.incarnation, instance.started_at, begun)
+
+    def forget_ends(self, service):
+        """A job is removed: what runs, or is told to, is of no later one of that name."""
+        world = self.world
+        on_machines = (
+            number
+            for machine in world.machines
+            for number, one in machine.book.items()
+            if one.launch.service == service
+        )
+        told = (
+            number
+            for process in world.controllers
+            if process.value is not None
+            for node in process.value.state.nodes.values()
+            for number, one in node.instances.items()
+            if one.key[1] == service
+        )
+        self._of_earlier_jobs.update(on_machines, told)
+
+    def completed(self, service, slot):
+        """It is written that a copy of a job has succeeded."""
+        ended = self._ended_well.get((service, slot), set())
+        self.world.books.check(
+            "completion-is-earned",
+            bool(ended - self._of_earlier_jobs),
+            lambda: f"{service}.{slot} has not, as it is asked for now: {sorted(ended)} have",
+        )
 
     def _within_capacity(self, machine):
         used = _total(one.launch.template.resources for one in machine.alive().values())
@@ -144,6 +194,8 @@ class Invariants:
             for machine, one in there:
                 if wire.digest(wire.encode_template(one.launch.template)) != wanted:
                     found.append(f"{name}.{slot} on {machine.name} is of an older spec")
+                if self._unwell[self._life_of(machine, one)] >= CHECK.retries:
+                    found.append(f"{name}.{slot} on {machine.name} is not well, and was left so")
                 # Which restarts were done only the journal knew: where that was lost, what is found
                 # counts as restarted.
                 if one.launch.incarnation in machine.forgotten:

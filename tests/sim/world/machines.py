@@ -1,6 +1,7 @@
 """A node: its instances, its driver, its clock, its disk; what outlives its agent."""
 
 import random
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
@@ -29,13 +30,20 @@ FACTS = MachineFacts(4, 2**33, 2**32, 2**36, 2**35)
 
 @attrs.define
 class Clock:
-    """What a machine takes for the time of day: ``rate`` too fast, and ``offset_s`` ahead."""
+    """What a machine takes for the time of day: ``rate`` too fast, and ``offset_s`` ahead.
+
+    ``on_look`` is called when somebody looks at it next.
+    """
 
     rate: float = 0.0
     offset_s: float = 0.0
+    on_look: object = None
 
     def at(self, true_s):
         """Its time of day at the virtual time ``true_s``."""
+        if self.on_look is not None:
+            on_look, self.on_look = self.on_look, None
+            on_look()
         return _EPOCH_S + true_s * (1.0 + self.rate) + self.offset_s
 
     def now(self):
@@ -70,6 +78,20 @@ class Host(SimHost):
             self.machine.world.invariants.started(self.machine, instance)
         return instance
 
+    def lose_events(self, owner):
+        super().lose_events(owner)
+        return len(self._outlets.get(owner, ()))
+
+    def next_fault(self, operation):
+        fault = super().next_fault(operation)
+        if fault is not None:
+            self.machine.world.books.fire("driver-fails", self.machine.name, operation)
+        return fault
+
+    def _end(self, owner, instance, code, at):
+        super()._end(owner, instance, code, at)
+        self.machine.world.invariants.ended(instance, code)
+
     def _tell(self, owner, event):
         self.machine.world.trace.note("event", self.machine.name, event.kind.value)
         super()._tell(owner, attrs.evolve(event, at=self.machine.clock.at(event.at)))
@@ -101,6 +123,18 @@ class Driver(SimDriver):
             finished_at=at(found.finished_at) if found.finished_at else 0.0,
         )
 
+    @asynccontextmanager
+    async def exec(self, incarnation, command, *, tty, stdin):  # noqa: ARG002 - as Exec's
+        """A health check."""
+        await self._meet("exec")
+        machine = self.machine
+        instance = machine.running().get(incarnation)
+        if machine.unwell and instance is not None:
+            machine.world.books.fire("unwell", machine.name)
+        if instance is not None:
+            machine.world.invariants.asked(machine, instance, well=not machine.unwell)
+        yield _Verdict(int(machine.unwell))
+
     async def _effect(self, what, call, launch):
         """A call whose caller may die before the effect, after it, or while the daemon works."""
         if self.machine.on_call is not None:
@@ -130,11 +164,33 @@ class Driver(SimDriver):
         return await super().probe()
 
 
+@attrs.frozen
+class _Verdict:
+    """A terminal at whose other end a command has ended, without a word."""
+
+    code: int
+
+    async def receive(self):
+        """The end."""
+        await trio.lowlevel.checkpoint()
+
+    async def exit_code(self):
+        """What it said."""
+        await trio.lowlevel.checkpoint()
+        return self.code
+
+
+def is_checked(instance):
+    """Whether it is asked how it is."""
+    return instance.launch.template.health is not None
+
+
 @attrs.define(eq=False)
 class Machine(Guards):
     """A node; ``silent`` is set while its daemon takes calls and answers none.
 
-    ``lost`` says that it is off, and will never be on again; ``off`` that it is without power.
+    ``lost`` says that it is off, and will never be on again; ``off`` that it is without power;
+    ``unwell``, that what runs here answers health checks badly.
     """
 
     world: object
@@ -146,6 +202,7 @@ class Machine(Guards):
     silent: trio.Event | None = None
     on_call: object = None
     lost: bool = False
+    unwell: bool = False
     off: bool = False
     forgotten: set = attrs.field(factory=set)
     host: Host = attrs.field(init=False)

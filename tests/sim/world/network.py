@@ -7,6 +7,10 @@ bear that (DESIGN 1.3).
 
 from zlib import crc32
 
+import trio
+
+from swarmctl.proto import codec
+from swarmctl.proto.messages import Assign
 from swarmctl.transport.memory import Direction, MemoryNetwork, Stray
 
 # A network of one building.
@@ -28,13 +32,26 @@ class Network(MemoryNetwork):
         self.slow = 0.0
         self.slow_s = 0.0
         self.fate = self._decide
+        self._by = {}
+        # The last assignment to each node's key, with its term, while they are kept.
+        self.assignments = None
 
     def calm(self):
         """No more faults."""
         self.drop = self.duplicate = self.reorder = self.slow = 0.0
         self.unblock()
 
-    def blocks(self, *, endpoint=None, public_key=None):
+    def block(self, *, endpoint=None, public_key=None, direction=None, fault=None):
+        """As on any network; ``fault`` is what is counted for each payload that vanishes."""
+        super().block(endpoint=endpoint, public_key=public_key, direction=direction)
+        self._by[self._partitions[-1]] = fault
+
+    def unblock(self):
+        """All of it."""
+        self._by.clear()
+        super().unblock()
+
+    def blocks(self, *, endpoint=None, public_key=None, fault=None):  # noqa: ARG002 - as block's
         """Whether a partition is made for just that."""
         wanted = (endpoint, public_key)
         return any((one.endpoint, one.public_key) == wanted for one in self._partitions)
@@ -44,6 +61,8 @@ class Network(MemoryNetwork):
         way = "->" if passage.direction is Direction.TO_LISTENER else "<-"
         random, books = self.random, self.books
         books.trace.note("sent", name, way, len(passage.payload), crc32(passage.payload))
+        if self.assignments is not None and passage.direction is Direction.TO_LINK:
+            self._keep_assignment(passage)
         if self.drop and random.random() < self.drop:
             books.fire("drop", name)
             return None
@@ -61,14 +80,38 @@ class Network(MemoryNetwork):
             return Stray((delay_s + random.expovariate(2.0),))
         return delay_s
 
-    def _is_lost(self, wire, direction):
-        return any(
-            one.covers(wire.endpoint, wire.public_key, direction) for one in self._partitions
-        )
+    def _keep_assignment(self, passage):
+        message = codec.decode(passage.payload)
+        if isinstance(message, Assign):
+            self.assignments[passage.public_key] = (message.term, passage.payload)
+
+    def deliver(self, public_key, payload):
+        """To a link, on the connection that it has now; whether it has one."""
+        for wire in self.wires.values():
+            if wire.public_key == public_key:
+                wire._put(Direction.TO_LINK, trio.current_time(), payload)
+                return True
+        return False
 
     def fate_of(self, wire, direction, payload):
         """Count what a partition swallows, apart from what is dropped."""
         fate = super().fate_of(wire, direction, payload)
-        if fate is None and self._is_lost(wire, direction):
-            self.books.fire("partitioned", self.names.get(wire.public_key, "?"), direction.value)
+        self._count_lost(wire.endpoint, wire.public_key, (direction,))
         return fate
+
+    async def _connect(self, endpoint, server_public_key, keypair, connect_timeout_s):
+        """A handshake goes both ways."""
+        self._count_lost(endpoint, keypair.public, Direction)
+        return await super()._connect(endpoint, server_public_key, keypair, connect_timeout_s)
+
+    def _count_lost(self, endpoint, public_key, directions):
+        lost_by = [
+            self._by.get(one)
+            for one in self._partitions
+            if any(one.covers(endpoint, public_key, each) for each in directions)
+        ]
+        if lost_by:
+            name = self.names.get(public_key, "?")
+            self.books.fire("partitioned", name)
+            for fault in filter(None, dict.fromkeys(lost_by)):
+                self.books.fire(fault, name)

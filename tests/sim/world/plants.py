@@ -1,15 +1,21 @@
-"""Bugs to plant, each a mistake that somebody could make: the simulator has to find them."""
+"""Bugs to plant, each a mistake that somebody could make: the simulator has to find them.
+
+Each names the invariants that may find it.  What something else finds is not the bug that was
+meant: such a plant does not fit the product any more, and ends it by an exception, say.
+"""
 
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from unittest import mock
 
 import trio
+from attrs import frozen
 
 from swarmctl.agent.guard import FencedList
 from swarmctl.agent.instance import Instance
 from swarmctl.agent.transitions import Goal
-from swarmctl.controller import confirming, sessions
+from swarmctl.controller import confirming, forgetful, jobs, sessions
 from swarmctl.controller.candidate import Candidate
 from swarmctl.controller.fencing import FenceBook, always
 from swarmctl.controller.judge import Verdict, judge
@@ -17,7 +23,9 @@ from swarmctl.controller.sessions import Sessions
 from swarmctl.controller.state import ClusterState
 from swarmctl.controller.store import memory
 from swarmctl.controller.store.commits import validate
+from swarmctl.proto.states import InstanceState
 from swarmctl.spec.models import Resources
+from tests.sim.world.books import A_DEFECT
 from tests.sim.world.disks import Journal
 
 
@@ -78,8 +86,8 @@ def _create_unwritten():
 def _no_lease_check():
     """A fenced slot is placed anew as soon as its node is lost."""
 
-    def admit(_self, _service, slots, _unreported):
-        return slots
+    def admit(_self, _service, slots, *_, **__):
+        return list(slots)
 
     return mock.patch.object(FenceBook, "admit", admit)
 
@@ -129,24 +137,85 @@ def _never_confirm():
     return mock.patch.object(confirming, "run", never)
 
 
+@contextmanager
 def _believe_absence():
     """What a node does not name is gone, whether its driver has said what it has or not."""
-    return mock.patch.object(Sessions, "_absent", lambda self, _, one: self._gone(one))
+
+    def hear(node, _hello, _now):
+        node.told_all, node.doubtful_since = True, None
+
+    with (
+        mock.patch.object(Sessions, "_absent", lambda self, _, one: self._gone(one)),
+        mock.patch.object(forgetful, "hear", hear),
+    ):
+        yield
+
+
+def _complete_as_it_runs():
+    """A job's copy counts as completed as soon as it runs."""
+    settle = jobs.settle
+
+    def hasty(state, fleet, instance):
+        service = state.services.get(instance.key)
+        runs = instance.state is InstanceState.RUNNING
+        job = service is not None and service.record.spec.template.job
+        return settle(state, fleet, instance) or (job and runs)
+
+    return mock.patch.object(jobs, "settle", hasty)
+
+
+def _adopt_the_dead():
+    """What runs of a service that was removed counts for the one that has its name now."""
+
+    def forgetful(state, report, node):
+        with mock.patch.object(state, "tombstones", {}):
+            return judge(state, report, node)
+
+    return mock.patch.object(sessions, "judge", forgetful)
+
+
+@frozen
+class Plant:
+    """A bug: ``sow`` is a context that has it, ``found_by`` are the invariants that may find it."""
+
+    sow: Callable
+    found_by: frozenset
+
+    @property
+    def what(self):
+        """What is wrong with it, in a line."""
+        return self.sow.__doc__.strip()
+
+
+def _plant(sow, *found_by):
+    return Plant(sow, frozenset(found_by))
 
 
 PLANTS = {
-    "no-lease-check": _no_lease_check,
-    "no-fence": _no_fence,
-    "acknowledge-first": _acknowledge_first,
-    "ignore-generation": _ignore_generation,
-    "keep-what-returns": _keep_what_returns,
-    "create-unwritten": _create_unwritten,
-    "defect": _defect,
-    "count-no-memory": _count_no_memory,
-    "guard-nothing": _guard_nothing,
-    "lead-on": _lead_on,
-    "never-confirm": _never_confirm,
-    "believe-absence": _believe_absence,
+    "no-lease-check": _plant(_no_lease_check, "fenced-runs-once"),
+    "no-fence": _plant(
+        _no_fence, "write-is-asked-for", "refused-is-not-done", "acknowledged-is-durable"
+    ),
+    "acknowledge-first": _plant(
+        _acknowledge_first, "acknowledged-is-synced", "acknowledged-is-durable"
+    ),
+    "ignore-generation": _plant(_ignore_generation, "comes-to-rest"),
+    "keep-what-returns": _plant(
+        _keep_what_returns, "comes-to-rest", "nothing-left-over", "within-capacity"
+    ),
+    "create-unwritten": _plant(_create_unwritten, "journaled-before-created"),
+    "defect": _plant(_defect, A_DEFECT),
+    "count-no-memory": _plant(
+        _count_no_memory, "comes-to-rest", "within-capacity", "booked-within-capacity"
+    ),
+    "guard-nothing": _plant(_guard_nothing, "fenced-runs-once"),
+    "lead-on": _plant(_lead_on, "comes-to-rest", "fenced-runs-once"),
+    "never-confirm": _plant(_never_confirm, "fenced-runs-once"),
+    "complete-as-it-runs": _plant(_complete_as_it_runs, "completion-is-earned"),
+    "adopt-the-dead": _plant(
+        _adopt_the_dead, "completion-is-earned", "comes-to-rest", "write-is-asked-for"
+    ),
+    "believe-absence": _plant(_believe_absence, "fenced-runs-once", "comes-to-rest"),
 }
 
 
@@ -154,7 +223,7 @@ PLANTS = {
 def planted(name):
     """With the bug ``name`` in the product; the empty name plants none."""
     if name:
-        with PLANTS[name]():
+        with PLANTS[name].sow():
             yield
     else:
         yield

@@ -4,6 +4,9 @@ import sys
 import time
 from collections import Counter
 
+import attrs
+
+from tests.sim.world.books import INVARIANTS
 from tests.sim.world.faults import EFFECTS, FAULTS
 from tests.sim.world.trace import EVENTS_MIN
 
@@ -14,11 +17,26 @@ _NODES_MIN = 20
 _PROGRESS_S = 5.0
 
 
+@attrs.frozen
+class Found:
+    """A failure: its seed, how many it took to come to it, and what did not hold."""
+
+    seed: int
+    seeds: int
+    invariant: str
+
+    def __str__(self):
+        return f"{self.seeds} seeds, by {self.invariant}"
+
+
 class Summary:
     """Takes the result of each seed in, and tells the sum."""
 
-    def __init__(self, plant=""):
+    def __init__(self, plant="", *, harsh=False, seed_base=0):
+        self.seed_base = seed_base
+        self.seeds = set()
         self.plant = plant
+        self.harsh = harsh
         self.interrupted = False
         self.broken = []
         self.failed = {}
@@ -30,6 +48,7 @@ class Summary:
 
     def add(self, run):
         """One seed's result."""
+        self.seeds.add(run["seed"])
         for name, count in run["fired"].items():
             self.fired[name] += count
             self.fired_in[name] += bool(count)
@@ -40,10 +59,7 @@ class Summary:
         if run["violations"]:
             self.failed[run["seed"]] = run["violations"]
             print(f"seed {run['seed']} FAILED: {run['violations'][0][:400]}", flush=True)
-            plant = f" --plant {self.plant}" if self.plant else ""
-            variable = f" PLANT={self.plant}" if self.plant else ""
-            print(f"  replay: make soak SEEDS=1 SEED_BASE={run['seed']}{variable}", end="")
-            print(f", or python -m tests.sim.world --show --seed-base {run['seed']}{plant}")
+            self._tell_replay(run["seed"])
         else:
             self.held += 1
             self.events.append(run["events"])
@@ -53,6 +69,45 @@ class Summary:
             self._told = time.monotonic()
             print(f"{self.held + len(self.failed)} seeds, {len(self.failed)} failed",
                   file=sys.stderr, flush=True)  # fmt: skip
+
+    def found(self):
+        """The first seed that failed, once all before it have been run; None until then."""
+        if not self.failed:
+            return None
+        first = min(self.failed)
+        if not self.seeds.issuperset(range(self.seed_base, first)):
+            return None
+        invariant = self.failed[first][0].partition(":")[0]
+        return Found(first, first - self.seed_base + 1, invariant)
+
+    def recorded(self):
+        """The sum as :mod:`record` keeps it: only of runs that held."""
+        return {
+            "first": self.seed_base,
+            "run": self.held + len(self.failed),
+            "held": self.held,
+            "nodes": min(self.nodes),
+            "events": [min(self.events), max(self.events)],
+            "cpu_s": sum(self.cpu_s) / len(self.cpu_s),
+            "at_rest_s": max(self.calm_s),
+            "faults": {
+                name: {"fired": self.fired[name], "seeds": self.fired_in[name]}
+                for name in (*FAULTS, *EFFECTS)
+            },
+            "invariants": {
+                name: {"says": says, "checks": self.checked[name], "seeds": self.checked_in[name]}
+                for name, says in sorted(INVARIANTS.items())
+            },
+        }
+
+    def _tell_replay(self, seed):
+        options = variables = ""
+        if self.plant:
+            options, variables = f" --plant {self.plant}", f" PLANT={self.plant}"
+        if self.harsh:
+            options, variables = f"{options} --harsh", f"{variables} HARSH=1"
+        print(f"  replay: make soak SEEDS=1 SEED_BASE={seed}{variables}", end="")
+        print(f", or python -m tests.sim.world --show --seed-base {seed}{options}", flush=True)
 
     def tell(self):
         """Print all of it; the exit code."""
@@ -93,4 +148,5 @@ class Summary:
                 for name in (*FAULTS, *EFFECTS)
                 if self.fired_in[name] < _SEEDS_A_FAULT
             ]
+            found += [f"{name} was never checked" for name in INVARIANTS if not self.checked[name]]
         return found

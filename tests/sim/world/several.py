@@ -33,8 +33,11 @@ class LedStore(SyncedStore):
     async def commit(self, ops):
         """See Store."""
         self._disk.trying += 1
+        if self.guard is not None and ops:
+            self.process.about_to_write()
         try:
             await self._in_reach()
+            self._check_lease()
             return await super().commit(ops)
         finally:
             self._disk.trying -= 1
@@ -69,7 +72,7 @@ class Leader(Candidate):
 
     async def _let_relays_in(self, controller):
         await super()._let_relays_in(controller)
-        self.process.value = controller.cluster
+        self.process.world.took_over(self.process, controller.cluster)
 
     async def _lead(self, guard):
         self.process.world.books.fire("led", self.process.name)
@@ -85,11 +88,27 @@ class CandidateProcess(Process):
 
     line: EtcdLine = None
     _thawed: trio.Event = None
+    _writes: trio.Event = None
 
     async def thawed(self):
         """Wait while it is frozen."""
         while self._thawed is not None:
             await self._thawed.wait()
+
+    async def freeze_at_write(self):
+        """Frozen as soon as it is about to write."""
+        if self._writes is None:
+            self._writes = trio.Event()
+        try:
+            await self._writes.wait()
+        finally:
+            self._writes = None
+
+    def about_to_write(self):
+        """It has something for the store, and has not sent it yet."""
+        if self._writes is not None:
+            self._writes.set()
+            self.freeze()
 
     def freeze(self):
         """SIGSTOP: nothing goes in or out."""

@@ -20,13 +20,25 @@ from swarmctl.proto.errors import (
     sole_error,
 )
 from swarmctl.spec import wire
-from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
+from swarmctl.spec.models import (
+    ContainerSpec,
+    HealthCheck,
+    HealthKind,
+    Resources,
+    ServiceSpec,
+    Template,
+)
 from swarmctl.transport.keys import KeyPair
 from swarmctl.transport.rpc import RpcCaller
 
 REPLICAS_MAX = 10
+# The service whose instances are asked whether they are well.
+CHECKED = "db"
+CHECK = HealthCheck(HealthKind.COMMAND, ("well",), interval_s=2.0, timeout_s=1.0, retries=2)
 _PATIENCE_S = 8.0
 _JOB_COPIES = 6
+# How likely it is in a second that a job is removed.
+_JOB_ENDS = 0.1
 
 
 @attrs.frozen
@@ -78,9 +90,11 @@ class User:
         self.name = name
         self.random = random
         self.job = job
+        self.fenced = name == "fenced"
         self.wish = Wish()
         self.next = None
         self.landed = False
+        self.completed = frozenset()
         self.resources = Resources(
             cpu_millis=random.choice((100, 150, 200)),
             memory_bytes=self._choice("memory", (0, 1, 2)) << 20,
@@ -108,22 +122,44 @@ class User:
             if ok:
                 self._note_restarts(was)
         books.check("write-is-asked-for", ok, lambda: f"{self.name} became {record}, not {was}")
+        if self.job:
+            self._note_completions(record)
+
+    def _note_completions(self, record):
+        """What counts as completed has run to its end, for the job that there is now."""
+        invariants = self.world.invariants
+        if record is None:
+            invariants.forget_ends(self.name)
+        completed = frozenset(() if record is None else record.completed)
+        for slot in sorted(completed - self.completed):
+            invariants.completed(self.name, slot)
+        self.completed = completed
 
     def _note_restarts(self, was):
         """From now on what runs has to have begun later, where a restart was asked for."""
         if self.next.spec is None or was.spec is None:
             self.restarted_at.clear()
             return
-        for slot in range(1, self.next.spec.replicas + 1):
+        replicas = self.next.spec.replicas
+        # A restart of a slot that is scaled away is asked for no more, though it may come again.
+        for slot in [one for one in self.restarted_at if one > replicas]:
+            del self.restarted_at[slot]
+        for slot in range(1, replicas + 1):
             if _generation(self.next, slot) > _generation(was, slot):
                 self.restarted_at[slot] = trio.current_time()
 
     def look(self):
         """Acknowledged writes are on the disk, now."""
-        record = self.world.disk.services().get(self.name)
+        self._check("acknowledged-is-durable", self.world.disk.services().get(self.name))
+
+    def look_at(self, record):
+        """They are in what a controller begins with, too."""
+        self._check("acknowledged-is-served", record)
+
+    def _check(self, invariant, record):
         was = self.next if self.landed else self.wish
         self.world.books.check(
-            "acknowledged-is-durable",
+            invariant,
             was.is_in(record),
             lambda: f"{self.name} is {record}, and was acknowledged as {was}",
         )
@@ -134,12 +170,22 @@ class User:
         """Ask for changes now and then."""
         while trio.current_time() < until_s:
             if self.job:
-                if self.wish.spec is None:
-                    await self.change(*self._apply(_JOB_COPIES))
-                await trio.sleep(1.0)
+                await self._ask_for_job()
                 continue
             await self.change(*self._choose())
             await trio.sleep(self.random.expovariate(1 / 2.5))
+
+    async def _ask_for_job(self):
+        """Once more after a while, under its name: copies of the one before may run still."""
+        if self.wish.spec is None:
+            await self.change(*self._apply(_JOB_COPIES))
+        elif self.random.random() < _JOB_ENDS:
+            await self.change("service.remove", {"names": [self.name]}, Wish())
+            return
+        await trio.sleep(1.0)
+
+    async def make_room(self):
+        """Faults are over, and all is to be as it was asked for."""
 
     def _choose(self):
         wish, random = self.wish, self.random
@@ -151,6 +197,9 @@ class User:
             ("apply", "apply", "scale", "scale", "restart", "restart one", "stop", "start", "start",
              "stop one", "start one", "remove one", "remove")
         )  # fmt: skip
+        if self.fenced and what in ("stop", "remove"):
+            # What was fenced waits for leases: it is to run while there are faults.
+            what = random.choice(("start", "start", what))
         if what == "apply":
             return self._apply(random.randint(0, REPLICAS_MAX))
         if what == "scale":
@@ -178,10 +227,11 @@ class User:
             container=ContainerSpec(self.random.choice("xyz"), command),
             resources=self.resources,
             stop_grace_period_s=self.grace_s,
+            health=CHECK if self.name == CHECKED else None,
             job=self.job,
-            fenced=self.name == "fenced",
+            fenced=self.fenced,
         )
-        fencing = "lease" if self.name == "fenced" else "none"
+        fencing = "lease" if self.fenced else "none"
         spec = ServiceSpec(
             self.name,
             template,
@@ -236,6 +286,32 @@ class User:
     async def _request(self, method, params):
         self.world.user_starts += 1
         await request(self.world, self.random, method, params)
+
+
+class Bulk(User):
+    """One whose few, large copies matter least, and fill most machines: they are preempted.
+
+    Where all of it has room is nobody's affair: in the end she takes it away.
+    """
+
+    def __init__(self, world, name, random):
+        super().__init__(world, name, random)
+        self.resources = Resources(cpu_millis=400)
+        self.priority = -10
+
+    async def live(self, until_s):
+        """Fill the machines, and now and then so many of them."""
+        while trio.current_time() < until_s:
+            await self.change(*self._choose())
+            await trio.sleep(self.random.expovariate(1 / 8))
+
+    def _choose(self):
+        return self._apply(self.random.randint(12, 19))
+
+    async def make_room(self):
+        """She is done."""
+        while self.wish.spec is not None:
+            await self.change("service.remove", {"names": [self.name]}, Wish())
 
 
 async def request(world, random, method, params):

@@ -29,7 +29,7 @@ from swarmctl.transport.keys import KeyPair
 from tests.sim.world.books import Books
 from tests.sim.world.disks import USUAL_SYNC_S, Disk, SyncedStore
 from tests.sim.world.etcd import Etcd, EtcdLine
-from tests.sim.world.faults import FAULTS, OF_LEADERS
+from tests.sim.world.faults import FAULTS, OF_LEADERS, OF_STORES
 from tests.sim.world.guards import Fence
 from tests.sim.world.invariants import Invariants
 from tests.sim.world.machines import CAPACITY, FACTS, Clock, Driver, Machine
@@ -38,7 +38,7 @@ from tests.sim.world.operators import Operator
 from tests.sim.world.processes import Process
 from tests.sim.world.several import CandidateProcess, shared_identity
 from tests.sim.world.trace import EVENTS_MIN, Trace
-from tests.sim.world.users import User
+from tests.sim.world.users import Bulk, User
 
 NODES = 20
 TROUBLE_S = 30.0
@@ -55,6 +55,8 @@ SEVERAL = (*ENDPOINTS, "tcp://10.0.0.3:7077")
 # One seed in so many is of the latter kind.
 _SEVERAL_EVERY = 3
 USERS = ("web", "db", "fenced")
+# How many seeds have one beside them who fills the machines.
+_BULK = 0.5
 
 
 class World:
@@ -205,6 +207,8 @@ class World:
     def _make_users(self):
         self.users = [User(self, name, self.chance(name)) for name in USERS]
         self.users.append(User(self, "job", self.chance("job"), job=True))
+        if self.chance("is there bulk").random() < _BULK:
+            self.users.append(Bulk(self, "bulk", self.chance("bulk")))
         self.operator = Operator(self, self.chance("operator"))
         by_name = {user.name: user for user in self.users}
         self.disk.on_service = lambda name, record: by_name[name].synced(record)
@@ -225,19 +229,34 @@ class World:
             advertise=self.endpoints,
             fencing_lease_s=FENCING_LEASE_MIN_S,
         )
-        await run_controller(config, edges=edges, task_status=_Started(process))
+        started = _Started(lambda cluster: self.took_over(process, cluster))
+        await run_controller(config, edges=edges, task_status=started)
 
     def _cut_controller(self, process):
         self.network.sever(endpoint=self.endpoints[self.controllers.index(process)])
         if process.store is not None:
             self.disk.crash(process.store)
             process.store = None
+            self.look_at_acknowledged()
 
     def _cut_candidate(self, process):
         process.thaw()
         self.network.sever(endpoint=self.endpoints[self.controllers.index(process)])
         for store in [one for one in self.disk.stores if one.process is process]:
             self.disk.crash(store)
+        self.look_at_acknowledged()
+
+    def look_at_acknowledged(self):
+        """What was acknowledged is on the disk, whoever was killed just now."""
+        for user in self.users:
+            user.look()
+
+    def took_over(self, process, cluster):
+        """A controller begins to serve with what it found: what was acknowledged."""
+        process.value = cluster
+        served = {name: one.record for (_, name), one in cluster.state.services.items()}
+        for user in self.users:
+            user.look_at(served.get(user.name))
 
     async def _agent(self, process):
         machine = self.machines[self.agents.index(process)]
@@ -265,7 +284,8 @@ class World:
             drivers=("sim",),
             capacity=CAPACITY,
         )
-        await run_agent(config, edges=edges, task_status=_Started(process))
+        started = _Started(lambda agent: setattr(process, "value", agent))
+        await run_agent(config, edges=edges, task_status=started)
 
     def _cut_agent(self, process):
         machine = self.machines[self.agents.index(process)]
@@ -273,21 +293,34 @@ class World:
         self.network.sever(public_key=self.keys[machine.name].public)
         machine.journal.lose()
 
-    def isolate_controller(self, number):
-        """No agent reaches it; users do."""
-        self.isolated = number
-        for pair in [*self.keys.values(), self.token]:
-            public = pair.public if isinstance(pair, KeyPair) else pair.public_key
-            self.network.block(endpoint=self.endpoints[number], public_key=public)
-            for wire in list(self.network.wires.values()):
-                if (wire.endpoint, wire.public_key) == (self.endpoints[number], public):
-                    wire.lose_under_way()
-                    wire.end()
+    def fencing(self):
+        """The machines with something fenced that runs."""
+        return [
+            machine
+            for machine in self.machines
+            if any(one.launch.template.fenced for one in machine.alive().values())
+        ]
+
+    def isolate_controller(self, number, *, but=(), users=False):
+        """No agent reaches it ``but`` those of some machines, and no user either, if ``users``."""
+        left = {self.keys[machine.name].public for machine in but}
+        cut = {*(pair.public for pair in self.keys.values()), self.token.public_key} - left
+        if users:
+            cut.add(self.admin.public)
+        self.isolated = (self.endpoints[number], sorted(cut))
+        self.restore_isolation()
 
     def restore_isolation(self):
         """After all partitions were lifted: this one stays as long as its controller is a stray."""
-        if self.usurping and self.isolated is not None:
-            self.isolate_controller(self.isolated)
+        if self.isolated is None:
+            return
+        endpoint, cut = self.isolated
+        for public in cut:
+            self.network.block(endpoint=endpoint, public_key=public)
+            for wire in list(self.network.wires.values()):
+                if (wire.endpoint, wire.public_key) == (endpoint, public):
+                    wire.lose_under_way()
+                    wire.end()
 
     # --- a run --------------------------------------------------------------------------------
 
@@ -304,6 +337,8 @@ class World:
             await self._trouble()
             self._heal()
             await self.operator.put_back()
+            for user in self.users:
+                await user.make_room()
             await self._settle()
             self.nursery.cancel_scope.cancel()
 
@@ -324,9 +359,11 @@ class World:
     async def _trouble(self):
         """Users ask and faults happen, at the same time."""
         enabled = [name for name in FAULTS if self.random.random() < 0.5] or list(FAULTS)
-        unfit = ("usurp",) if self.several else OF_LEADERS
-        fit = {*enabled, *OF_LEADERS}.difference(unfit)
-        enabled = [name for name in FAULTS if name in fit]
+        fit, unfit = (OF_LEADERS, OF_STORES) if self.several else (OF_STORES, OF_LEADERS)
+        enabled = [name for name in FAULTS if name in {*enabled, *fit}.difference(unfit)]
+        if self.several:
+            # Twice as likely, as only one seed of three has them; one has to meet a write, too.
+            enabled += (*fit, "freeze-leader")
         self.trace.note("enabled", *enabled)
         async with trio.open_nursery() as asking:
             for user in self.users:
@@ -364,19 +401,21 @@ class World:
             machine.host._faults.clear()
             for one in machine.guards:
                 one.thaw()
+            machine.unwell = False
             machine.speak()
         for clock in self.clocks:
             # As a time service does: a node whose clock stays off is sick, and stays so.
             clock.drift(0.0)
             clock.offset_s = 0.0
+        for clock in [*self.clocks, *(machine.quartz for machine in self.machines)]:
+            clock.on_look = None
         self.trace.note("healed")
 
     async def _settle(self):
         """All becomes as users asked, within the bound, and stays so, with nothing left over."""
         healed_at = calm_at = trio.current_time()
         while trio.current_time() < calm_at + _REST_S:
-            for user in self.users:
-                user.look()
+            self.look_at_acknowledged()
             differences = self.invariants.differences()
             late = trio.current_time() > healed_at + CALM_WITHIN_S
             text = _some(differences)
@@ -398,13 +437,10 @@ def _some(texts):
 
 
 class _Started:
-    """A task status that keeps what was started at its process."""
+    """A task status that passes on what was started."""
 
-    def __init__(self, process):
-        self._process = process
-
-    def started(self, value=None):
-        self._process.value = value
+    def __init__(self, take):
+        self.started = take
 
 
 def _watch_log(world):

@@ -8,8 +8,9 @@ from swarmctl.controller import records
 from swarmctl.controller.handlers import applying, services
 from swarmctl.controller.records import ServiceRecord
 from swarmctl.controller.state import Service
+from swarmctl.controller.store.memory import MemoryStore
 from swarmctl.proto import limits
-from swarmctl.proto.errors import Busy, Conflict, InvalidSpec, StorageFault, from_wire
+from swarmctl.proto.errors import Busy, Conflict, InvalidSpec, StaleTerm, StorageFault, from_wire
 from swarmctl.proto.messages import Reply, Request
 from swarmctl.spec import wire
 from swarmctl.spec.models import ContainerSpec, Placement, Resources, ServiceSpec, Template
@@ -46,6 +47,21 @@ async def ask_all(rig, specs, outcomes, **params):
             server.on_message(b"c", ADMIN, request, answer, 100)
         await all_answered.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_unchanged_is_so_only_where_nobody_else_has_taken_over(
+    autojump_clock, tmp_path
+):
+    """Another may have removed it: one that was deposed and does not know it must not say so."""
+    async with a_rig(tmp_path) as rig:
+        await rig.apply(spec("web"))
+        assert (await rig.apply(spec("web")))["services"][0]["action"] == "unchanged"
+        other = await MemoryStore.open(rig.disk)
+        await other.take_term(rig.cluster.state.term)
+
+        with pytest.raises(StaleTerm):
+            await rig.apply(spec("web"))
+        assert rig.cluster.deposed is not None
 
 
 def on_disk(rig):

@@ -258,6 +258,27 @@ def test_on_hold_a_lease_that_holds_is_renewed_and_one_that_ran_out_is_not():
     assert [lease(harness, name) for name in ("n1", "n2")] == [30.0, 30.0]
 
 
+def test_a_node_has_no_lease_until_it_says_that_what_was_replaced_has_gone():
+    """What told it to take that away may have been overtaken by the welcome, and not taken in."""
+    harness = guarded_cluster("n1", "n2")
+    harness.apply(fenced())
+    harness.run(3)
+    (name,) = where(harness)
+    harness.disconnect(name)
+    until(harness, lambda: holder(harness).node != name)
+    node = harness.nodes[name]
+    node.take = lambda _assign: ()
+    harness.connect(name)
+    harness.run(2)
+    assert not harness.state.nodes[name].needs_full
+    assert lease(harness, name) == 0.0
+
+    del node.take
+    until(harness, lambda: not node.instances)
+    harness.run(2)
+    assert lease(harness, name) == 30.0
+
+
 def test_on_hold_the_older_of_two_loses_its_lease():
     """Should both say that theirs holds, there is one too many."""
     harness = guarded_cluster("n1", "n2")

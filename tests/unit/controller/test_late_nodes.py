@@ -1,6 +1,8 @@
 """Nodes that are called lost and were only late: heard again on the connection that they had."""
 
-from swarmctl.proto.messages import Assign, SayHello
+from attrs import evolve
+
+from swarmctl.proto.messages import Assign, Report, SayHello
 from swarmctl.proto.states import InstanceState, NodeState
 from tests.unit.controller.harness import LOST_AFTER_S, cluster, spec
 
@@ -88,3 +90,26 @@ def test_a_late_node_gets_no_lease_before_it_knows_what_was_taken_away_before():
     harness.sessions.on_message(node.peer, f"node:{holder}", node.heartbeat())
 
     assert harness.state.nodes[holder].needs_full
+
+
+def test_a_report_from_before_the_hello_is_of_what_is_over():
+    """The node has ended it and said so, but the report before that was overtaken by the hello."""
+    harness = cluster("a")
+    harness.apply(spec())
+    harness.run()
+    node = harness.nodes["a"]
+    [stopping] = [evolve(one, state=int(InstanceState.STOPPING)) for one in node.instances.values()]
+    node.sequence += 1
+    late = Report(node.sequence, (stopping,))
+    harness.apply(spec(replicas=0))
+    harness.run()
+
+    hello = evolve(node.hello(), sequence=2, reported=node.sequence)
+    harness.sessions.on_message(node.peer, "node:a", hello)
+    harness.sessions.on_message(node.peer, "node:a", late)
+    assert not harness.state.nodes["a"].instances
+
+    node.sequence += 1
+    newer = Report(node.sequence, (evolve(stopping, slot=1),))
+    harness.sessions.on_message(node.peer, "node:a", newer)
+    assert list(harness.state.nodes["a"].instances) == [stopping.incarnation]

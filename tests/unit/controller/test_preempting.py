@@ -166,3 +166,18 @@ def test_many_that_matter_more_get_their_room_a_few_a_cycle():
     assert len(harness.running("vip")) == 10
     assert len(harness.running("low")) == 2
     assert not harness.reconciler.preempting.unfinished
+
+
+def test_a_rolled_out_copy_waits_for_the_one_before_it_and_preempts_nobody():
+    """Its slot is asked for once in a cycle, though the look at it is what has made it vacant."""
+    harness = cluster("a")
+    harness.apply(of("low", 2, 1))
+    harness.apply(of("mid", 2, 5))
+    harness.run()
+    harness.apply(of("mid", 2, 5, image="newer"))
+    harness.run()
+
+    assert len(harness.running("low")) == 2
+    assert len(harness.running("mid")) == 2
+    assert not harness.state.services[("default", "low")].history
+    assert harness.fleet.snapshot.allocated("a")["cpu_millis"] == 4000
