@@ -23,12 +23,15 @@ async def usurp(world):
     It is cut off from all agents; or some with something fenced stay with it alone, as users do
     not: it has to find out by itself, and they stay for longer than a lease.
     """
+    stay = []
+    if world.random.random() < 0.75:
+        await world.some_fencing()
+        stay = _with_something_fenced(world)
     old = world.serving
     if not world.controllers[old].alive or world.usurping:
         await trio.lowlevel.checkpoint()
         return
     world.usurping = True
-    stay = _with_something_fenced(world) if world.random.random() < 0.75 else []
     new = world.controllers[1 - old]
     try:
         world.isolate_controller(old, but=stay, users=bool(stay))

@@ -17,8 +17,6 @@ from tests.sim.world.wires import end_partitions, for_a_while, keep_blocked
 
 # A process is killed at one of its next steps; busy ones take hundreds a second.
 _STEPS = (1, 5, 20, 60, 200)
-# How long a fault that is for a node with something fenced waits for one.
-_FENCED_WITHIN_S = 10.0
 # Machines of one run that never return: what is wanted has to have room on the others.
 _LOST_MAX = 2
 
@@ -166,9 +164,7 @@ def _fencing_machine(world):
 
 async def _some_fencing_machine(world):
     """One with something fenced, or any if there is none for a while."""
-    with trio.move_on_after(_FENCED_WITHIN_S):
-        while not world.fencing():  # noqa: ASYNC110 - users ask for it at some time
-            await trio.sleep(0.2)
+    await world.some_fencing()
     return _fencing_machine(world)
 
 

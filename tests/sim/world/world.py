@@ -49,6 +49,8 @@ _LOOK_S = 0.5
 # What is at rest stays so: a few heartbeats, and the look at the drivers.
 _REST_S = 6.0
 _LEAK_LOOKS = 20
+# How long a fault that is for a node with something fenced waits for one.
+_FENCED_WITHIN_S = 10.0
 # Two of them take turns on one store; three elect one of them by a lease in etcd.
 ENDPOINTS = ("tcp://10.0.0.1:7077", "tcp://10.0.0.2:7077")
 SEVERAL = (*ENDPOINTS, "tcp://10.0.0.3:7077")
@@ -300,6 +302,12 @@ class World:
             for machine in self.machines
             if any(one.launch.template.fenced for one in machine.alive().values())
         ]
+
+    async def some_fencing(self):
+        """Wait until there are such machines, or a while."""
+        with trio.move_on_after(_FENCED_WITHIN_S):
+            while not self.fencing():  # noqa: ASYNC110 - users ask for it at some time
+                await trio.sleep(0.2)
 
     def isolate_controller(self, number, *, but=(), users=False):
         """No agent reaches it ``but`` those of some machines, and no user either, if ``users``."""
