@@ -1,4 +1,4 @@
-"""Rules for every test: on CI nothing is skipped, and no test leaves its log to the next."""
+"""Rules for every test: on CI none is skipped; none leaves its log to the next, or is timed."""
 
 import os
 import signal
@@ -6,7 +6,13 @@ import threading
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
+# Property tests are repeatable, and are not timed: the machine may be busy.
+settings.register_profile(
+    "untimed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 ON_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
