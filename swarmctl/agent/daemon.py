@@ -28,7 +28,7 @@ from swarmctl.agent.alarms import Alarms
 from swarmctl.agent.attaching import Attaching
 from swarmctl.agent.checks import Checker
 from swarmctl.agent.config import AgentConfig, MissingDriver, make_drivers, make_plugs
-from swarmctl.agent.drivers.api import Driver, Health, Owner
+from swarmctl.agent.drivers.api import Driver, EventKind, Health, Owner
 from swarmctl.agent.executor import Executor
 from swarmctl.agent.fencing import Fence, Leases, explained, make_fence, take_fenced_removes
 from swarmctl.agent.handlers import handlers
@@ -362,6 +362,9 @@ class Agent:
                     self._doubtful.set()
                     self.executor.by_driver[driver.name].relist()
                     async for event in events:
+                        if event.kind is EventKind.INTERRUPTED:
+                            self._doubtful.set()
+                            continue
                         now = trio.current_time()
                         event = explained(event, self._fence, self.supervisor, now)
                         self.supervisor.event(driver.name, event, now)

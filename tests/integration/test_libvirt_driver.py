@@ -574,13 +574,16 @@ async def test_a_libvirtd_that_hangs_is_named_in_time(harness: LibvirtHarness, r
     await driver.aclose()
 
 
-async def test_a_lost_connection_is_a_resync(harness: LibvirtHarness, relay: Relay):
-    """After a restart of libvirtd the stream says so, and events go on."""
+async def test_a_lost_connection_is_told_and_ends_in_a_resync(
+    harness: LibvirtHarness, relay: Relay
+):
+    """The stream says so at once, and when libvirtd is there again; and events go on."""
     driver = LibvirtDriver(harness.owner, harness.folder / "data", uri=relay.uri)
     launch = harness.launch(Behaviour.STUBBORN)
     async with driver.events() as channel:
         relay.hang_up()
         with trio.fail_after(harness.deadline_s):
+            assert (await channel.receive()).kind is EventKind.INTERRUPTED
             assert (await channel.receive()).kind is EventKind.RESYNC
         await harness.run(launch)
         await next_event(channel, EventKind.STARTED, launch.incarnation, harness.deadline_s)

@@ -356,6 +356,17 @@ async def test_driver_that_is_away_is_waited_for(autojump_clock, tmp_path):
         await controller.until(lambda: not controller.beats[-1].reasons)
 
 
+async def test_a_daemon_that_goes_away_is_noticed_before_the_next_look(autojump_clock, tmp_path):
+    """Its stream of events breaks: the agent looks at once, and the next heartbeat says so."""
+    async with a_world(tmp_path) as world:
+        await started(world, 1)
+        await trio.sleep(15)
+        began = trio.current_time()
+        world.host.go_away()
+        await world.controller.until(lambda: world.controller.beats[-1].reasons)
+        assert trio.current_time() - began < 3.0 < facts.PROBE_EVERY_S
+
+
 async def test_driver_away_at_start_is_adopted_from_later(autojump_clock, tmp_path):
     """Nothing is launched on a driver that has not said what it has."""
     async with a_world(tmp_path) as world:

@@ -124,12 +124,17 @@ class EventKind(Enum):
     STARTED = "started"
     EXITED = "exited"
     REMOVED = "removed"
+    INTERRUPTED = "interrupted"
     RESYNC = "resync"
 
 
 @frozen
 class DriverEvent:
-    """Something happened to ``incarnation`` (0 for ``RESYNC``) at ``at`` (epoch seconds)."""
+    """Something happened to ``incarnation`` at ``at`` (epoch seconds).
+
+    ``INTERRUPTED`` and ``RESYNC``, of incarnation 0, are the ends of a gap: the daemon may be away,
+    and it is there again. Where nothing but a few events was missed there is the latter alone.
+    """
 
     kind: EventKind
     incarnation: int = 0

@@ -47,6 +47,10 @@ class Outlet:
         else:
             self._put(event)
 
+    def interrupted(self, reason: str) -> None:
+        """Tell that no events come for now, and why."""
+        self.offer(DriverEvent(EventKind.INTERRUPTED, at=self._now(), reason=reason))
+
     def resync(self, reason: str) -> None:
         """Tell that events may be missing, and why."""
         self.offer(DriverEvent(EventKind.RESYNC, at=self._now(), reason=reason))

@@ -248,6 +248,12 @@ class SimHost:
         for outlet in self._outlets.get(owner, ()):
             outlet.resync("simulated gap")
 
+    def go_away(self) -> None:
+        """The daemon cannot be reached from now on, and whoever listens to it notices that."""
+        self.reachable = False
+        for outlet in (one for some in self._outlets.values() for one in some):
+            outlet.interrupted("the simulated daemon went away")
+
     def next_fault(self, operation: str) -> Fault | None:
         """Count a call of ``operation`` and take the fault that it meets, if any."""
         self.calls[operation] = self.calls.get(operation, 0) + 1

@@ -1,7 +1,8 @@
 """Docker's event stream as driver events.
 
-dockerd filters by our labels, so that other containers' events cost nothing here.  After each
-gap (dockerd restarted, the connection broke) comes a ``RESYNC``, once dockerd is back.
+dockerd filters by our labels, so that other containers' events cost nothing here.  A gap (dockerd
+restarted, the connection broke) begins with an ``INTERRUPTED``, and ends with a ``RESYNC`` once
+dockerd is back.
 """
 
 import json
@@ -83,6 +84,7 @@ async def pump(
             async with request(endpoint, "GET", _path(owner, now())) as answer:
                 if gap:
                     outlet.resync(gap)
+                    gap = ""
                 if not started:
                     task_status.started()
                     started = True
@@ -93,10 +95,13 @@ async def pump(
                         event = translator.translate(raw)
                         if event is not None:
                             outlet.offer(event)
-            gap = "dockerd ended the event stream"
+            why = "dockerd ended the event stream"
         except (DriverUnavailable, Refusal, trio.BrokenResourceError) as error:
-            # Told by the RESYNC; that dockerd is away is told by probe.
-            gap = f"events were interrupted: {error}"
+            # That dockerd is away is told by probe.
+            why = f"events were interrupted: {error}"
+        if not gap:
+            outlet.interrupted(why)
+        gap = why
         if not started:
             task_status.started()
             started = True

@@ -2,7 +2,8 @@
 
 A stream of events is bounded.  When the agent does not take them, or the connection was lost,
 events are missed; then the stream keeps the connection up and says ``RESYNC`` as soon as there
-is room, after which the agent lists.
+is room, after which the agent lists.  That a connection was lost it says at once
+(``INTERRUPTED``), if there is room.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -58,10 +59,12 @@ class EventStream:
             raise failure
 
     def _heard(self, lifecycle: Lifecycle | None) -> None:
+        event: DriverEvent | None
         if lifecycle is None:
             self._gap.set()
-            return
-        event = self._translate(lifecycle)
+            event = DriverEvent(EventKind.INTERRUPTED)
+        else:
+            event = self._translate(lifecycle)
         if event is None:
             return
         try:
