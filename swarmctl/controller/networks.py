@@ -16,7 +16,7 @@ import attrs
 from attrs import define, evolve, field, frozen
 
 from swarmctl.net.addresses import check_overlaps, choose_subnet
-from swarmctl.net.model import Network, SecurityGroup, Subnet
+from swarmctl.net.model import Network, SecurityGroup, Subnet, is_host
 from swarmctl.net.mtu import check_mtu, payload_mtu
 from swarmctl.proto.errors import Conflict, NotFound
 from swarmctl.spec.attachments import check_uses
@@ -137,7 +137,8 @@ class NetworkTable:
         Raises:
             InvalidSpec: what it asks for makes no sense by itself.
             NotFound: there is no such network.
-            Conflict: a fixed address is in none of its subnets, or a trunk's network has no IPv4.
+            Conflict: a fixed address is in none of its subnets, or none that a port can have; or a
+                trunk's network has no IPv4.
         """
         check_uses(spec)
         for use in spec.template.networks:
@@ -146,7 +147,7 @@ class NetworkTable:
             if record is None or key in self._removed:
                 raise self._unknown(key, f"there is no network {use.network!r}", spec.name)
             for address in use.addresses:
-                subnet_of(record, address)
+                _check_fixed(record, address)
             if use is spec.template.networks[0]:
                 check_trunk(spec, record)
             if spec.floating and use is spec.template.networks[0]:
@@ -328,6 +329,17 @@ def subnet_of(record: NetworkRecord, address: str) -> Subnet:
     raise Conflict(
         f"{address} is in no subnet of the network", f"network {record.title}", f"it has {listed}"
     )
+
+
+def _check_fixed(record: NetworkRecord, address: str) -> None:
+    subnet, parsed = subnet_of(record, address), ip_address(address)
+    if parsed == ip_address(subnet.gateway):
+        why = "is the network's gateway"
+    elif not is_host(subnet.network, parsed):
+        why = f"is no address of a port: it stands for {subnet.cidr} as a whole"
+    else:
+        return
+    raise Conflict(f"{address} {why}", f"network {record.title}", "choose another, or none")
 
 
 def check_trunk(spec: ServiceSpec, first: NetworkRecord) -> None:

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 
 
 def addressed(cluster: "Cluster", record: ServiceRecord) -> ServiceRecord:
-    """The record with an address on each of its networks, where it needs one.
+    """The record with an address on each of its networks, where it needs one, and on no others.
 
     Raises:
         NothingFits: a network has no address left.
         Busy: it is not known yet which are taken.
     """
     ports = cluster.state.ports
+    used = {use.network for use in record.spec.template.networks}
+    if not used.issuperset(record.addresses):
+        kept = {name: address for name, address in record.addresses.items() if name in used}
+        record = evolve(record, addresses=kept)
     if not (ports.active and published(record.spec)):
         return record
     if not (ports.known or cluster.reconciler.settled):
@@ -63,7 +67,8 @@ def giving(cluster: "Cluster") -> Iterator[Callable[[ServiceRecord], ServiceReco
             found = floated(cluster, addressed(cluster, record))
         finally:
             given.update(ports.giving - before)
-        taken_back = taken_back or found.floating != record.floating
+        left = record.addresses.keys() - found.addresses.keys()
+        taken_back = taken_back or bool(left) or found.floating != record.floating
         return found
 
     try:

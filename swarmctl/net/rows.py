@@ -6,7 +6,8 @@ a provider's; a ``localport`` where trunks need the relay. Names are in ``net/ho
 reach what in ``net/security``, routers, NAT and load balancers in ``net/routing``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import Final
 
 from swarmctl.net import hostnames, routing, security
@@ -51,22 +52,17 @@ def _switch(draft: Draft, network: Network, *, relayed: bool) -> None:
         dns_records=frozenset(names),
     )
     options = {
-        subnet.is_v6: dhcp_options(draft, network, subnet, relayed=relayed)
-        for subnet in reversed(network.subnets)  # of two subnets of a version, the first
+        subnet: dhcp_options(draft, network, subnet, relayed=relayed) for subnet in network.subnets
     }
     if network.provider is not None:
         draft.localnet(key, draft.named("localnet", tenant, name), network.provider)
     for port in draft.ports[tenant, name]:
-        _port(draft, network, port, options.get(False), options.get(True))
+        _port(draft, network, port, options)
 
 
-def _port(
-    draft: Draft, network: Network, port: PortWish, dhcpv4: str | None, dhcpv6: str | None
-) -> None:
+def _port(draft: Draft, network: Network, port: PortWish, options: Mapping[Subnet, str]) -> None:
     own = " ".join((port.mac, *port.addresses))
     secured = port.port_security and network.port_security
-    has_v6 = any(":" in address for address in port.addresses)
-    has_v4 = any(":" not in address for address in port.addresses)
     draft.add(
         "Logical_Switch_Port",
         port_key(port.name),
@@ -77,9 +73,21 @@ def _port(
         port_security=frozenset((own,) if secured else ()),
         parent_name=port.parent or None,
         tag_request=port.vlan if port.parent else None,
-        dhcpv4_options=dhcpv4 if has_v4 else None,
-        dhcpv6_options=dhcpv6 if has_v6 else None,
+        dhcpv4_options=_options_of(port, options, is_v6=False),
+        dhcpv6_options=_options_of(port, options, is_v6=True),
     )
+
+
+def _options_of(port: PortWish, options: Mapping[Subnet, str], *, is_v6: bool) -> str | None:
+    """Those of the subnet that the port's own address is in; None when it has no such address."""
+    address = next((one for one in port.addresses if (":" in one) == is_v6), None)
+    subnets = [subnet for subnet in options if subnet.is_v6 == is_v6]
+    if address is None or not subnets:
+        return None
+    if len(subnets) == 1:  # Nearly always; to reckon with addresses costs more than all else here.
+        return options[subnets[0]]
+    parsed = ip_address(address)
+    return next((options[one] for one in subnets if parsed in one.network), None)
 
 
 def dhcp_options(draft: Draft, network: Network, subnet: Subnet, *, relayed: bool) -> str:

@@ -382,6 +382,15 @@ async def test_a_fixed_address_has_to_be_in_the_network_and_for_one(
             await rig.apply(service("web", replicas, addresses=[address]))
 
 
+@pytest.mark.parametrize("address", ["10.20.0.1", "10.20.0.0", "10.20.0.255"])
+async def test_a_fixed_address_is_one_that_a_port_can_have(autojump_clock, tmp_path, address):
+    """Else it would wait for ever: the gateway's, and those of the subnet as a whole."""
+    async with a_rig(tmp_path, None) as rig:
+        await create(rig)
+        with pytest.raises(Conflict, match=address):
+            await rig.apply(service(addresses=[address]))
+
+
 async def test_nodes_without_a_switch_take_none_of_them(autojump_clock, tmp_path):
     """What is on tenant networks goes where it can be plugged in; anything else goes anywhere."""
     async with a_plane(tmp_path, "a") as rig:
@@ -470,3 +479,24 @@ async def test_a_services_address_outlives_the_controller(autojump_clock, tmp_pa
         rig.run()
         assert rig.record().addresses == {"front": "10.20.0.2"}
         assert rig.record("new").addresses == {"front": "10.20.0.5"}
+
+
+async def test_a_service_that_leaves_a_network_gives_its_address_there_back(
+    autojump_clock, tmp_path
+):
+    """Nothing is on the network then, so it may go, or get another subnet."""
+    async with a_plane(tmp_path, "a") as rig:
+        await create(rig, definition(), definition("back", "10.21.0.0/24"))
+        both = publishing()
+        uses = (NetworkUse("front"), NetworkUse("back"))
+        both = evolve(both, template=evolve(both.template, networks=uses))
+        await rig.apply(both)
+        rig.run()
+        assert rig.record().addresses == {"front": "10.20.0.2", "back": "10.21.0.2"}
+
+        await rig.apply(publishing())
+        rig.run()
+        assert rig.record().addresses == {"front": "10.20.0.2"}
+        book, key = rig.cluster.state.ports.book, ("default", "back")
+        await until(lambda: book.holder(key, "10.21.0.2") is None)
+        await rig.ask("network.remove", name="back")

@@ -118,6 +118,19 @@ def test_a_port_may_speak_as_itself_alone():
     assert found.columns["tag_request"] is None
 
 
+def test_dhcp_gives_the_options_of_the_subnet_that_the_address_is_in():
+    """A network that was full has got another subnet of the same version."""
+    ports = (port(1, addresses=("10.20.0.3",)), port(2, addresses=("10.20.1.3", "fd00:1::3")))
+    subnets = ("10.20.0.0/29", "10.20.1.0/24", "fd00::/64", "fd00:1::/64")
+    rows = rows_of(networks=(network("acme", "front", *subnets),), ports=ports)
+    first, second = (rows[f"port/{one.name}"].columns for one in ports)
+
+    assert first["dhcpv4_options"] == "dhcp/acme/front/10.20.0.0/29"
+    assert first["dhcpv6_options"] is None
+    assert second["dhcpv4_options"] == "dhcp/acme/front/10.20.1.0/24"
+    assert second["dhcpv6_options"] == "dhcp/acme/front/fd00:1::/64"
+
+
 @pytest.mark.parametrize("of_network", [True, False])
 def test_without_port_security_anything_passes(of_network):
     """For appliances: asked for by the port or by its network."""
