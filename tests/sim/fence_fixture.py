@@ -1,6 +1,9 @@
 """A fence without a guard's process: what the simulations of fencing have in common."""
 
+import attrs
 import trio
+
+from tests.sim.cluster_fixture import service
 
 
 class IdleFence:
@@ -48,3 +51,16 @@ class TimedFence(IdleFence):
 
     def renew(self, until_ns):
         self.until_s = max(self.until_s, until_ns / 1e9)
+
+
+class Fences(dict):
+    """Those of a cluster's nodes, which outlive the agents; ``of`` is a cluster's make_fence."""
+
+    def of(self, config):
+        return self.setdefault(config.name, TimedFence())
+
+
+def fenced_service(replicas=1):
+    """A service whose copies run only under a lease."""
+    web = service(replicas=replicas)
+    return attrs.evolve(web, template=attrs.evolve(web.template, fenced=True), fencing="lease")

@@ -14,18 +14,23 @@ async def start_with(world, machine, *drivers):
     await world.start_node(machine.name)
 
 
+async def without_its_driver(world, web):
+    """A service runs, and then n1's agent is without the driver: what ran, n1, and its node."""
+    await world.apply(web)
+    await world.until_runs(web)
+    before = world.incarnations()
+    machine, node = world.machines["n1"], world.cluster.state.nodes["n1"]
+    await start_with(world, machine)
+    await world.until(lambda: node.state is NodeState.SICK)
+    return before, machine, node
+
+
 async def test_what_nobody_sees_to_says_so_and_goes_when_the_driver_is_back(
     autojump_clock, tmp_path
 ):
     """The node is sick and says why; nothing there counts as gone; then all is as asked for."""
-    web = service("web", 4)
     async with a_cluster(tmp_path, 2) as world:
-        await world.apply(web)
-        await world.until_runs(web)
-        before = world.incarnations()
-        machine, node = world.machines["n1"], world.cluster.state.nodes["n1"]
-        await start_with(world, machine)
-        await world.until(lambda: node.state is NodeState.SICK)
+        before, machine, node = await without_its_driver(world, service("web", 4))
         (reason,) = node.reasons
         assert reason == (
             "driver sim is missing, which the agent's journal has 2 of: "
@@ -50,14 +55,8 @@ async def test_what_nobody_sees_to_says_so_and_goes_when_the_driver_is_back(
 
 async def test_what_runs_goes_on_when_the_driver_is_back(autojump_clock, tmp_path):
     """As it was: without a restart, and without the reason."""
-    web = service("web", 2)
     async with a_cluster(tmp_path, 1) as world:
-        await world.apply(web)
-        await world.until_runs(web)
-        before = world.incarnations()
-        machine, node = world.machines["n1"], world.cluster.state.nodes["n1"]
-        await start_with(world, machine)
-        await world.until(lambda: node.state is NodeState.SICK)
+        before, machine, node = await without_its_driver(world, service("web", 2))
         await start_with(world, machine, "sim")
         await world.until(lambda: node.state is NodeState.READY)
         await world.until(lambda: not any(one.reason for one in node.instances.values()))

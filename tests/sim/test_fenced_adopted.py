@@ -8,8 +8,8 @@ import trio.testing
 from swarmctl.agent.drivers.sim import SimDriver
 from swarmctl.agent.journal import MemoryJournal
 from swarmctl.proto.states import NodeState
-from tests.sim.cluster_fixture import a_cluster, service
-from tests.sim.fence_fixture import TimedFence
+from tests.sim.cluster_fixture import a_cluster
+from tests.sim.fence_fixture import Fences, fenced_service
 
 
 async def list_as_older_releases(driver, list_=SimDriver.list):
@@ -27,14 +27,8 @@ async def test_an_adopted_copy_is_not_doubled_while_its_lease_holds(
     """
     if not tells:
         monkeypatch.setattr(SimDriver, "list", list_as_older_releases)
-    fences = {}
-
-    def make_fence(config):
-        return fences.setdefault(config.name, TimedFence())
-
-    web = service(replicas=1)
-    web = attrs.evolve(web, template=attrs.evolve(web.template, fenced=True), fencing="lease")
-    async with a_cluster(tmp_path, nodes=3, make_fence=make_fence) as world:
+    fences, web = Fences(), fenced_service(1)
+    async with a_cluster(tmp_path, nodes=3, make_fence=fences.of) as world:
         await world.apply(web)
         await world.until_runs(web)
         [node] = world.running()[1]

@@ -1,26 +1,13 @@
 """A fenced copy whose node has forgotten it, with its driver away: it never runs twice."""
 
-import attrs
 import pytest
 import trio
 import trio.testing
 
 from swarmctl.agent.config import MissingDriver
 from swarmctl.agent.journal import MemoryJournal
-from tests.sim.cluster_fixture import a_cluster, service
-from tests.sim.fence_fixture import TimedFence
-
-
-def fenced_service():
-    web = service()
-    return attrs.evolve(web, template=attrs.evolve(web.template, fenced=True), fencing="lease")
-
-
-class Fences(dict):
-    """Those of a cluster's nodes; they outlive the agents."""
-
-    def of(self, config):
-        return self.setdefault(config.name, TimedFence())
+from tests.sim.cluster_fixture import a_cluster
+from tests.sim.fence_fixture import Fences, fenced_service
 
 
 async def forgets(world, name):

@@ -4,20 +4,14 @@ import attrs
 import trio
 
 from swarmctl.controller.holding import HOLD
-from tests.sim.cluster_fixture import a_cluster, service
-from tests.sim.fence_fixture import TimedFence
+from tests.sim.cluster_fixture import a_cluster
+from tests.sim.fence_fixture import Fences, fenced_service
 
 
 async def test_leases_outlive_a_long_hold_and_its_release(autojump_clock, tmp_path):
     """Minutes of it, over a new start of the controller: no lease runs out, nothing restarts."""
-    fences = {}
-
-    def make_fence(config):
-        return fences.setdefault(config.name, TimedFence())
-
-    web = service(replicas=3)
-    web = attrs.evolve(web, template=attrs.evolve(web.template, fenced=True), fencing="lease")
-    async with a_cluster(tmp_path, nodes=3, make_fence=make_fence) as world:
+    fences, web = Fences(), fenced_service(3)
+    async with a_cluster(tmp_path, nodes=3, make_fence=fences.of) as world:
         await world.apply(web)
         await world.until_runs(web)
 
