@@ -16,12 +16,10 @@ import pytest
 import trio
 
 from lab import procs
-from swarmctl.net.diff import difference, transactions
 from swarmctl.net.model import Wishes
-from swarmctl.net.ovn import OvnNorthbound
 from swarmctl.net.plugging.api import InNamespace
-from swarmctl.net.rows import desired_rows
 from tests.integration.net_pods import ANSWER_S, Frames, mac_bytes, socket_in
+from tests.integration.ovn_rows import converge
 from tests.integration.ovn_sandbox import need_ovn, ovn
 from tests.integration.ovs_sandbox import START_S, namespace, run
 from tests.integration.plugging_contract import DEADLINE_S, INCARNATION, attachment
@@ -120,24 +118,12 @@ def options_of(data):
     return found
 
 
-async def converge(address):
-    """Make OVN's rows so."""
-    async with trio.open_nursery() as nursery:
-        northbound = OvnNorthbound([address], CLUSTER)
-        nursery.start_soon(northbound.run)
-        await northbound.take_term(7)
-        wanted = desired_rows(CLUSTER, WORLD)
-        for piece in transactions(difference(await northbound.read(), wanted)):
-            await northbound.apply(piece)
-        nursery.cancel_scope.cancel()
-
-
 @pytest.fixture(scope="module")
 def host():
     """A host of OVN with WORLD's rows."""
     need_ovn()
     with ovn(f"swt-v6-{secrets.token_hex(3)}") as sandbox:
-        trio.run(converge, f"unix:{sandbox.switch.folder}/nb.sock")
+        converge(f"unix:{sandbox.switch.folder}/nb.sock", WORLD)
         # Before any port is bound: later ovn-controller waits for what it had chosen before.
         sandbox.nbctl("set", "Logical_Router_Port", f"{CLUSTER[:8]}:gw:acme:back", *OFTEN)
         yield sandbox

@@ -8,12 +8,10 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
-import trio
 from attrs import evolve
 
 from lab import hosts as lab_hosts
 from lab import ovn, procs
-from swarmctl.net.diff import difference, transactions
 from swarmctl.net.model import (
     Direction,
     FloatingAddress,
@@ -31,12 +29,11 @@ from swarmctl.net.model import (
     Wishes,
 )
 from swarmctl.net.mtu import GENEVE_V4_BYTES
-from swarmctl.net.ovn import OvnNorthbound
-from swarmctl.net.rows import desired_rows
 from tests.integration import net_pods
 from tests.integration.net_pods import ANSWER_S, SILENCE_S, Frames, Pod, socket_in
+from tests.integration.ovn_rows import converge
 from tests.lab_hosts_needed import need_hosts
-from tests.unit.net.wishes import CLUSTER, network, port
+from tests.unit.net.wishes import network, port
 
 pytestmark = need_hosts
 
@@ -59,22 +56,6 @@ WORLD = Wishes(
     ports=(CLIENT, WEB, BACK, OTHER_TENANT, GUARDED, STRANGER, VM, POD),
     services=(ServiceAddress("acme", "web", "front", "10.20.9.9", (PublishedPort(80, 8080),)),),
 )
-
-
-def converge(northbound_address, world):
-    """Make OVN's rows so."""
-
-    async def main():
-        async with trio.open_nursery() as nursery:
-            northbound = OvnNorthbound([northbound_address], CLUSTER)
-            nursery.start_soon(northbound.run)
-            await northbound.take_term(7)
-            wanted = desired_rows(CLUSTER, world)
-            for piece in transactions(difference(await northbound.read(), wanted)):
-                await northbound.apply(piece)
-            nursery.cancel_scope.cancel()
-
-    trio.run(main)
 
 
 @pytest.fixture(scope="module")
