@@ -376,18 +376,17 @@ class Supervisor:
             instance.failures = 0
         if instance.state not in _EARLY:
             instance.attempt += 1
+        # One that is tried again goes on saying what was wrong before, until it runs.
+        again = instance.state == _S.STARTING or (
+            instance.phase == Phase.NEW and instance.state in (_S.PREPARING, _S.FAILED)
+        )
+        state = _S.STARTING if again and instance.state != _S.PREPARING else _S.PREPARING
         instance.phase = Phase.LAUNCHING
         instance.applied = instance.generation
         instance.early_exit = None
         instance.waits_for_driver = False
         instance.due = 0.0
-        started = instance.state == _S.STARTING
-        self.show(
-            instance,
-            _S.STARTING if started else _S.PREPARING,
-            instance.reason if started else "",
-            urgent=False,
-        )
+        self.show(instance, state, instance.reason if again else "", urgent=False)
         self.put(instance)
         self.actions.launches.setdefault(instance.driver, []).append(instance.launch(template))
 

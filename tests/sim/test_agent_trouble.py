@@ -536,6 +536,21 @@ async def test_failing_launches_do_not_multiply(autojump_clock, tmp_path):
         assert world.controller.now[inc(1)].reason == "no room; next try in 60 s"
 
 
+async def test_what_is_tried_again_says_what_was_wrong_before(autojump_clock, tmp_path):
+    """Whoever asks in the middle of the second try still learns why the first one failed."""
+    async with a_world(tmp_path) as world:
+        world.host.fail_next("create", LaunchFailed("no room"))
+        world.controller.want(1, template())
+        await world.start_agent()
+        await world.controller.until_state(1, InstanceState.FAILED)
+        world.host.hang_next("create")
+        await world.controller.until_state(1, InstanceState.STARTING, attempt=2)
+        await trio.sleep(20)
+
+        assert world.controller.now[inc(1)].state == InstanceState.STARTING
+        assert world.controller.now[inc(1)].reason.startswith("no room; next try in")
+
+
 async def test_facts_that_change_are_told(autojump_clock, tmp_path):
     """A driver that goes and comes back changes the node's facts without a new session."""
     async with a_world(tmp_path) as world:
