@@ -80,6 +80,7 @@ class Controller:
             meters,
             wake=lambda: None,
             now=time.monotonic,
+            arrival=lambda: (0.0, 0.0),
             wall=time.time,
         )
         self.reconciler = Reconciler(self.state, self.fleet, meters, time.time)

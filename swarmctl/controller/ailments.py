@@ -30,7 +30,6 @@ from swarmctl.controller.instance import Instance
 from swarmctl.controller.state import ClusterState, Node
 from swarmctl.controller.storm import SUSPECT_S
 from swarmctl.proto import limits
-from swarmctl.proto.messages import Heartbeat
 from swarmctl.proto.states import InstanceState
 
 _log = structlog.get_logger(__name__)
@@ -76,7 +75,7 @@ class Ailments:
         """Of so many ``nodes``."""
         self._nodes = nodes
         self._signs: dict[str, _Signs] = {}
-        self._clocks = Clocks()
+        self.clocks = Clocks()
         # Nodes that were late just now, and when; the oldest first.
         self._late: dict[str, float] = {}
         # Where a template was launched lately: two nodes, and when.
@@ -84,7 +83,7 @@ class Ailments:
 
     def reasons(self, node: str, now: float) -> tuple[str, ...]:
         """What is wrong with a node, as far as it is seen from here."""
-        clock = self._clocks.reason(node)
+        clock = self.clocks.reason(node)
         return (*self._signs_of(node, now), clock) if clock else self._signs_of(node, now)
 
     def _signs_of(self, node: str, now: float) -> tuple[str, ...]:
@@ -117,12 +116,6 @@ class Ailments:
             del late[next(iter(late))]
         if len(late) <= max(_LATE_MIN, _LATE_SHARE_MAX * self._nodes()):
             self._of(node).gaps.append(now)
-
-    def beat(self, node: str, beat: Heartbeat, now: float, wall: float) -> tuple[str, ...]:
-        """A heartbeat: all that is wrong with a node, as it says and as it is seen from here."""
-        if beat.wall_s:
-            self._clocks.heard(node, beat.wall_s, now, wall)
-        return beat.reasons + self.reasons(node, now)
 
     def failed(self, state: ClusterState, instance: Instance, now: float) -> bool:
         """An instance did not come to run; whether its node is sick from now on.
@@ -178,7 +171,7 @@ class Ailments:
     def forget(self, node: str) -> None:
         """It was taken out of the registry."""
         self._signs.pop(node, None)
-        self._clocks.forget(node)
+        self.clocks.forget(node)
         self._late.pop(node, None)
 
     def _of(self, node: str) -> _Signs:

@@ -35,6 +35,8 @@ _SPREAD_S: Final = 1.5 * limits.HEARTBEAT_S
 # Who has not said anything for so long says nothing of what time it is now.
 _SAID_S: Final = limits.NODE_LOST_S
 _COMPARED_EVERY_S: Final = 1.0
+# What waited for longer may seem behind for that alone.
+_WAITED_MAX_S: Final = _OFF_S / 2
 
 
 @define
@@ -62,8 +64,20 @@ class Clocks:
     _compared_at: float = -math.inf
     _own_is_off: bool = False
 
-    def heard(self, node: str, node_wall_s: float, now: float, wall_s: float) -> None:
-        """A node's clock said ``node_wall_s`` when ours said ``wall_s``; the way is included."""
+    def heard(
+        self, node: str, node_wall_s: float, now: float, arrived_after: float, wall_s: float
+    ) -> None:
+        """A node's clock said ``node_wall_s`` when ours said ``wall_s``; the way is included.
+
+        Args:
+            node: its name.
+            node_wall_s: epoch seconds when it said so.
+            now: monotonic seconds, real ones: they go on while we do not listen.
+            arrived_after: before that it had not arrived.
+            wall_s: epoch seconds, by this machine's clock.
+        """
+        if now - arrived_after > _WAITED_MAX_S:
+            return
         clock = self._clocks.get(node)
         if clock is None:
             clock = self._clocks[node] = _Clock(0.0, now)
@@ -78,7 +92,8 @@ class Clocks:
             if not clock.beats:
                 clock.since = now
             clock.beats = min(_BEATS, clock.beats + 1)
-            clock.off_s = off_s
+            if not clock.blamed or abs(off_s - clock.off_s) > _OFF_S / 2:
+                clock.off_s = off_s  # Else it is said as before: a new reason costs a plan.
             if clock.beats == _BEATS and now - clock.since >= _SPREAD_S:
                 clock.blamed = True
         elif clock.beats and abs(off_s) < _OFF_S / 2:

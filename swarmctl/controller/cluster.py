@@ -105,6 +105,7 @@ class Cluster:
             self.meters,
             wake=self.wake,
             now=self.listening.time,
+            arrival=self.listening.arrival,
             wall=self.wall,
         )
 

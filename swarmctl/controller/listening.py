@@ -10,6 +10,9 @@ What is read is known in three ways: a batch that was not cut short empties the 
 receiver that had its turn and got nothing has found them empty; and when every batch is cut short
 (overload, a flood), the sockets' fairness tells: each peer's turn comes once in as many messages
 as there are peers.
+
+The same knowledge bounds how long a message had lain there when it was taken in: since all was
+read the last time.
 """
 
 from collections.abc import Callable
@@ -32,7 +35,7 @@ class Listening:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._time = self._read_until = self._round_began = now()
+        self._time = self._read_until = self._round_began = self._arrived_after = now()
         self._round = 0
         self._batches = 0
         self._busy = False
@@ -40,6 +43,10 @@ class Listening:
     def time(self) -> float:
         """Seconds; only differences mean anything."""
         return self._time
+
+    def arrival(self) -> tuple[float, float]:
+        """Monotonic seconds now, and since when, at the earliest, what is taken in had waited."""
+        return self._now(), self._arrived_after
 
     def took(self, messages: int, peers: int, *, emptied: bool) -> None:
         """A batch was taken out of the sockets just now; :meth:`done` follows.
@@ -52,6 +59,7 @@ class Listening:
         now = self._now()
         self._batches += 1
         self._busy = True
+        self._arrived_after = self._read_until
         self._round += messages
         if emptied:
             self._heard(now)

@@ -69,6 +69,7 @@ class Sessions:
         meters: counts how long launches take.
         wake: called when there may be something to reconcile.
         now: seconds in which silence is measured (:mod:`swarmctl.controller.listening`).
+        arrival: monotonic seconds now, and since when what is taken in had waited at most.
         wall: epoch seconds, for people.
     """
 
@@ -81,6 +82,7 @@ class Sessions:
         *,
         wake: Callable[[], None],
         now: Callable[[], float],
+        arrival: Callable[[], tuple[float, float]],
         wall: Callable[[], float],
     ) -> None:
         self._state = state
@@ -89,6 +91,7 @@ class Sessions:
         self._meters = meters
         self._wake = wake
         self._now = now
+        self._arrival = arrival
         self._wall = wall
         self._by_peer: dict[bytes, Node] = {}
         self._shared = SharedFacts()
@@ -392,7 +395,9 @@ class Sessions:
     # --- heartbeats --------------------------------------------------------------------------
 
     def _heartbeat(self, peer: bytes, node: Node, beat: Heartbeat) -> None:
-        reasons = self.ailments.beat(node.name, beat, self._now(), self._wall())
+        if beat.wall_s:
+            self.ailments.clocks.heard(node.name, beat.wall_s, *self._arrival(), self._wall())
+        reasons = beat.reasons + self.ailments.reasons(node.name, self._now())
         if reasons != node.reasons:
             node.reasons = reasons
             self.refresh(node)

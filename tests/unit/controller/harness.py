@@ -163,6 +163,7 @@ class Harness:
             Meters(),
             wake=lambda: None,
             now=lambda: self.now,
+            arrival=lambda: (self.now, self.now),
             wall=lambda: 1000.0 + self.now,
         )
         self.reconciler = Reconciler(self.state, self.fleet, Meters(), lambda: 1000.0 + self.now)

@@ -257,6 +257,23 @@ def test_time_stands_still_while_more_waits_than_is_read():
     assert listening.time() == began
 
 
+def test_what_is_taken_in_had_waited_since_all_was_read_before():
+    """Its clock says so, that of the machine; see clocks."""
+    clock = _Clock()
+    listening = Listening(clock)
+    began = clock.now
+    clock.now += 0.5
+    listening.took(3, 100, emptied=True)
+    assert listening.arrival() == (clock.now, began)
+    clock.now += 20.0
+    listening.took(100, 1_000, emptied=False)
+    clock.now += 10.0
+    listening.took(50, 1_000, emptied=True)
+    assert listening.arrival() == (began + 30.5, began + 0.5)
+    listening.took(3, 100, emptied=True)
+    assert listening.arrival() == (began + 30.5, began + 30.5)
+
+
 def test_a_flood_does_not_hide_a_node_for_ever():
     """After as many messages as there are peers each has had its turn."""
     clock = _Clock()
