@@ -1,6 +1,7 @@
 """``node`` and ``token``."""
 
 import sys
+import time
 from typing import Any, Final
 
 import click
@@ -11,7 +12,7 @@ from swarmctl.cli.output import age_column, output_option, show_data, show_list
 from swarmctl.cli.standing import look
 from swarmctl.cli.tables import Column, Row, column
 from swarmctl.proto.errors import InvalidSpec
-from swarmctl.spec.sizes import format_bytes, format_cpus
+from swarmctl.spec.sizes import format_bytes, format_cpus, format_duration
 
 
 def _cpus(row: Row) -> str:
@@ -33,6 +34,16 @@ def _parent(row: Row) -> str:
     return f"{row['parent']} on {row['host']}" if row.get("host") else row["parent"]
 
 
+def _reasons(row: Row) -> str:
+    """What is wrong with the node, and what is to come."""
+    reasons = list(row["reasons"])
+    if deadline := row.get("drain_deadline"):
+        left_s = deadline - time.time()
+        when = f"in {format_duration(round(left_s))}" if left_s >= 1 else "now"
+        reasons.append(f"what is left is taken away {when}")
+    return "; ".join(reasons)
+
+
 NODE_COLUMNS: Final = (
     column("NODE", "node"),
     column("STATE", "state", is_state=True),
@@ -44,7 +55,7 @@ NODE_COLUMNS: Final = (
     Column("PARENT", _parent, wide=True),
     age_column("JOINED", "joined", wide=True),
     Column("LABELS", _labels, wide=True, may_cut=True),
-    Column("REASONS", lambda row: "; ".join(row["reasons"]), may_cut=True),
+    Column("REASONS", _reasons, may_cut=True),
 )
 
 TOKEN_COLUMNS: Final = (

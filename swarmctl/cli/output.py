@@ -22,7 +22,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 # Fields of the controller's views that hold seconds since the epoch.
 _TIMES: Final = frozenset(
-    {"since", "created", "updated", "joined", "enrolled", "started", "placed", "when"}
+    {
+        *("since", "created", "updated", "joined", "enrolled", "started", "placed", "when"),
+        "drain_deadline",
+    }
 )
 
 

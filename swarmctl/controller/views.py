@@ -177,4 +177,6 @@ def node_view(node: Node, allocated: dict[str, int], brake_ends_at: float = 0.0)
         "address": node.facts.address,
         "joined": node.joined_at,
         "guarded": node.guarded,
+        # From then on a drain takes away what is left (epoch seconds); 0 where there is none.
+        "drain_deadline": node.record.drain_deadline,
     }

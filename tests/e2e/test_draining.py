@@ -107,6 +107,17 @@ def test_drain_detached_and_of_a_node_that_is_not_there(trio_of: Cluster):
     assert "no node 'nx'" in ended.err
 
 
+def test_a_drains_deadline_is_shown_until_it_ends(trio_of: Cluster):
+    """How long what has no room elsewhere may stay; not once nobody is drained."""
+    assert trio_of.swarmctl("node", "drain", "--detach", "--deadline", "90m", "n2").code == 0
+    assert "what is left is taken away in 1h" in trio_of.swarmctl("node", "ls").out
+    views = json.loads(trio_of.swarmctl("node", "ls", "-o", "json").out)
+    assert [one["node"] for one in views if one["drain_deadline"]] == ["n2"]
+
+    assert trio_of.swarmctl("node", "uncordon", "n2").code == 0
+    assert "taken away" not in trio_of.swarmctl("node", "ls").out
+
+
 def test_rebalance_shows_its_moves_and_makes_them(trio_of: Cluster):
     """A dry run does not; even nodes are left alone."""
     trio_of.swarmctl("node", "cordon", "n2", "n3")
