@@ -2,6 +2,7 @@
 
 Each scenario that has a target runs whole, ``--rounds`` times; a round is added to
 ``results/anchors.json`` as soon as it is done, so that a run can be broken off and gone on with.
+``--count FILE`` measures nothing and counts a report of ``make bench`` as a round.
 ``--table`` measures nothing and prints the table of what is there, for ``docs/benchmarks.md``:
 the median of the rounds beside the target, and the spread.
 """
@@ -78,6 +79,13 @@ def figures(report: Report) -> Round:
     return {target.key: _at(report, target.path) for target in TARGETS if target.scenario == name}
 
 
+def as_round(report: Report) -> Round:
+    """What is kept of one run."""
+    passed = report["check"] is not None and report["check"]["passed"]
+    about = {"scenario": report["scenario"]["name"], "measured": report["measured"]}
+    return about | {"check_passed": passed} | figures(report) | {"machine": report["machine"]}
+
+
 def _at(report: Report, path: tuple[str, ...]) -> float | None:
     found: Any = report
     for name in path:
@@ -115,20 +123,44 @@ def _read(path: Path) -> list[Round]:
     return found
 
 
+def _write(path: Path, done: list[Round]) -> None:
+    path.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+
+
 @click.command()
 @click.option(
     "--only", multiple=True, type=click.Choice(_SCENARIOS), help="Of the scenarios these."
 )
 @click.option("--rounds", default=3, show_default=True, help="How often each.")
 @click.option("--fresh", is_flag=True, help="Forget the earlier rounds of what is measured.")
+@click.option(
+    "--count",
+    "counted",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A report that is a round, too.",
+)
 @click.option("--table", "only_table", is_flag=True, help="Measure nothing.")
 @click.option("--file", type=click.Path(path_type=Path), default=RESULTS / "anchors.json")
-def main(*, only: tuple[str, ...], rounds: int, fresh: bool, only_table: bool, file: Path) -> None:
+def main(
+    *,
+    only: tuple[str, ...],
+    rounds: int,
+    fresh: bool,
+    counted: tuple[Path, ...],
+    only_table: bool,
+    file: Path,
+) -> None:
     """Measure the table of launch targets, and print it."""
     done = _read(file)
-    names = [] if only_table else [name for name in _SCENARIOS if not only or name in only]
+    names = (
+        [] if only_table or counted else [name for name in _SCENARIOS if not only or name in only]
+    )
     if fresh:
         done = [one for one in done if one["scenario"] not in names]
+    if counted:
+        done += [as_round(json.loads(one.read_text(encoding="utf-8"))) for one in counted]
+        _write(file, done)
     failed = False
     with shown() as progress:
         for _ in range(rounds):
@@ -136,13 +168,8 @@ def main(*, only: tuple[str, ...], rounds: int, fresh: bool, only_table: bool, f
                 found = run(chosen(name), progress)
                 print(text(found), flush=True)
                 failed |= bool(code_of(found))
-                passed = found["check"] is not None and found["check"]["passed"]
-                done.append(
-                    {"scenario": name, "measured": found["measured"], "check_passed": passed}
-                    | figures(found)
-                    | {"machine": found["machine"]}
-                )
-                file.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+                done.append(as_round(found))
+                _write(file, done)
                 # What the last one leaves to the kernel to tidy up is not the next one's.
                 time.sleep(1.0)
     print("\n".join(table(done)))

@@ -1,8 +1,11 @@
 """The table of targets: what is read from a report, and what is called met."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from bench import anchors
 from bench.launch import scenario
@@ -46,6 +49,19 @@ def test_median_decides_whether_a_target_is_met(rate: float, mark: str) -> None:
     """Between a bad and a good round the middle one counts, and the limit itself is met."""
     rounds = [anchors.figures(_report(instances_per_s=one)) for one in (1.0, rate, 99_999.0)]
     assert mark in _line(rounds, "running/s")
+
+
+def test_a_report_of_the_suite_counts_as_a_round(tmp_path: Path) -> None:
+    """It is added to those that were measured before, with what its checker said."""
+    rounds, report = tmp_path / "anchors.json", tmp_path / "one_by_one.json"
+    about = {"measured": "now", "machine": {"cores": 2}, "check": {"passed": True}}
+    report.write_text(json.dumps(_report(**about)))
+    for _ in range(2):
+        asked = ["--count", str(report), "--file", str(rounds)]
+        assert CliRunner().invoke(anchors.main, asked).exit_code == 0
+    kept = json.loads(rounds.read_text())
+    assert [one["one_by_one: running/s"] for one in kept] == [10_000.0, 10_000.0]
+    assert [one["check_passed"] for one in kept] == [True, True]
 
 
 def test_every_scenario_with_a_target_exists() -> None:
