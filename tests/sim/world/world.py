@@ -13,7 +13,6 @@ import attrs
 import structlog
 import trio
 import trio._core._run as trio_run
-import trio.testing
 
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Edges as AgentEdges
@@ -27,6 +26,7 @@ from swarmctl.proto.limits import FENCING_LEASE_MIN_S
 from swarmctl.transport import keys
 from swarmctl.transport.keys import KeyPair
 from tests.sim.world.books import Books
+from tests.sim.world.clock import Jumping
 from tests.sim.world.disks import USUAL_SYNC_S, Disk, SyncedStore
 from tests.sim.world.etcd import Etcd, EtcdLine
 from tests.sim.world.faults import FAULTS, OF_LEADERS, OF_STORES
@@ -481,7 +481,7 @@ def run_seed(seed, *, keep_trace=False, harsh=False):
         world = World(seed, where, keep_trace=keep_trace, harsh=harsh)
         _watch_log(world)
         with mock.patch("trio.to_thread.run_sync", _no_thread):
-            trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
+            trio.run(world.run, clock=Jumping())
         return world
     finally:
         shutil.rmtree(where, ignore_errors=True)
