@@ -82,10 +82,17 @@ class _Queue:
         self._serial = itertools.count()
         self._woken = trio.Event()
         self._busy = False
+        self._until = trio.CancelScope()
 
     def put(self, due: float, wire: "_Wire", payload: bytes) -> None:
         heapq.heappush(self._heap, (due, next(self._serial), wire, payload))
-        self.wake()
+        if not self._busy:
+            return  # Whoever waits next looks first.
+        if due <= trio.current_time():
+            self.wake()
+        elif due < self._until.deadline:
+            # To wake it now only for it to wait again would double what a payload costs.
+            self._until.deadline = due
 
     def take(self) -> "tuple[_Wire, bytes] | None":
         """The next payload that is due."""
@@ -113,7 +120,7 @@ class _Queue:
         self._busy = True
         try:
             due = self._heap[0][0] if self._heap else math.inf
-            with trio.move_on_at(due):
+            with trio.CancelScope(deadline=due) as self._until:
                 await self._woken.wait()
             self._woken = trio.Event()
         finally:
