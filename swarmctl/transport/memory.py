@@ -406,11 +406,10 @@ class MemoryNetwork:
 
     def apply_partitions(self, wire: _Wire) -> None:
         """Bring a wire's blocked time up to date."""
-        if not self._is_blocked(wire.endpoint, wire.public_key):
-            wire.blocked_since = math.inf
-        elif math.isinf(wire.blocked_since):
-            wire.blocked_since = trio.current_time()
-        wire.note_change()
+        blocked = self._is_blocked(wire.endpoint, wire.public_key)
+        if blocked is math.isinf(wire.blocked_since):
+            wire.blocked_since = trio.current_time() if blocked else math.inf
+            wire.note_change()
 
     def _is_blocked(self, endpoint: str, public_key: str) -> bool:
         """Whether any direction is blocked: then neither pings nor handshakes come back."""
