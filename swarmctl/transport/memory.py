@@ -260,12 +260,17 @@ class MemoryListener(ListenerBase):
 
     async def receive_batch(self) -> list[Arrival]:
         """See :meth:`swarmctl.transport.api.Listener.receive_batch`."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        others_had_their_turn = False
         while True:
             batch = self.receive_nowait()
             if batch or self._connections.any_departed():
+                if not others_had_their_turn:
+                    # Shielded: what is taken is handed out.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 return batch
             await self.queue.wait()
+            others_had_their_turn = True
 
     def receive_nowait(self) -> list[Arrival]:
         """See :meth:`swarmctl.transport.api.Listener.receive_nowait`."""
