@@ -110,32 +110,33 @@ class Invariants:
     def _within_capacity(self, machine):
         used = _total(one.launch.template.resources for one in machine.alive().values())
         self.world.books.check(
-            "within-capacity", _fits(used), lambda: f"{machine.name} runs {dict(used)}"
+            "within-capacity", _fits(used), lambda: f"{machine.name} runs {used}"
         )
 
     def look_at_capacity(self):
         """Machines run no more than they have, and the controller's books say so, too."""
         cluster = self.world.cluster
+        users = {one.name: one for one in self.world.users}
         for machine in self.world.machines:
             self._within_capacity(machine)
             node = cluster and cluster.state.nodes.get(machine.name)
             if node is not None:
-                self._booked_within_capacity(node, cluster.fleet.snapshot)
+                self._booked_within_capacity(node, cluster.fleet.snapshot, users)
 
-    def _booked_within_capacity(self, node, snapshot):
+    def _booked_within_capacity(self, node, snapshot, users):
         """Room may be kept for what takes the place of others: those are on their way out."""
-        users = {one.name: one for one in self.world.users}
         leaving = _total(
             users[one.key[1]].resources
             for one in node.instances.values()
             if one.removing and one.counted
         )
-        booked = Counter(snapshot.allocated(node.record.name))
-        booked.subtract(leaving)
+        booked = snapshot.allocated(node.record.name)
+        for name, amount in leaving.items():
+            booked[name] = booked.get(name, 0) - amount
         self.world.books.check(
             "booked-within-capacity",
             _fits(booked),
-            lambda: f"{node.record.name} is given {dict(booked)}",
+            lambda: f"{node.record.name} is given {booked}",
         )
 
     def process_ended(self, process, error):
@@ -247,7 +248,7 @@ class Invariants:
         taken = _total(one.resources for one in holders if not one.job)
         counted = self.world.cluster.fleet.snapshot.allocated(machine.name)
         if {name: amount for name, amount in counted.items() if amount} != taken:
-            found.append(f"{machine.name}: {counted} allocated, {dict(taken)} taken")
+            found.append(f"{machine.name}: {counted} allocated, {taken} taken")
         return found
 
     # --- nothing is left over -----------------------------------------------------------------
@@ -305,9 +306,10 @@ class Invariants:
 
 def _total(resources):
     """What all of them take, by name."""
-    total = Counter()
+    total = {}
     for one in resources:
-        total.update(one.amounts())
+        for name, amount in one.amounts().items():
+            total[name] = total.get(name, 0) + amount
     return total
 
 

@@ -300,7 +300,7 @@ class World:
         return [
             machine
             for machine in self.machines
-            if any(one.launch.template.fenced for one in machine.alive().values())
+            if any(one.alive and one.launch.template.fenced for one in machine.book.values())
         ]
 
     async def some_fencing(self):
