@@ -355,11 +355,11 @@ class _Partition:
     direction: Direction | None
 
     def covers(self, endpoint: str, public_key: str, direction: Direction) -> bool:
-        return (
-            self.endpoint in (None, endpoint)
-            and self.public_key in (None, public_key)
-            and self.direction in (None, direction)
-        )
+        return self.direction in (None, direction) and self.parts(endpoint, public_key)
+
+    def parts(self, endpoint: str, public_key: str) -> bool:
+        """Whether it covers any direction."""
+        return self.endpoint in (None, endpoint) and self.public_key in (None, public_key)
 
 
 class MemoryNetwork:
@@ -418,11 +418,7 @@ class MemoryNetwork:
 
     def _is_blocked(self, endpoint: str, public_key: str) -> bool:
         """Whether any direction is blocked: then neither pings nor handshakes come back."""
-        return any(
-            partition.covers(endpoint, public_key, direction)
-            for partition in self._partitions
-            for direction in Direction
-        )
+        return any(partition.parts(endpoint, public_key) for partition in self._partitions)
 
     def fate_of(self, wire: _Wire, direction: Direction, payload: bytes) -> float | Stray | None:
         """How long a payload takes; None when it is lost."""
