@@ -35,6 +35,7 @@ class Network(MemoryNetwork):
         self._by = {}
         # The last assignment to each node's key, with its term, while they are kept.
         self.assignments = None
+        self.unblocked = trio.Event()
 
     def calm(self):
         """No more faults."""
@@ -50,6 +51,8 @@ class Network(MemoryNetwork):
         """All of it."""
         self._by.clear()
         super().unblock()
+        self.unblocked.set()
+        self.unblocked = trio.Event()
 
     def blocks(self, *, endpoint=None, public_key=None, fault=None):  # noqa: ARG002 - as block's
         """Whether a partition is made for just that."""

@@ -84,6 +84,7 @@ class World:
         self._serving = 0
         self.etcd = Etcd(self) if self.several else None
         self.usurping = False
+        self.second_wanted = trio.Event()
         self.isolated = None
         self.user_starts = 0
         self.clocks = [Clock() for _ in self.endpoints]
@@ -356,8 +357,7 @@ class World:
             self.invariants.look_at_capacity()
 
     async def _keep_second(self):
-        while not self.controllers[1].wanted:  # noqa: ASYNC110 - set by whoever usurps
-            await trio.sleep(0.1)
+        await self.second_wanted.wait()
         await self.controllers[1].keep()
 
     async def _end_when_violated(self):
