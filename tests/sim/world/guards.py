@@ -14,7 +14,7 @@ import trio
 from swarmctl.agent import guard
 from swarmctl.agent.drivers.sim import EXIT_KILLED
 from swarmctl.agent.drivers.sim_host import runtime_id
-from swarmctl.agent.fencing import LOOK_S, GuardFence
+from swarmctl.agent.fencing import GUARD_START_S, LOOK_S, GuardFence
 
 # From its start until a new process shows itself.
 _BEGINS_WITHIN_S = 0.2
@@ -73,6 +73,11 @@ class Fence(GuardFence):
     async def _start(self):
         self._machine.begin_guard()
         await self.wait_alive()
+
+    async def wait_alive(self):
+        with trio.move_on_after(GUARD_START_S):
+            while not self.is_alive:
+                await self._machine.guards_changed.wait()
 
     async def _sweep(self):
         """A machine here has one folder; and a thread would end when it likes."""
@@ -133,6 +138,7 @@ class GuardProcess(guard.Guard):
     def thaw(self):
         """SIGCONT."""
         self.beat_ns = None
+        self.machine.note_guards()
         self.woken.set()
 
     def kill(self):
@@ -186,7 +192,7 @@ class Guards:
         return any(one.number == number and not one.is_frozen for one in self.guards)
 
     def note_guards(self):
-        """One of them shows itself no more."""
+        """One of them shows itself no more, or does so now."""
         self.guards_changed.set()
         self.guards_changed = trio.Event()
 
@@ -205,6 +211,7 @@ class Guards:
                 self._guards_begun += 1
                 made = GuardProcess(self, self._guards_begun)
                 self.guards.append(made)
+                self.note_guards()
                 self.world.nursery.start_soon(made.run)
 
         self.world.later(self.random.uniform(0, _BEGINS_WITHIN_S), begin)

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import trio
+
 from swarmctl.controller.records import SlotWish
 from swarmctl.proto.errors import Conflict, Refused, StaleTerm, StorageFault
 from swarmctl.proto.states import NodeState
@@ -54,6 +56,8 @@ class Invariants:
         world.trace.note("started", machine.name, instance.launch.instance)
         self._within_capacity(machine)
         if instance.launch.template.fenced:
+            world.fenced_started.set()
+            world.fenced_started = trio.Event()
             twins = [
                 other.name
                 for other in world.machines

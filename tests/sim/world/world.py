@@ -85,6 +85,7 @@ class World:
         self.etcd = Etcd(self) if self.several else None
         self.usurping = False
         self.second_wanted = trio.Event()
+        self.fenced_started = trio.Event()
         self.isolated = None
         self.user_starts = 0
         self.clocks = [Clock() for _ in self.endpoints]
@@ -307,8 +308,8 @@ class World:
     async def some_fencing(self):
         """Wait until there are such machines, or a while."""
         with trio.move_on_after(_FENCED_WITHIN_S):
-            while not self.fencing():  # noqa: ASYNC110 - users ask for it at some time
-                await trio.sleep(0.2)
+            while not self.fencing():
+                await self.fenced_started.wait()
 
     def isolate_controller(self, number, *, but=(), users=False):
         """No agent reaches it ``but`` those of some machines, and no user either, if ``users``."""
