@@ -117,6 +117,11 @@ class GuardProcess(guard.Guard):
                     await self.woken.wait()
                     continue
                 left_s = (self.page[guard.LEASE_NS] - self.now_ns()) / guard.NS
+                if left_s <= 0 and not self._find(self.list.names):
+                    # The lease has run out and nothing is left to kill: so it stays until
+                    # something is begun, which wakes us; then as late as one that looks always.
+                    await self.woken.wait()
+                    left_s = 0.0
                 await trio.sleep(max(wait_s, left_s) + machine.random.uniform(0, guard.BEAT_S))
         machine.guard_ended(self)
 
@@ -153,13 +158,15 @@ class GuardProcess(guard.Guard):
     def _end_all(self, names):
         machine = self.machine
         owner = machine.world.owner(machine.name)
-        found = [
-            one for number, one in machine.alive().items() if runtime_id(number).encode() in names
-        ]
+        found = self._find(names)
         for one in found:
             machine.world.books.fire("lease-ran-out", machine.name)
             machine.host._end(owner, one, EXIT_KILLED, trio.current_time())
         return bool(found)
+
+    def _find(self, names):
+        alive = self.machine.alive().items()
+        return [one for number, one in alive if runtime_id(number).encode() in names]
 
     def _has_agent(self, _now):
         """Looked at as often as a process does: see :meth:`Guards.agent_ended`."""

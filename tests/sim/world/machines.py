@@ -76,6 +76,7 @@ class Host(SimHost):
         instance = super().start(owner, launch, tell=tell)
         if not again:
             self.machine.world.invariants.started(self.machine, instance)
+            self.machine.wake_guards()
         return instance
 
     def lose_events(self, owner):
