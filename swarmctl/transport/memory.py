@@ -44,6 +44,9 @@ class Direction(enum.Enum):
     TO_LISTENER = "to-listener"
     TO_LINK = "to-link"
 
+    # As there is one object of each: an enumeration's own hashes its name, in Python.
+    __hash__ = object.__hash__
+
 
 @attrs.frozen
 class Passage:

@@ -28,6 +28,8 @@ class Invariants:
         # Copies of jobs that have ended well, by service and slot; and those that count no more.
         self._ended_well = {}
         self._of_earlier_jobs = set()
+        # By a template's identity: the template, so that it stays, and its digest.
+        self._digests = {}
         # Bad answers in a row, by machine, incarnation, its start and its agent's.
         self._unwell = Counter()
 
@@ -112,7 +114,7 @@ class Invariants:
         )
 
     def _within_capacity(self, machine):
-        used = _total(one.launch.template.resources for one in machine.alive().values())
+        used = _total(one.launch.template.resources for one in machine.book.values() if one.alive)
         self.world.books.check(
             "within-capacity", _fits(used), lambda: f"{machine.name} runs {used}"
         )
@@ -189,7 +191,7 @@ class Invariants:
         name, found = record.spec.name, []
         holders = self._holders(name)
         restarted = next(one for one in self.world.users if one.name == name).restarted_at
-        wanted = wire.digest(wire.encode_template(record.spec.template))
+        wanted = self._digest(record.spec.template)
         for slot in range(1, record.spec.replicas + 1):
             there = holders.get(slot, [])
             runs = record.wish(slot) is SlotWish.RUNNING
@@ -197,7 +199,7 @@ class Invariants:
                 nodes = [machine.name for machine, _ in there]
                 found.append(f"{name}.{slot} should run {runs:d} times and does on {nodes}")
             for machine, one in there:
-                if wire.digest(wire.encode_template(one.launch.template)) != wanted:
+                if self._digest(one.launch.template) != wanted:
                     found.append(f"{name}.{slot} on {machine.name} is of an older spec")
                 if self._unwell[self._life_of(machine, one)] >= CHECK.retries:
                     found.append(f"{name}.{slot} on {machine.name} is not well, and was left so")
@@ -208,6 +210,12 @@ class Invariants:
                 if one.started_at < restarted.get(slot, 0.0):
                     found.append(f"{name}.{slot} on {machine.name} was not restarted")
         return found
+
+    def _digest(self, template):
+        if id(template) not in self._digests:
+            encoded = wire.encode_template(template)
+            self._digests[id(template)] = (template, wire.digest(encoded))
+        return self._digests[id(template)][1]
 
     def _job(self, name, record):
         missing = set(range(1, record.spec.replicas + 1)) - set(record.completed)
