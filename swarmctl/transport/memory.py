@@ -14,7 +14,6 @@ payloads that ``fate`` declares a :class:`Stray`.
 """
 
 import enum
-import heapq
 import itertools
 import math
 import random
@@ -27,6 +26,7 @@ import trio
 from swarmctl.transport import bounds as limits
 from swarmctl.transport.api import Arrival, Authorize, Link, Listener, PeerId
 from swarmctl.transport.bounds import Bounds
+from swarmctl.transport.due_queue import DueQueue
 from swarmctl.transport.endpoint import check_endpoint, check_remote_endpoint
 from swarmctl.transport.errors import AddressInUse, Backpressure, LinkLost
 from swarmctl.transport.keys import KeyPair
@@ -77,59 +77,6 @@ def _deliver_at_once(_passage: Passage) -> float:
     return 0.0
 
 
-class _Queue:
-    """Payloads on their way to one end, by the time they are due."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, _Wire, bytes]] = []
-        self._serial = itertools.count()
-        self._woken = trio.Event()
-        self._busy = False
-        self._until = trio.CancelScope()
-
-    def put(self, due: float, wire: "_Wire", payload: bytes) -> None:
-        heapq.heappush(self._heap, (due, next(self._serial), wire, payload))
-        if not self._busy:
-            return  # Whoever waits next looks first.
-        if due <= trio.current_time():
-            self.wake()
-        elif due < self._until.deadline:
-            # To wake it now only for it to wait again would double what a payload costs.
-            self._until.deadline = due
-
-    def take(self) -> "tuple[_Wire, bytes] | None":
-        """The next payload that is due."""
-        if not self._heap or self._heap[0][0] > trio.current_time():
-            return None
-        _, _, wire, payload = heapq.heappop(self._heap)
-        return wire, payload
-
-    def lose_under_way(self, wire: "_Wire") -> int:
-        """Lose what is not due yet on a wire; returns how many."""
-        now = trio.current_time()
-        kept = [entry for entry in self._heap if entry[2] is not wire or entry[0] <= now]
-        lost = len(self._heap) - len(kept)
-        self._heap = kept
-        heapq.heapify(self._heap)
-        return lost
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    async def wait(self) -> None:
-        """Wait until something is due or :meth:`wake` is called; may return without either."""
-        if self._busy:
-            raise trio.BusyResourceError("another task is receiving here")
-        self._busy = True
-        try:
-            due = self._heap[0][0] if self._heap else math.inf
-            with trio.CancelScope(deadline=due) as self._until:
-                await self._woken.wait()
-            self._woken = trio.Event()
-        finally:
-            self._busy = False
-
-
 class _Wire:
     """One connection between a link and a listener."""
 
@@ -143,7 +90,7 @@ class _Wire:
         self.number = next(network.serial)
         # As libzmq makes them: a zero and a counter.
         self.peer_id = PeerId(b"\0" + self.number.to_bytes(4, "big"))
-        self.queues = {Direction.TO_LISTENER: listener.queue, Direction.TO_LINK: _Queue()}
+        self.queues = {Direction.TO_LISTENER: listener.queue, Direction.TO_LINK: DueQueue[_Wire]()}
         self.under_way = dict.fromkeys(Direction, 0)
         self._last_due = dict.fromkeys(Direction, 0.0)
         self.ended = False
@@ -247,7 +194,7 @@ class MemoryListener(ListenerBase):
         super().__init__(authorize, bounds)
         self.endpoints = endpoints
         self.keypair = keypair
-        self.queue = _Queue()
+        self.queue = DueQueue[_Wire]()
         self._network = network
         self._wires: dict[PeerId, _Wire] = {}
 
