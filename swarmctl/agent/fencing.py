@@ -304,11 +304,15 @@ class GuardFence:
                 if not swept:
                     swept = True
                     await self._sweep()
-                await trio.sleep(LOOK_S)
+                await self._pause()
         finally:
             # Nor when the folder was removed with all that the agent had.
             if not self.has_listed:
                 await self._dissolve()
+
+    async def _pause(self) -> None:
+        """Until the guard is to be looked at again."""
+        await trio.sleep(LOOK_S)
 
     async def _dissolve(self) -> None:
         """Nothing is fenced, and we end: so does the guard, and nothing of it is left."""

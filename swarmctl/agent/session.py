@@ -145,8 +145,10 @@ class Session:
     # --- from the agent -----------------------------------------------------------------------
 
     def wake(self) -> None:
-        """There may be something to report."""
-        self._changed.set()
+        """There may be something to report; where there is not, nobody is woken for it."""
+        supervisor = self._supervisor
+        if self._outbox.waiting or supervisor.urgent or supervisor.missing_templates:
+            self._changed.set()
 
     def facts_changed(self) -> None:
         """The node's facts are different now; they go with a hello that is due."""

@@ -9,12 +9,12 @@ alone (``bench.controller_path``): plan and assign 4 us, dispatch 5 us, take in 
 beside busy agents on the same two cores two to three times as much.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
 from swarmctl.controller.cluster import Cluster
+from swarmctl.transport.bulk import BulkServer
 
 # How long what is committed may wait for its plan while more requests are under way, unless there
 # is this much for each node already: to tell a node costs as much as ten instances.
@@ -33,7 +33,7 @@ _GIVE_WAY_S: Final = 0.1
 _DISPATCH_A_NODE: Final = 50
 
 
-async def gather(cluster: Cluster, idle: Callable[[], Awaitable[None]]) -> None:
+async def gather(cluster: Cluster, server: BulkServer) -> None:
     """While requests stream in, wait for more of them: cycles are to be few and large.
 
     One plan takes all that has gathered, and a node is told once of several instances. So those
@@ -42,13 +42,16 @@ async def gather(cluster: Cluster, idle: Callable[[], Awaitable[None]]) -> None:
 
     Args:
         cluster: whose dirty services count.
-        idle: waits until no simple request waits or is being served.
+        server: of the simple requests.
     """
     enough = _GATHER_A_NODE * len(cluster.state.nodes)
+    if server.is_idle:  # Most of the time: two scopes cost more than all else here.
+        await trio.lowlevel.checkpoint()
+        return
     with trio.move_on_after(_GATHER_S):
         while len(cluster.state.dirty_services) < enough:
             with trio.move_on_after(_GATHER_LOOK_S):
-                await idle()
+                await server.wait_idle()
                 return
 
 

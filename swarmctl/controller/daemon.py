@@ -288,7 +288,7 @@ class Controller:
         cluster = self.cluster
         while True:
             await cluster.wait_woken()
-            await gather(cluster, server.wait_idle)
+            await gather(cluster, server)
             if cluster.deposed is not None:
                 raise cluster.deposed
             if cluster.sessions.completions or self._term_is_low or cluster.state.fences.unwritten:

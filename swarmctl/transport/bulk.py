@@ -132,6 +132,11 @@ class BulkServer:
             found.under_way + self._intake.waiting + self._intake.under_way,
         )
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no simple request waits or is being served."""
+        return self._idle.is_set()
+
     async def wait_idle(self) -> None:
         """Wait until no simple request waits or is being served; at once when that is so."""
         await self._idle.wait()

@@ -14,7 +14,6 @@ payloads that ``fate`` declares a :class:`Stray`.
 """
 
 import enum
-import heapq
 import itertools
 import math
 import random
@@ -27,6 +26,7 @@ import trio
 from swarmctl.transport import bounds as limits
 from swarmctl.transport.api import Arrival, Authorize, Link, Listener, PeerId
 from swarmctl.transport.bounds import Bounds
+from swarmctl.transport.due_queue import DueQueue
 from swarmctl.transport.endpoint import check_endpoint, check_remote_endpoint
 from swarmctl.transport.errors import AddressInUse, Backpressure, LinkLost
 from swarmctl.transport.keys import KeyPair
@@ -43,6 +43,9 @@ class Direction(enum.Enum):
 
     TO_LISTENER = "to-listener"
     TO_LINK = "to-link"
+
+    # As there is one object of each: an enumeration's own hashes its name, in Python.
+    __hash__ = object.__hash__
 
 
 @attrs.frozen
@@ -74,52 +77,6 @@ def _deliver_at_once(_passage: Passage) -> float:
     return 0.0
 
 
-class _Queue:
-    """Payloads on their way to one end, by the time they are due."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, _Wire, bytes]] = []
-        self._serial = itertools.count()
-        self._woken = trio.Event()
-        self._busy = False
-
-    def put(self, due: float, wire: "_Wire", payload: bytes) -> None:
-        heapq.heappush(self._heap, (due, next(self._serial), wire, payload))
-        self.wake()
-
-    def take(self) -> "tuple[_Wire, bytes] | None":
-        """The next payload that is due."""
-        if not self._heap or self._heap[0][0] > trio.current_time():
-            return None
-        _, _, wire, payload = heapq.heappop(self._heap)
-        return wire, payload
-
-    def lose_under_way(self, wire: "_Wire") -> int:
-        """Lose what is not due yet on a wire; returns how many."""
-        now = trio.current_time()
-        kept = [entry for entry in self._heap if entry[2] is not wire or entry[0] <= now]
-        lost = len(self._heap) - len(kept)
-        self._heap = kept
-        heapq.heapify(self._heap)
-        return lost
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    async def wait(self) -> None:
-        """Wait until something is due or :meth:`wake` is called; may return without either."""
-        if self._busy:
-            raise trio.BusyResourceError("another task is receiving here")
-        self._busy = True
-        try:
-            due = self._heap[0][0] if self._heap else math.inf
-            with trio.move_on_at(due):
-                await self._woken.wait()
-            self._woken = trio.Event()
-        finally:
-            self._busy = False
-
-
 class _Wire:
     """One connection between a link and a listener."""
 
@@ -133,7 +90,7 @@ class _Wire:
         self.number = next(network.serial)
         # As libzmq makes them: a zero and a counter.
         self.peer_id = PeerId(b"\0" + self.number.to_bytes(4, "big"))
-        self.queues = {Direction.TO_LISTENER: listener.queue, Direction.TO_LINK: _Queue()}
+        self.queues = {Direction.TO_LISTENER: listener.queue, Direction.TO_LINK: DueQueue[_Wire]()}
         self.under_way = dict.fromkeys(Direction, 0)
         self._last_due = dict.fromkeys(Direction, 0.0)
         self.ended = False
@@ -237,7 +194,7 @@ class MemoryListener(ListenerBase):
         super().__init__(authorize, bounds)
         self.endpoints = endpoints
         self.keypair = keypair
-        self.queue = _Queue()
+        self.queue = DueQueue[_Wire]()
         self._network = network
         self._wires: dict[PeerId, _Wire] = {}
 
@@ -253,12 +210,17 @@ class MemoryListener(ListenerBase):
 
     async def receive_batch(self) -> list[Arrival]:
         """See :meth:`swarmctl.transport.api.Listener.receive_batch`."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        others_had_their_turn = False
         while True:
             batch = self.receive_nowait()
             if batch or self._connections.any_departed():
+                if not others_had_their_turn:
+                    # Shielded: what is taken is handed out.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 return batch
             await self.queue.wait()
+            others_had_their_turn = True
 
     def receive_nowait(self) -> list[Arrival]:
         """See :meth:`swarmctl.transport.api.Listener.receive_nowait`."""
@@ -343,11 +305,11 @@ class _Partition:
     direction: Direction | None
 
     def covers(self, endpoint: str, public_key: str, direction: Direction) -> bool:
-        return (
-            self.endpoint in (None, endpoint)
-            and self.public_key in (None, public_key)
-            and self.direction in (None, direction)
-        )
+        return self.direction in (None, direction) and self.parts(endpoint, public_key)
+
+    def parts(self, endpoint: str, public_key: str) -> bool:
+        """Whether it covers any direction."""
+        return self.endpoint in (None, endpoint) and self.public_key in (None, public_key)
 
 
 class MemoryNetwork:
@@ -399,19 +361,14 @@ class MemoryNetwork:
 
     def apply_partitions(self, wire: _Wire) -> None:
         """Bring a wire's blocked time up to date."""
-        if not self._is_blocked(wire.endpoint, wire.public_key):
-            wire.blocked_since = math.inf
-        elif math.isinf(wire.blocked_since):
-            wire.blocked_since = trio.current_time()
-        wire.note_change()
+        blocked = self._is_blocked(wire.endpoint, wire.public_key)
+        if blocked is math.isinf(wire.blocked_since):
+            wire.blocked_since = trio.current_time() if blocked else math.inf
+            wire.note_change()
 
     def _is_blocked(self, endpoint: str, public_key: str) -> bool:
         """Whether any direction is blocked: then neither pings nor handshakes come back."""
-        return any(
-            partition.covers(endpoint, public_key, direction)
-            for partition in self._partitions
-            for direction in Direction
-        )
+        return any(partition.parts(endpoint, public_key) for partition in self._partitions)
 
     def fate_of(self, wire: _Wire, direction: Direction, payload: bytes) -> float | Stray | None:
         """How long a payload takes; None when it is lost."""

@@ -15,7 +15,7 @@ from tests.sim.world.report import Found, Summary
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# Of a seed, on a machine that does other things as well: it takes 2.3 s of CPU.
+# Of a seed, on a machine that does other things as well: it takes 1.4 s of CPU.
 SEED_S = 8.0
 
 

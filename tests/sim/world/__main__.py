@@ -15,6 +15,7 @@ import time
 import traceback
 from queue import SimpleQueue
 
+from swarmctl import garbage
 from tests.sim.world import record
 from tests.sim.world.books import A_DEFECT
 from tests.sim.world.plants import PLANTS, planted
@@ -61,6 +62,7 @@ def _seeds(options, worker, began):
 def _work(options):
     from tests.sim.world.world import run_seed
 
+    garbage.tune()  # As the daemons have it.
     with planted(options.plant):
         for seed in _seeds(options, options.worker, time.monotonic()):
             began = time.process_time()

@@ -37,6 +37,7 @@ async def usurp(world):
         world.isolate_controller(old, but=stay, users=bool(stay))
         world.serving = 1 - old
         new.wanted = True
+        world.second_wanted.set()
         world.controllers[old].wanted = False
         await trio.sleep(world.random.uniform(*(_BEYOND_A_LEASE_S if stay else (1.0, 10.0))))
         if new.value is not None:

@@ -35,6 +35,8 @@ class Disk(MemoryDisk):
         self.stores = []
         self.trying = 0
         self.on_service = None
+        # By key: an entry, and what it says.
+        self._decoded = {}
 
     async def open(self, kind, cluster_id):
         """A controller's store on this disk, of that class."""
@@ -103,10 +105,18 @@ class Disk(MemoryDisk):
     def services(self):
         """The records of all services, by name."""
         return {
-            key.rpartition("/")[2]: records.decode(entry.value, ServiceRecord, key)
+            key.rpartition("/")[2]: self._decode(key, entry)
             for key, entry in self.entries.items()
             if key.startswith(records.SERVICE)
         }
+
+    def _decode(self, key, entry):
+        """Once for each time that it is written."""
+        known, record = self._decoded.get(key, (None, None))
+        if known is not entry:
+            record = records.decode(entry.value, ServiceRecord, key)
+            self._decoded[key] = (entry, record)
+        return record
 
 
 class SyncedStore(MemoryStore):

@@ -6,6 +6,7 @@ It outlives the agent; a loss of power takes it, and the memory disk with its li
 that of the machine's boot: it drifts, and nobody sets it.
 """
 
+import math
 import shutil
 
 import trio
@@ -13,7 +14,7 @@ import trio
 from swarmctl.agent import guard
 from swarmctl.agent.drivers.sim import EXIT_KILLED
 from swarmctl.agent.drivers.sim_host import runtime_id
-from swarmctl.agent.fencing import GuardFence
+from swarmctl.agent.fencing import GUARD_START_S, LOOK_S, GuardFence
 
 # From its start until a new process shows itself.
 _BEGINS_WITHIN_S = 0.2
@@ -22,7 +23,8 @@ _BEGINS_WITHIN_S = 0.2
 class Page:
     """The shared page.  A guard that lives has just shown itself, whenever somebody looks.
 
-    So the task of a guard need not wake up for that, four times a second on each machine.
+    So the task of a guard need not wake up for that, four times a second on each machine; nor that
+    of an agent, to see it.
     """
 
     is_there = True
@@ -35,6 +37,15 @@ class Page:
         if word == guard.BEAT_NS:
             self._words[word] = max(self._words[word], self._machine.beat_ns(self))
         return self._words[word]
+
+    def keep_beat(self):
+        """Of a guard that ends now."""
+        self._words[guard.BEAT_NS] = self[guard.BEAT_NS]
+
+    async def wait_doubtful(self):
+        """Until its guard shows itself no more."""
+        while self._machine.shows_itself(self):
+            await self._machine.guards_changed.wait()
 
     def __setitem__(self, word, value):
         self._words[word] = value
@@ -63,8 +74,20 @@ class Fence(GuardFence):
         self._machine.begin_guard()
         await self.wait_alive()
 
+    async def wait_alive(self):
+        with trio.move_on_after(GUARD_START_S):
+            while not self.is_alive:
+                await self._machine.guards_changed.wait()
+
     async def _sweep(self):
         """A machine here has one folder; and a thread would end when it likes."""
+
+    async def _pause(self):
+        """Looks that are made at a guard which shows itself are left out; the others are not."""
+        due = trio.current_time() + LOOK_S
+        await self._page.wait_doubtful()
+        late_s = max(0.0, trio.current_time() - due)
+        await trio.sleep_until(due + math.ceil(late_s / LOOK_S) * LOOK_S)
 
     async def _dissolve(self):
         """Agents here end as by ``kill -9`` only, without a word to anybody."""
@@ -94,8 +117,13 @@ class GuardProcess(guard.Guard):
                     await self.woken.wait()
                     continue
                 left_s = (self.page[guard.LEASE_NS] - self.now_ns()) / guard.NS
+                if left_s <= 0 and not self._find(self.list.names):
+                    # The lease has run out and nothing is left to kill: so it stays until
+                    # something is begun, which wakes us; then as late as one that looks always.
+                    await self.woken.wait()
+                    left_s = 0.0
                 await trio.sleep(max(wait_s, left_s) + machine.random.uniform(0, guard.BEAT_S))
-        machine.guards.remove(self)
+        machine.guard_ended(self)
 
     @property
     def is_frozen(self):
@@ -110,10 +138,12 @@ class GuardProcess(guard.Guard):
         """SIGSTOP."""
         if not self.is_frozen:
             self.beat_ns = self.now_ns()
+            self.machine.note_guards()
 
     def thaw(self):
         """SIGCONT."""
         self.beat_ns = None
+        self.machine.note_guards()
         self.woken.set()
 
     def kill(self):
@@ -128,13 +158,15 @@ class GuardProcess(guard.Guard):
     def _end_all(self, names):
         machine = self.machine
         owner = machine.world.owner(machine.name)
-        found = [
-            one for number, one in machine.alive().items() if runtime_id(number).encode() in names
-        ]
+        found = self._find(names)
         for one in found:
             machine.world.books.fire("lease-ran-out", machine.name)
             machine.host._end(owner, one, EXIT_KILLED, trio.current_time())
         return bool(found)
+
+    def _find(self, names):
+        alive = self.machine.alive().items()
+        return [one for number, one in alive if runtime_id(number).encode() in names]
 
     def _has_agent(self, _now):
         """Looked at as often as a process does: see :meth:`Guards.agent_ended`."""
@@ -147,6 +179,7 @@ class Guards:
     def __init__(self):
         self.guards = []
         self.page = Page(self)
+        self.guards_changed = trio.Event()
         self._guards_begun = 0
 
     def boottime_ns(self):
@@ -160,6 +193,22 @@ class Guards:
                 return one.beat_ns if one.is_frozen else one.now_ns()
         return 0
 
+    def shows_itself(self, page):
+        """Whether the guard of ``page`` lives and is not frozen."""
+        number = page[guard.GUARD_PID]
+        return any(one.number == number and not one.is_frozen for one in self.guards)
+
+    def note_guards(self):
+        """One of them shows itself no more, or does so now."""
+        self.guards_changed.set()
+        self.guards_changed = trio.Event()
+
+    def guard_ended(self, one):
+        """Its page keeps when it has shown itself last."""
+        one.page.keep_beat()
+        self.guards.remove(one)
+        self.note_guards()
+
     def begin_guard(self):
         """A new process, a moment later."""
         page = self.page
@@ -169,6 +218,7 @@ class Guards:
                 self._guards_begun += 1
                 made = GuardProcess(self, self._guards_begun)
                 self.guards.append(made)
+                self.note_guards()
                 self.world.nursery.start_soon(made.run)
 
         self.world.later(self.random.uniform(0, _BEGINS_WITHIN_S), begin)

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import trio
+
 from swarmctl.controller.records import SlotWish
 from swarmctl.proto.errors import Conflict, Refused, StaleTerm, StorageFault
 from swarmctl.proto.states import NodeState
@@ -26,6 +28,8 @@ class Invariants:
         # Copies of jobs that have ended well, by service and slot; and those that count no more.
         self._ended_well = {}
         self._of_earlier_jobs = set()
+        # By a template's identity: the template, so that it stays, and its digest.
+        self._digests = {}
         # Bad answers in a row, by machine, incarnation, its start and its agent's.
         self._unwell = Counter()
 
@@ -54,6 +58,8 @@ class Invariants:
         world.trace.note("started", machine.name, instance.launch.instance)
         self._within_capacity(machine)
         if instance.launch.template.fenced:
+            world.fenced_started.set()
+            world.fenced_started = trio.Event()
             twins = [
                 other.name
                 for other in world.machines
@@ -108,34 +114,35 @@ class Invariants:
         )
 
     def _within_capacity(self, machine):
-        used = _total(one.launch.template.resources for one in machine.alive().values())
+        used = _total(one.launch.template.resources for one in machine.book.values() if one.alive)
         self.world.books.check(
-            "within-capacity", _fits(used), lambda: f"{machine.name} runs {dict(used)}"
+            "within-capacity", _fits(used), lambda: f"{machine.name} runs {used}"
         )
 
     def look_at_capacity(self):
         """Machines run no more than they have, and the controller's books say so, too."""
         cluster = self.world.cluster
+        users = {one.name: one for one in self.world.users}
         for machine in self.world.machines:
             self._within_capacity(machine)
             node = cluster and cluster.state.nodes.get(machine.name)
             if node is not None:
-                self._booked_within_capacity(node, cluster.fleet.snapshot)
+                self._booked_within_capacity(node, cluster.fleet.snapshot, users)
 
-    def _booked_within_capacity(self, node, snapshot):
+    def _booked_within_capacity(self, node, snapshot, users):
         """Room may be kept for what takes the place of others: those are on their way out."""
-        users = {one.name: one for one in self.world.users}
         leaving = _total(
             users[one.key[1]].resources
             for one in node.instances.values()
             if one.removing and one.counted
         )
-        booked = Counter(snapshot.allocated(node.record.name))
-        booked.subtract(leaving)
+        booked = snapshot.allocated(node.record.name)
+        for name, amount in leaving.items():
+            booked[name] = booked.get(name, 0) - amount
         self.world.books.check(
             "booked-within-capacity",
             _fits(booked),
-            lambda: f"{node.record.name} is given {dict(booked)}",
+            lambda: f"{node.record.name} is given {booked}",
         )
 
     def process_ended(self, process, error):
@@ -184,7 +191,7 @@ class Invariants:
         name, found = record.spec.name, []
         holders = self._holders(name)
         restarted = next(one for one in self.world.users if one.name == name).restarted_at
-        wanted = wire.digest(wire.encode_template(record.spec.template))
+        wanted = self._digest(record.spec.template)
         for slot in range(1, record.spec.replicas + 1):
             there = holders.get(slot, [])
             runs = record.wish(slot) is SlotWish.RUNNING
@@ -192,7 +199,7 @@ class Invariants:
                 nodes = [machine.name for machine, _ in there]
                 found.append(f"{name}.{slot} should run {runs:d} times and does on {nodes}")
             for machine, one in there:
-                if wire.digest(wire.encode_template(one.launch.template)) != wanted:
+                if self._digest(one.launch.template) != wanted:
                     found.append(f"{name}.{slot} on {machine.name} is of an older spec")
                 if self._unwell[self._life_of(machine, one)] >= CHECK.retries:
                     found.append(f"{name}.{slot} on {machine.name} is not well, and was left so")
@@ -203,6 +210,12 @@ class Invariants:
                 if one.started_at < restarted.get(slot, 0.0):
                     found.append(f"{name}.{slot} on {machine.name} was not restarted")
         return found
+
+    def _digest(self, template):
+        if id(template) not in self._digests:
+            encoded = wire.encode_template(template)
+            self._digests[id(template)] = (template, wire.digest(encoded))
+        return self._digests[id(template)][1]
 
     def _job(self, name, record):
         missing = set(range(1, record.spec.replicas + 1)) - set(record.completed)
@@ -247,7 +260,7 @@ class Invariants:
         taken = _total(one.resources for one in holders if not one.job)
         counted = self.world.cluster.fleet.snapshot.allocated(machine.name)
         if {name: amount for name, amount in counted.items() if amount} != taken:
-            found.append(f"{machine.name}: {counted} allocated, {dict(taken)} taken")
+            found.append(f"{machine.name}: {counted} allocated, {taken} taken")
         return found
 
     # --- nothing is left over -----------------------------------------------------------------
@@ -305,9 +318,10 @@ class Invariants:
 
 def _total(resources):
     """What all of them take, by name."""
-    total = Counter()
+    total = {}
     for one in resources:
-        total.update(one.amounts())
+        for name, amount in one.amounts().items():
+            total[name] = total.get(name, 0) + amount
     return total
 
 

@@ -76,6 +76,7 @@ class Host(SimHost):
         instance = super().start(owner, launch, tell=tell)
         if not again:
             self.machine.world.invariants.started(self.machine, instance)
+            self.machine.wake_guards()
         return instance
 
     def lose_events(self, owner):
@@ -190,7 +191,8 @@ class Machine(Guards):
     """A node; ``silent`` is set while its daemon takes calls and answers none.
 
     ``lost`` says that it is off, and will never be on again; ``off`` that it is without power;
-    ``unwell``, that what runs here answers health checks badly.
+    ``unwell``, that what runs here answers health checks badly; ``book`` has its instances, by
+    incarnation.
     """
 
     world: object
@@ -207,17 +209,15 @@ class Machine(Guards):
     forgotten: set = attrs.field(factory=set)
     host: Host = attrs.field(init=False)
     journal: Journal = attrs.field(init=False)
+    book: dict = attrs.field(init=False)
 
     def __attrs_post_init__(self):
         settings = SimSettings(**_DELAYS, seed=self.random.getrandbits(32))
         self.host = Host(self, settings)
         Guards.__init__(self)
         self.journal = Journal(self.world.books, self.name, self.random)
-
-    @property
-    def book(self):
-        """Its instances, by incarnation."""
-        return self.host.book(self.world.owner(self.name))
+        # Always the same: it is looked at thousands of times.
+        self.book = self.host.book(self.world.owner(self.name))
 
     def alive(self):
         """Its instances that run."""

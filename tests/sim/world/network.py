@@ -35,6 +35,7 @@ class Network(MemoryNetwork):
         self._by = {}
         # The last assignment to each node's key, with its term, while they are kept.
         self.assignments = None
+        self.unblocked = trio.Event()
 
     def calm(self):
         """No more faults."""
@@ -50,6 +51,8 @@ class Network(MemoryNetwork):
         """All of it."""
         self._by.clear()
         super().unblock()
+        self.unblocked.set()
+        self.unblocked = trio.Event()
 
     def blocks(self, *, endpoint=None, public_key=None, fault=None):  # noqa: ARG002 - as block's
         """Whether a partition is made for just that."""
@@ -96,22 +99,19 @@ class Network(MemoryNetwork):
     def fate_of(self, wire, direction, payload):
         """Count what a partition swallows, apart from what is dropped."""
         fate = super().fate_of(wire, direction, payload)
-        self._count_lost(wire.endpoint, wire.public_key, (direction,))
+        where = wire.endpoint, wire.public_key
+        self._count_lost(where[1], [p for p in self._partitions if p.covers(*where, direction)])
         return fate
 
     async def _connect(self, endpoint, server_public_key, keypair, connect_timeout_s):
         """A handshake goes both ways."""
-        self._count_lost(endpoint, keypair.public, Direction)
+        lost_by = [one for one in self._partitions if one.parts(endpoint, keypair.public)]
+        self._count_lost(keypair.public, lost_by)
         return await super()._connect(endpoint, server_public_key, keypair, connect_timeout_s)
 
-    def _count_lost(self, endpoint, public_key, directions):
-        lost_by = [
-            self._by.get(one)
-            for one in self._partitions
-            if any(one.covers(endpoint, public_key, each) for each in directions)
-        ]
-        if lost_by:
+    def _count_lost(self, public_key, partitions):
+        if partitions:
             name = self.names.get(public_key, "?")
             self.books.fire("partitioned", name)
-            for fault in filter(None, dict.fromkeys(lost_by)):
+            for fault in filter(None, dict.fromkeys(map(self._by.get, partitions))):
                 self.books.fire(fault, name)

@@ -22,8 +22,7 @@ class Trace:
     def note(self, kind, *details):
         """One event, at the present virtual time."""
         line = f"{trio.current_time():.6f} {kind} {' '.join(map(str, details))}"
-        self._hash.update(line.encode())
-        self._hash.update(b"\n")
+        self._hash.update(f"{line}\n".encode())
         self.kinds[kind] += 1
         self.lines.append(line)
 

@@ -65,11 +65,12 @@ async def _partition_of(world, name, direction):
 
 async def keep_blocked(world, at_least_s, at_most_s, **whom):
     """For a while of that length, whatever else ends meanwhile: where one partition ends all do."""
-    end = trio.current_time() + world.random.uniform(at_least_s, at_most_s)
-    while trio.current_time() < end:
-        if not world.network.blocks(**whom):
-            world.network.block(**whom)
-        await trio.sleep(0.1)
+    with trio.move_on_after(world.random.uniform(at_least_s, at_most_s)):
+        while True:
+            if not world.network.blocks(**whom):
+                world.network.block(**whom)
+            await world.network.unblocked.wait()
+            await trio.sleep(world.random.uniform(0.0, 0.1))
 
 
 def end_partitions(world):

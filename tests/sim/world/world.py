@@ -13,7 +13,6 @@ import attrs
 import structlog
 import trio
 import trio._core._run as trio_run
-import trio.testing
 
 from swarmctl.agent.config import AgentConfig
 from swarmctl.agent.daemon import Edges as AgentEdges
@@ -27,6 +26,7 @@ from swarmctl.proto.limits import FENCING_LEASE_MIN_S
 from swarmctl.transport import keys
 from swarmctl.transport.keys import KeyPair
 from tests.sim.world.books import Books
+from tests.sim.world.clock import Jumping
 from tests.sim.world.disks import USUAL_SYNC_S, Disk, SyncedStore
 from tests.sim.world.etcd import Etcd, EtcdLine
 from tests.sim.world.faults import FAULTS, OF_LEADERS, OF_STORES
@@ -84,6 +84,8 @@ class World:
         self._serving = 0
         self.etcd = Etcd(self) if self.several else None
         self.usurping = False
+        self.second_wanted = trio.Event()
+        self.fenced_started = trio.Event()
         self.isolated = None
         self.user_starts = 0
         self.clocks = [Clock() for _ in self.endpoints]
@@ -300,14 +302,14 @@ class World:
         return [
             machine
             for machine in self.machines
-            if any(one.launch.template.fenced for one in machine.alive().values())
+            if any(one.alive and one.launch.template.fenced for one in machine.book.values())
         ]
 
     async def some_fencing(self):
         """Wait until there are such machines, or a while."""
         with trio.move_on_after(_FENCED_WITHIN_S):
-            while not self.fencing():  # noqa: ASYNC110 - users ask for it at some time
-                await trio.sleep(0.2)
+            while not self.fencing():
+                await self.fenced_started.wait()
 
     def isolate_controller(self, number, *, but=(), users=False):
         """No agent reaches it ``but`` those of some machines, and no user either, if ``users``."""
@@ -356,8 +358,7 @@ class World:
             self.invariants.look_at_capacity()
 
     async def _keep_second(self):
-        while not self.controllers[1].wanted:  # noqa: ASYNC110 - set by whoever usurps
-            await trio.sleep(0.1)
+        await self.second_wanted.wait()
         await self.controllers[1].keep()
 
     async def _end_when_violated(self):
@@ -481,7 +482,7 @@ def run_seed(seed, *, keep_trace=False, harsh=False):
         world = World(seed, where, keep_trace=keep_trace, harsh=harsh)
         _watch_log(world)
         with mock.patch("trio.to_thread.run_sync", _no_thread):
-            trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
+            trio.run(world.run, clock=Jumping())
         return world
     finally:
         shutil.rmtree(where, ignore_errors=True)
