@@ -58,7 +58,10 @@ test: ready ## every test, real daemons included, as CI runs it
 	$(PYTEST) -q -m 'not slow and alone' tests
 
 # Beside each other: the tests wait for daemons half of the time, and the seeds take what they leave.
+# Compiled first: where Python keeps no bytecode (an image for containers often says so), each of some
+# hundred daemons and commands would compile swarmctl anew.
 test-together: venv
+	@$(PY) -m compileall -q swarmctl lab bench
 	$(PYTEST) -q -m 'not slow and not alone' -n $(WORKERS) --dist loadfile tests/integration tests/e2e tests/unit tests/sim
 
 test-seeds: venv

@@ -34,7 +34,7 @@ PHYSICAL_BRIDGE = "br-phys"
 PHYSICAL_NETWORK = "physical"  # what the agents of a swarm call the network between the hosts
 MTU = 1500
 CHASSIS_S = 60.0  # measured: 4 s on an idle machine
-GONE_S = 10.0
+GONE_S = 30.0
 
 
 class Host:

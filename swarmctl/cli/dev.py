@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     import trio
 
 CONTEXT: Final = "dev"
-# A daemon that serves within this long is fine; a slow disk takes a second or two.
-READY_S: Final = 30.0
+# A daemon that serves within this long is fine; a slow disk takes a second or two, a small machine
+# at its work ten.
+READY_S: Final = 60.0
 # After the agent runs, its node is known to the controller within a second.
-NODE_READY_S: Final = 20.0
+NODE_READY_S: Final = 30.0
 _LOOK_S: Final = 0.05
 # First wait before a daemon that died is started again, doubled up to the second value, and
 # forgotten after it ran for the third.

@@ -86,15 +86,22 @@ def test_it_answers_its_version_within_a_second(empty_root):
     assert statistics.median(took) <= VERSION_MAX_S, took
 
 
-def test_a_whole_cluster_runs_without_python(empty_root):
-    """`dev` starts a controller and an agent from the same file, which launch real containers."""
+@pytest.fixture(scope="module")
+def dev(empty_root):
+    """`dev` started in there, with Docker, and with a driver that the system lacks a library of."""
     listen = f"tcp://127.0.0.1:{free_port()}"
-    options = ("--data", "/data/dev", "--listen", listen, "--drivers", "docker", "--name", "bare")
-    inside(empty_root, "dev", "--detach", *options)
+    options = ("--data", "/data/dev", "--listen", listen, "--name", "bare")
+    inside(empty_root, "dev", "--detach", *options, "--drivers", "docker,libvirt")
+    yield empty_root
+    inside(empty_root, "dev", "--stop", "--data", "/data/dev")
+
+
+def test_a_whole_cluster_runs_without_python(dev):
+    """`dev` starts a controller and an agent from the same file, which launch real containers."""
     try:
         replicas = ("--name", "web", "--replicas", "2", "--network", "none")
-        inside(empty_root, "run", "--wait", *replicas, IMAGE, "sh", "-c", WAITS_FOR_TERM)
-        shown = json.loads(inside(empty_root, "ps", "-o", "json"))
+        inside(dev, "run", "--wait", *replicas, IMAGE, "sh", "-c", WAITS_FOR_TERM)
+        shown = json.loads(inside(dev, "ps", "-o", "json"))
         assert [(one["instance"], one["node"], one["state"]) for one in shown] == [
             ("web.1", "bare", "running"),
             ("web.2", "bare", "running"),
@@ -103,18 +110,10 @@ def test_a_whole_cluster_runs_without_python(empty_root):
             running = [client.inspect_container(one["runtime_id"])["State"] for one in shown]
         assert all(state["Running"] for state in running)
     finally:
-        inside(empty_root, "rm", "--wait", "web")
-        inside(empty_root, "dev", "--stop", "--data", "/data/dev")
+        inside(dev, "rm", "--wait", "web")
 
 
-def test_what_the_system_lacks_is_named(empty_root):
+def test_what_the_system_lacks_is_named(dev):
     """The system brings libvirt's library: where it is not, the reason names it."""
-    listen = f"tcp://127.0.0.1:{free_port()}"
-    options = ("--data", "/data/lack", "--listen", listen, "--drivers", "sim,libvirt")
-    inside(empty_root, "dev", "--detach", *options)
-    try:
-        (node,) = json.loads(inside(empty_root, "node", "ls", "-o", "json"))
-        told = json.loads(inside(empty_root, "node", "inspect", node["node"], "-o", "json"))
-    finally:
-        inside(empty_root, "dev", "--stop", "--data", "/data/lack")
+    told = json.loads(inside(dev, "node", "inspect", "bare", "-o", "json"))
     assert "libvirt.so.0" in json.dumps(told)

@@ -10,13 +10,31 @@ from attrs import evolve
 from swarmctl.spec.stack import load_stack
 from tests.e2e.cluster import SWARMCTL, Cluster, until
 
+NODES = ("n1", "n2", "n3")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory):
+    """Three nodes of simulated containers, two cores each."""
+    made = Cluster(tmp_path_factory.mktemp("trio"))
+    for name in NODES:
+        made.agent(name, "--capacity", "cpu=2", drivers="sim")
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
 
 @pytest.fixture
-def trio_of(own: Cluster):
-    """Three nodes of simulated containers, two cores each."""
-    for name in ("n1", "n2", "n3"):
-        own.agent(name, "--capacity", "cpu=2", drivers="sim")
-    return own.start()
+def trio_of(shared: Cluster):
+    """The same, empty and open again after each test."""
+    try:
+        yield shared
+    finally:
+        print(shared.logs())  # noqa: T201 - captured
+    shared.remove_all()
+    assert shared.swarmctl("node", "uncordon", *NODES).code == 0
+    until(shared.all_ready, what="every node open again")
 
 
 def run(cluster: Cluster, name: str, *arguments: str):
@@ -90,7 +108,7 @@ def test_ctrl_c_says_what_goes_on(trio_of: Cluster):
         assert process.stderr is not None
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "n1: 1 left; pinned.1 stays" in first
     assert "the drain of n1 goes on without you" in said
@@ -155,7 +173,11 @@ def test_a_higher_priority_makes_room_and_the_victim_says_so(trio_of: Cluster, t
     trio_of.apply(evolve(vip, driver="sim"))
     name = vip.name
     until(lambda: len(places(trio_of, name)) == 1, what="the important one")
-    rows = json.loads(trio_of.swarmctl("ps", "low", "-o", "json").out)
-    [pending] = [one for one in rows if one["state"] == "pending"]
+
+    def waiting() -> list[dict]:
+        rows = json.loads(trio_of.swarmctl("ps", "low", "-o", "json").out)
+        return [one for one in rows if one["state"] == "pending"]
+
+    [pending] = until(waiting, what="the victim waits")
     assert pending["reason"].startswith(f"preempted by {name}.1 (priority 50) on n")
     assert "preempted by" in trio_of.swarmctl("explain", pending["instance"]).out

@@ -1,7 +1,6 @@
 """Containers without a daemon, as a user has them: stack files, commands, an agent that dies."""
 
 import contextlib
-import signal
 from pathlib import Path
 
 import pytest
@@ -27,18 +26,32 @@ services:
 """
 
 
-@pytest.fixture
-def cluster(tmp_path):
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
     """A controller and an agent that has no other driver."""
-    cluster = Cluster(tmp_path / "cluster")
+    cluster = Cluster(tmp_path_factory.mktemp("oci") / "cluster")
     cluster.agent("n1", drivers="oci")
     try:
         yield cluster.start()
-        cluster.remove_all()
     finally:
-        print(cluster.logs())  # noqa: T201 - captured
         cluster.close()
-        take_all_away(tmp_path / "cluster" / "n1" / "oci")
+        take_all_away(folder_of(cluster))
+
+
+@pytest.fixture
+def cluster(shared):
+    """The same, whole and empty again after each test."""
+    try:
+        yield shared.start()
+    finally:
+        print(shared.logs())  # noqa: T201 - captured
+    shared.start()
+    shared.remove_all()
+
+
+def folder_of(cluster) -> Path:
+    """Where the driver keeps its containers."""
+    return cluster.folder / "n1" / "oci"
 
 
 def test_a_stack_runs_without_docker_and_outlives_its_agent(cluster, tmp_path):
@@ -86,9 +99,9 @@ def monitors_of(folder) -> list[bytes]:
     return found
 
 
-def test_an_agent_killed_while_it_launches_leaves_nothing_twice(cluster, tmp_path):
+def test_an_agent_killed_while_it_launches_leaves_nothing_twice(cluster):
     """Killed at moments of a launch, it goes on where it was: one container for each copy."""
-    folder = tmp_path / "cluster" / "n1" / "oci"
+    folder = folder_of(cluster)
     agent = cluster.agents["n1"]
     command = ("sh", "-c", "while :; do sleep 0.5; done")
     spec = evolve(box("many", 12, *command), driver="oci")
@@ -128,14 +141,12 @@ def test_an_interrupted_agent_leaves_its_containers(cluster):
     """Ctrl-C and a service manager's stop end the agent alone."""
     ended = cluster.swarmctl(
         *("run", "--driver", "oci", "--name", "stays", "--network", "none", "--wait"),
-        *("swarmctl/testbox", "sleep", "600"),
+        *("--stop-timeout", "0s", "swarmctl/testbox", "sleep", "600"),
     )
     assert ended.code == 0, ended.err
     before = cluster.ps("stays")["stays.1"]
     agent = cluster.agents["n1"]
-    agent.send_signal(signal.SIGTERM)
-    agent.process.wait(20)
-    agent.kill()
+    agent.stop()
     agent.start()
     until(cluster.all_ready, what="the node back")
     after = cluster.ps("stays")["stays.1"]
@@ -147,8 +158,8 @@ def test_the_guard_ends_a_fenced_container_whose_agent_died(tmp_path):
     """No agent, no daemon: when the lease ends, so does the container, and its end is recorded."""
     cluster = Cluster(tmp_path / "cluster")
     cluster.controller.arguments += ["--fencing-lease", "8s"]
-    folder = tmp_path / "cluster" / "n1" / "oci"
     agent = cluster.agent("n1", drivers="oci")
+    folder = folder_of(cluster)
     try:
         cluster.start()
         spec = evolve(box("only", 1, "sleep", "600"), driver="oci")
@@ -157,7 +168,7 @@ def test_the_guard_ends_a_fenced_container_whose_agent_died(tmp_path):
         cluster.wait("only")
         container = cluster.ps("only")["only.1"]["runtime_id"]
         agent.kill()
-        end = until(lambda: _text_of(folder / "exits" / container), 20.0, "the guard's kill")
+        end = until(lambda: _text_of(folder / "exits" / container), what="the guard's kill")
         agent.start()
         cluster.remove_all()
         agent.stop()  # With nothing to guard, its guard ends with it.

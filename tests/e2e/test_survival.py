@@ -22,6 +22,7 @@ from tests.e2e.cluster import Cluster, box, docker_client, machine, until
 # The promises that are tested (seconds).
 TRUTH_S = 3.0
 REPLACED_S = 2.0
+AT_ONCE_S = 1.0
 # On a quiet machine both hold with room to spare; a busy one may take longer without being wrong.
 SLACK = 5
 # An agent takes away what was created and never started after this, and a bit.
@@ -110,7 +111,7 @@ def test_no_acknowledged_service_is_lost(cluster: Cluster):
                 name = f"s{number}"
                 encoded = wire.encode_service(box(name, replicas=0))
                 try:
-                    client.call("service.apply", {"services": [encoded]}, timeout_s=2.0)
+                    client.call("service.apply", {"services": [encoded]}, timeout_s=5.0)
                 except SwarmError:
                     return
                 acknowledged.append(name)
@@ -121,7 +122,7 @@ def test_no_acknowledged_service_is_lost(cluster: Cluster):
     cluster.controller.kill()
     # It would go on with the next controller: what counts here is what this one acknowledged.
     over.set()
-    writer.join(10.0)
+    writer.join(30.0)
     assert not writer.is_alive()
     cluster.controller.start()
 
@@ -448,7 +449,7 @@ def test_rm_while_the_agent_is_away_is_carried_out_when_it_returns(cluster: Clus
     began = time.monotonic()
     cluster.call("service.remove", {"names": ["web"]})
     cluster.call("service.stop", {"names": ["still"]})
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < AT_ONCE_S * SLACK
     assert len(cluster.containers()) == 2
     cluster.agents["n1"].start()
 
@@ -486,7 +487,7 @@ def test_second_session_with_the_same_key_is_refused(cluster: Cluster):
     assert done.code == 1
     assert "n1" in done.lines[0]
     assert f"process {first.process.pid}" in done.err
-    assert cluster.all_ready()
+    until(cluster.all_ready, what="both ready")
 
 
 def test_stopped_agent_leaves_its_instances(cluster: Cluster):

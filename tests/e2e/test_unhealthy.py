@@ -86,7 +86,8 @@ def test_tcp_and_http_are_asked_at_its_address(cluster):
     fast = {"interval_s": 0.3, "timeout_s": 5.0, "retries": 3}
     tcp = HealthCheck(HealthKind.TCP, port=8080, **fast)
     page = HealthCheck(HealthKind.HTTP, port=8080, path="/up", **fast)
-    missing = HealthCheck(HealthKind.HTTP, port=8080, path="/down", **fast)
+    # Patient enough to be answered at least once: before the server listens it is refused.
+    missing = HealthCheck(HealthKind.HTTP, port=8080, path="/down", **fast | {"retries": 10})
     never = RestartPolicy(RestartCondition.NEVER)
     cluster.apply(
         container("tcp", serve, network="", health=tcp),

@@ -38,9 +38,8 @@ from swarmctl.spec import wire
 from swarmctl.spec.models import RestartCondition, RestartPolicy, Template
 
 NODE = "n1"
-# Less than a harness's deadline: a signal may come before the program has set its trap, and a first
-# process ignores it then.
-GRACE_S = 5.0
+# At once, on a machine that is busy: what is not prompt waits for a grace of 20 s, or for ever.
+PROMPT_S = 5.0
 _sequence = count(1)
 
 
@@ -62,10 +61,13 @@ class Harness(ABC):
 
     Attributes:
         deadline_s: within which any single thing must happen.
+        grace_s: of stops that may end by force. Less than the deadline: a signal may come before
+            the program has set its trap, and a first process ignores it then.
         clean_up: called at the end of a test; leaves nothing behind.
     """
 
-    deadline_s: float = 30.0
+    deadline_s: float = 60.0
+    grace_s: float = 5.0
 
     def __init__(self, cluster_id: str | None = None) -> None:
         self.owner = Owner(cluster_id or f"test{secrets.token_hex(6)}", NODE)
@@ -244,9 +246,9 @@ class DriverContract:
         launch = harness.launch()
         await harness.run(launch)
         with trio.fail_after(harness.deadline_s):
-            await harness.driver.stop(launch.incarnation, GRACE_S)
+            await harness.driver.stop(launch.incarnation, harness.grace_s)
             found = await harness.await_phase(launch.incarnation, Phase.EXITED)
-            await harness.driver.stop(launch.incarnation, GRACE_S)
+            await harness.driver.stop(launch.incarnation, harness.grace_s)
             await harness.driver.stop(launch.incarnation + 1_000_000, 1.0)
 
         assert found.finished_at >= found.started_at
@@ -269,7 +271,7 @@ class DriverContract:
         launch = harness.launch()
         await harness.run(launch)
         with trio.fail_after(harness.deadline_s):
-            await harness.driver.stop(launch.incarnation, GRACE_S)
+            await harness.driver.stop(launch.incarnation, harness.grace_s)
             await harness.driver.remove(launch.incarnation)
             await harness.driver.remove(launch.incarnation)
             await harness.driver.remove(launch.incarnation + 1_000_000)
@@ -330,7 +332,7 @@ class DriverContract:
         second = harness.driver_for(harness.owner)
         with trio.fail_after(harness.deadline_s):
             (found,) = await second.list()
-            await second.stop(launch.incarnation, GRACE_S)
+            await second.stop(launch.incarnation, harness.grace_s)
             await second.remove(launch.incarnation)
 
         assert found.runtime_id == started.runtime_id
@@ -414,7 +416,7 @@ class DriverContract:
             async with harness.driver.events():
                 await trio.lowlevel.checkpoint()
 
-        assert trio.current_time() - began < 2.0
+        assert trio.current_time() - began < PROMPT_S
 
     async def test_unknown_image_is_the_users_error(self, harness: Harness):
         """An image that does not exist is refused by prepare or create, and leaves nothing."""
@@ -457,7 +459,7 @@ class DriverContract:
         with trio.fail_after(harness.deadline_s):
             await harness.driver.remove(launch.incarnation)
 
-        assert took < 1.5
+        assert took < PROMPT_S
         assert await harness.driver.list() == []
 
 
@@ -580,7 +582,7 @@ class LogsContract:
             with trio.move_on_after(0.5):
                 await _collect(harness.driver, launch.incarnation, follow=True)
 
-        assert trio.current_time() - began < 1.5
+        assert trio.current_time() - began < PROMPT_S
 
     async def test_logs_of_nothing_is_the_users_error(self, harness: Harness):
         """Output of an instance that is not there is an error, not silence."""
@@ -662,7 +664,7 @@ class ExecContract:
                     await terminal.receive()
             took = trio.current_time() - began
 
-        assert took < 5.0
+        assert took < PROMPT_S
 
     async def test_exec_in_nothing_is_the_users_error(self, harness: Harness):
         """A command for an instance that is not there, or not running, is an error."""

@@ -16,8 +16,8 @@ from lab import procs
 from lab.hosts import namespace_name
 from lab.ovs import Place, run
 
-INSTALLED_S = 30
-ANSWER_S = 10  # a busy machine; where nothing may come, SILENCE_S
+INSTALLED_S = 60
+ANSWER_S = 30  # a busy machine; where nothing may come, SILENCE_S
 SILENCE_S = 1.5
 GENEVE_PORT = 6081
 SOL_PACKET, PACKET_AUXDATA = 263, 8

@@ -13,7 +13,7 @@ import pytest
 from attrs import define
 
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
-START_S = 20
+START_S = 60  # each command takes a moment on an idle machine
 
 
 def need_ovs() -> None:
@@ -58,7 +58,7 @@ class OvsSandbox:
 
     def vsctl(self, *command: str) -> str:
         """``ovs-vsctl`` on it."""
-        return run("ovs-vsctl", "--timeout=10", f"--db={self.remote}", *command)
+        return run("ovs-vsctl", f"--timeout={START_S}", f"--db={self.remote}", *command)
 
     def install(self, device: str) -> None:
         """Say what ovn-controller says when a port's flows are there."""
@@ -112,10 +112,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """End a daemon, by force when it does not listen."""
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(5)
+        process.wait(20)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(5)
+        process.wait(20)
 
 
 @contextmanager

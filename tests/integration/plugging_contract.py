@@ -15,7 +15,7 @@ from swarmctl.proto.errors import LaunchFailed
 from swarmctl.proto.messages import Attachment
 
 INCARNATION = (3 << 40) + 7
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @frozen

@@ -23,7 +23,7 @@ REQUIRED = (
 )
 STAGES = {"validate", "commit", "plan", "dispatch", "acknowledge"}
 # What a machine that does other things too may take for what takes two seconds here.
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 def bench(*arguments):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from attrs import evolve
 
 from lab.etcd import EtcdCluster
 from swarmctl.client import Client
+from swarmctl.controller.etcd import client as etcd_client
+from swarmctl.controller.etcd.address import EtcdAddress, parse_etcd
 from swarmctl.credentials import parse_context
 from swarmctl.proto.errors import NoController, SwarmError
 from swarmctl.spec import wire
@@ -28,7 +30,7 @@ from swarmctl.spec.models import ContainerSpec, Resources, ServiceSpec, Template
 from swarmctl.transport.errors import HandshakeFailed
 from tests.e2e.cluster import Cluster, Daemon, Ended, free_port, run_swarmctl, until
 from tests.integration import real_instances
-from tests.integration.etcd_fixture import etcd_of
+from tests.integration.etcd_fixture import etcd_of, own_address
 
 # Lease (4 s), look (0.25 s), start of a leader; and slack for a busy machine.
 FAILOVER_S = 60.0
@@ -43,11 +45,17 @@ def service(name: str, replicas: int = 4) -> ServiceSpec:
 
 
 class Controllers:
-    """Some controllers and nodes; requests go to whoever leads."""
+    """Some controllers and nodes; requests go to whoever leads.
 
-    def __init__(self, folder: Path, etcd: EtcdCluster, count: int) -> None:
+    ``address`` is the place in etcd that is theirs, if not all of it is.
+    """
+
+    def __init__(
+        self, folder: Path, etcd: EtcdCluster, count: int, address: EtcdAddress | None = None
+    ) -> None:
         self.folder = folder
         self.etcd = etcd
+        self.address = address or parse_etcd(etcd.url)
         self.base = Cluster(folder, home="c0")
         self.ports = [free_port() for _ in range(count)]
         self.controllers = [self.make(number) for number in range(count)]
@@ -56,7 +64,8 @@ class Controllers:
     def make(self, number: int, *more: str) -> Daemon:
         return self.base.daemon(
             f"c{number}",
-            *("controller", "--data", str(self.folder / f"c{number}"), "--store", self.etcd.url),
+            *("controller", "--data", str(self.folder / f"c{number}")),
+            *("--store", str(self.address)),
             *("--listen", f"tcp://127.0.0.1:{self.ports[number]}", *more),
         )
 
@@ -90,15 +99,8 @@ class Controllers:
 
     def leader(self) -> int | None:
         """The number of who leads, by what the etcd says."""
-        import swarmctl.controller.etcd.client as etcd
-        from swarmctl.controller.etcd.address import parse_etcd
-
-        address = parse_etcd(self.etcd.url)
-        client = etcd.EtcdClient(address)
-        try:
-            found = etcd.entries(client.range(address.key("leader"), deadline_s=5))
-        finally:
-            client.close()
+        with closing(etcd_client.EtcdClient(self.address)) as client:
+            found = etcd_client.entries(client.range(self.address.key("leader"), deadline_s=30))
         if not found:
             return None
         (port,) = (one.rpartition(":")[2] for one in json.loads(found[0][1])["addresses"])
@@ -184,45 +186,77 @@ class Controllers:
         until(lambda: len(self.runs()) == count, FAILOVER_S, f"{count} running")
         return self.runs()
 
-    def close(self) -> None:
+    def mend(self, nodes: int = 2) -> None:
+        """All processes as at the start, those nodes alone, and no service."""
+        self.etcd.start()
+        self._thaw()
+        for daemon in (*self.controllers, *self.agents):
+            if daemon.process is not None and not daemon.runs:
+                daemon.ended()
+            if daemon.process is None:
+                daemon.start()
+        for number in range(len(self.controllers)):
+            assert self.asked_at(number, "node.list")
+        for extra in self.agents[nodes:]:
+            self.ask("node.remove", {"name": extra.name, "force": True})
+            extra.ended()
+        del self.agents[nodes:]
+        self.await_ready()
+        names = [one["service"] for one in self.ask("service.list")]
+        if names:
+            self.ask("service.remove", {"names": names})
+        params = {"names": [], "all": True}
+        until(lambda: not self.ask("instance.list", params), FAILOVER_S, "nothing left")
+
+    def _thaw(self) -> None:
         for daemon in self.base.others:
             if daemon.process is not None:
                 daemon.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self._thaw()
         self.base.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def etcd():
     with etcd_of(3) as cluster:
         yield cluster
 
 
 @contextmanager
-def three_of_them(folder: Path, etcd: EtcdCluster, drivers: str) -> Iterator[Controllers]:
-    """Three controllers and two nodes; ``drivers`` are the first node's."""
-    made = Controllers(folder, etcd, 3)
+def started(made: Controllers, nodes: int, first: str = "sim") -> Iterator[Controllers]:
+    """Them with so many nodes; ``first`` are the drivers of the first one."""
     try:
-        yield made.start(first=drivers)
+        yield made.start(nodes, first)
     finally:
         print(made.base.logs())  # noqa: T201 - captured
         made.close()
 
 
-@pytest.fixture
-def controllers(tmp_path: Path, etcd: EtcdCluster):
-    """Simulated instances."""
-    with three_of_them(tmp_path, etcd, "sim") as made:
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory, etcd: EtcdCluster):
+    """Three controllers and two nodes, the first one with containers and VMs."""
+    made = Controllers(tmp_path_factory.mktemp("three"), etcd, 3, own_address(etcd))
+    with started(made, 2, f"sim,{real_instances.DRIVERS}"):
         yield made
 
 
 @pytest.fixture
-def real(tmp_path: Path, etcd: EtcdCluster):
+def controllers(three: Controllers):
+    """They, whole and empty again after each test."""
+    try:
+        yield three
+    finally:
+        print(three.base.logs())  # noqa: T201 - captured
+    three.mend()
+
+
+@pytest.fixture
+def real(controllers: Controllers):
     """With a real container and a real VM, which are the same runs at the end of the test."""
-    with (
-        three_of_them(tmp_path, etcd, f"sim,{real_instances.DRIVERS}") as made,
-        real_instances.untouched(made.base, made.ask),
-    ):
-        yield made
+    with real_instances.untouched(controllers.base, controllers.ask):
+        yield controllers
 
 
 # A process that is frozen takes as long again to be noticed.
@@ -318,7 +352,7 @@ def test_any_controller_answers_by_the_leader(controllers: Controllers):
         spec = wire.encode_service(service(f"s{number}", 2))
         controllers.asked_at(number, "service.apply", {"services": [spec]})
         with controllers.client_at(number) as client:
-            params = {"names": [f"s{number}"], "for": "running", "timeout_s": 20.0}
+            params = {"names": [f"s{number}"], "for": "running", "timeout_s": FAILOVER_S}
             with client.stream("service.wait", params) as stream:
                 for _ in stream:
                     pass
@@ -331,11 +365,10 @@ def test_any_controller_answers_by_the_leader(controllers: Controllers):
 def test_the_cluster_outlives_who_made_it(controllers: Controllers, tmp_path: Path):
     """The first controller and its folder are gone for good: its token and context still work."""
     first = controllers.await_leader()
-    token, context = (
-        (tmp_path / f"c{first}" / name).read_text() for name in ("join.token", "admin.context")
-    )
+    folder = controllers.folder / f"c{first}"
+    token, context = ((folder / name).read_text() for name in ("join.token", "admin.context"))
     controllers.controllers[first].kill()
-    shutil.rmtree(tmp_path / f"c{first}")
+    shutil.rmtree(folder)
     controllers.await_leader(first)
 
     (tmp_path / "kept.token").write_text(token)
@@ -351,13 +384,13 @@ def test_the_cluster_outlives_who_made_it(controllers: Controllers, tmp_path: Pa
         assert len(client.call("node.list")) == 3
     # An empty folder becomes a controller of the same cluster.
     controllers.controllers[first].start()
-    again = parse_context((tmp_path / f"c{first}" / "admin.context").read_text(), "again")
+    again = parse_context((folder / "admin.context").read_text(), "again")
     assert again.public_key == parse_context(context, "kept").public_key
 
 
 def test_a_node_learns_of_a_controller_that_came_later(tmp_path: Path, etcd: EtcdCluster):
     """It joined when there was one; that one goes, and it finds the other."""
-    cluster = Controllers(tmp_path, etcd, 2)
+    cluster = Controllers(tmp_path, etcd, 2, own_address(etcd))
     second = cluster.controllers.pop()
     try:
         cluster.start(nodes=1)
@@ -399,16 +432,17 @@ def test_etcds_members_fail_one_then_two(
     assert after.items() >= before.items()
 
 
-def test_a_revoked_token_stays_revoked(controllers: Controllers, tmp_path: Path):
+def test_a_revoked_token_stays_revoked(tmp_path: Path, etcd: EtcdCluster):
     """Whoever leads next has a file with the token, and does not take it for news."""
-    (token,) = controllers.ask("token.list")
-    controllers.ask("token.revoke", {"id": token["id"]})
-    old = controllers.await_leader()
-    controllers.controllers[old].kill()
-    controllers.await_leader(old)
-    assert not controllers.ask("token.list")
-    new = controllers.await_leader(old)
-    assert not (tmp_path / f"c{new}" / "join.token").exists()
+    with started(Controllers(tmp_path, etcd, 2, own_address(etcd)), nodes=1) as controllers:
+        (token,) = controllers.ask("token.list")
+        controllers.ask("token.revoke", {"id": token["id"]})
+        old = controllers.await_leader()
+        controllers.controllers[old].kill()
+        controllers.await_leader(old)
+        assert not controllers.ask("token.list")
+        new = controllers.await_leader(old)
+        assert not (tmp_path / f"c{new}" / "join.token").exists()
 
 
 def test_a_restored_store_begins_on_hold(tmp_path: Path):
@@ -437,9 +471,14 @@ def test_a_restored_store_begins_on_hold(tmp_path: Path):
         cluster.controller.start()
         until(cluster.all_ready, what="the node")
         assert cluster.call("cluster.info")["hold"]
-        shown = until(lambda: len(now := cluster.ps()) == 5 and now, what="all of it in ps")
-        assert {name: one["runtime_id"] for name, one in shown.items()} == before
-        assert {one["state"] for one in shown.values()} == {"running", "quarantined"}
+
+        def shown() -> bool:
+            now = cluster.ps()
+            runtime_ids = {name: one["runtime_id"] for name, one in now.items()}
+            states = {one["state"] for one in now.values()}
+            return runtime_ids == before and states == {"running", "quarantined"}
+
+        until(shown, what="all of it in ps")
 
         assert "backup" in cluster.swarmctl("store", "release").out
         # What the store knows becomes true; what it does not know is still not touched.

@@ -398,7 +398,7 @@ async def test_absent_dockerd_is_told(tmp_path):
     health = await driver.probe()
     with pytest.raises(DriverUnavailable):
         await driver.list()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with driver.events():
             pass
 
@@ -406,6 +406,7 @@ async def test_absent_dockerd_is_told(tmp_path):
     assert "dockerd" in health.reason
 
 
+@pytest.mark.alone
 async def test_silent_dockerd_is_told_within_three_seconds(tmp_path):
     """A dockerd that accepts and never answers (stopped by a signal) does not hang a probe."""
     path = str(tmp_path / "silent.sock")
@@ -502,7 +503,7 @@ async def test_list_of_many_asks_once_for_each(harness, monkeypatch):
 
 
 async def test_abandoned_calls_share_no_connection(harness):
-    """While given-up stops still wait in dockerd, other calls work at once."""
+    """While given-up stops still wait in dockerd, other calls work: what they see has not ended."""
     launches = [harness.launch(Behaviour.STUBBORN) for _ in range(3)]
     for launch in launches:
         await harness.run(launch)
@@ -510,13 +511,14 @@ async def test_abandoned_calls_share_no_connection(harness):
         async with trio.open_nursery() as nursery:
             for launch in launches:
                 nursery.start_soon(harness.driver.stop, launch.incarnation, 5.0)
-    with trio.fail_after(3):
-        assert len(await harness.driver.list()) == 3
+    with trio.fail_after(harness.deadline_s):
+        found = await harness.driver.list()
+    assert [one.phase for one in found] == [Phase.RUNNING] * 3
 
     async def ended() -> bool:
         return all(found.phase is Phase.EXITED for found in await harness.driver.list())
 
-    await eventually(ended, 20)
+    await eventually(ended, harness.deadline_s)
 
 
 async def test_bad_address_is_refused():

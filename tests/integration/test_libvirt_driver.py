@@ -16,6 +16,7 @@ from lab.config import GUEST_CMDLINE
 from swarmctl.agent.drivers.api import EventKind, Found, Launch, Owner, Phase
 from swarmctl.agent.drivers.libvirt import LibvirtDriver, hypervisor, states
 from swarmctl.agent.drivers.libvirt.connection import load
+from swarmctl.agent.drivers.libvirt.driver import PROBE_TIMEOUT_S
 from swarmctl.proto.errors import (
     Conflict,
     DriverUnavailable,
@@ -62,7 +63,10 @@ def virsh(*arguments: str) -> str:
 class LibvirtHarness(Harness):
     """VMs in a folder of the test's own."""
 
-    deadline_s = 40.0
+    # A guest boots in three seconds on a free machine, and in forty on a full one.
+    deadline_s = 120.0
+    # None has booted so far then that it heeds its power button; one that does has a test below.
+    grace_s = 0.5
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -416,17 +420,14 @@ async def test_killed_qemu_is_a_crash(harness: LibvirtHarness):
     assert listed.finished_at == event.at
 
 
-async def test_guests_own_shutdown_is_a_success(harness: LibvirtHarness):
-    """A guest that powers itself off ended with 0; destroyed by somebody, with 1."""
-    ends, killed = harness.launch(Behaviour.ENDS), harness.launch(Behaviour.STUBBORN, slot=2)
+async def test_destroyed_by_somebody_is_a_failure(harness: LibvirtHarness):
+    """It ended with 1, by force."""
+    launch = harness.launch(Behaviour.STUBBORN)
     async with harness.driver.events() as channel:
-        await harness.run(ends)
-        event = await next_event(channel, EventKind.EXITED, ends.incarnation, harness.deadline_s)
-        assert event.exit_code == 0
-        await harness.kill(await harness.run(killed))
-        event = await next_event(channel, EventKind.EXITED, killed.incarnation, harness.deadline_s)
-        assert event.exit_code == 1
-        assert "force" in event.reason
+        await harness.kill(await harness.run(launch))
+        event = await next_event(channel, EventKind.EXITED, launch.incarnation, harness.deadline_s)
+    assert event.exit_code == 1
+    assert "force" in event.reason
 
 
 # --- console and logs --------------------------------------------------------------------------
@@ -474,10 +475,9 @@ async def test_console_is_interactive_while_it_is_logged(harness: LibvirtHarness
             pass
 
 
-async def test_logs_follow_to_the_end_and_tail(harness: LibvirtHarness):
-    """Following ends with the VM; a tail is that many lines; times begin each line."""
+async def test_a_guest_powers_itself_off_and_its_logs_follow_to_the_end(harness: LibvirtHarness):
+    """It ended with 0, and following with it; a tail is that many lines; times begin each line."""
     launch = harness.launch(Behaviour.TALKS_AND_ENDS)
-    await harness.run(launch)
 
     async def read(**options) -> bytes:
         options = {"follow": False, "tail": None, "timestamps": False} | options
@@ -485,7 +485,11 @@ async def test_logs_follow_to_the_end_and_tail(harness: LibvirtHarness):
             async with aclosing(harness.driver.logs(launch.incarnation, **options)) as chunks:
                 return b"".join([chunk.data async for chunk in chunks])
 
-    followed = await read(follow=True)
+    async with harness.driver.events() as channel:
+        await harness.run(launch)
+        followed = await read(follow=True)
+        event = await next_event(channel, EventKind.EXITED, launch.incarnation, harness.deadline_s)
+    assert event.exit_code == 0
     assert b"out 1\r\nout 2\r\nout 3\r\n" in followed
     assert followed == await read()
     assert await read(tail=2) == b"".join(followed.splitlines(keepends=True)[-2:])
@@ -562,7 +566,8 @@ async def test_a_libvirtd_that_hangs_is_named_in_time(harness: LibvirtHarness, r
     for _ in range(2):
         began = trio.current_time()
         health = await driver.probe()
-        assert trio.current_time() - began < 3.5
+        # Its bound, and as much again for a machine that is busy; else it would not come at all.
+        assert trio.current_time() - began < 2 * PROBE_TIMEOUT_S
         assert not health.available
         assert "does not answer within 3 s" in health.reason
         if driver._queries._connection is None:
@@ -605,4 +610,4 @@ async def test_no_libvirtd_is_unavailable(tmp_path: Path):
 
 def test_the_proof_runs_a_guest():
     """Under emulation, which works everywhere, the proof's guest answers."""
-    assert hypervisor.prove("tcg", timeout_s=20.0) == ""
+    assert hypervisor.prove("tcg", timeout_s=90.0) == ""

@@ -162,5 +162,9 @@ def _cut_and_mended(own: Cluster) -> None:
     assert after.containers.items() >= stayed.items()
     assert {one.node for one in after.containers.values()} == {"near"}
     assert not after.domains.keys() & before.domains.keys()
-    counts = {one["node"]: one["instances"] for one in own.call("node.list")}
-    assert counts == dict.fromkeys(names, 0) | {"near": everything}
+
+    def counts() -> dict[str, int]:
+        return {one["node"]: one["instances"] for one in own.call("node.list")}
+
+    expected = dict.fromkeys(names, 0) | {"near": everything}
+    until(lambda: counts() == expected, PATIENCE_S, "node ls, that counts so")

@@ -168,8 +168,8 @@ def test_a_guest_that_runs_for_long_keeps_its_router(host):
     with namespace(name):
         guest = Guest(host, name, LASTING)
         assert procs.wait_until(guest.has_learnt, START_S)
+        # It was there, or this would fail; the next one may come at any moment.
         guest.run("ip", "-6", "route", "del", "default")
-        assert not guest.has_learnt()
 
         assert procs.wait_until(guest.has_learnt, START_S), "no router was heard of again"
 

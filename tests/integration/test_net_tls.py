@@ -165,6 +165,7 @@ async def test_a_server_of_another_authority_is_not_believed(
     believed.unlink()
     await until_said(northbound, "No such file")
     shutil.copy(own.authority, believed)
+    monkeypatch.setattr("swarmctl.net.ovn.CALL_S", float(START_S))
     with trio.fail_after(START_S):
         await northbound.wait_connected(0)
 
@@ -203,7 +204,7 @@ def test_a_controller_tells_ovn_with_its_certificate(server, own, tmp_path):
         assert made.code == 0, made.err
 
         def told():
-            command = ["ovn-nbctl", f"--db={local}", "--timeout=10", "ls-list"]
+            command = ["ovn-nbctl", f"--db={local}", f"--timeout={START_S}", "ls-list"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             return "net:default:front" in done.stdout
 

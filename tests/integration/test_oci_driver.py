@@ -376,7 +376,8 @@ from swarmctl.agent.drivers.oci import OciDriver
 from swarmctl.spec.models import ContainerSpec, Template
 
 async def main(cluster, root, image, incarnation):
-    spec = ContainerSpec(image, network="none", command=("sh", "-c", "sleep 2; echo on; exit 5"))
+    script = "until [ -e /go ]; do sleep 0.1; done; echo on; exit 5"
+    spec = ContainerSpec(image, network="none", command=("sh", "-c", script))
     launch = Launch("web", 1, int(incarnation), Template(container=spec))
     driver = OciDriver(Owner(cluster, "n1"), Path(root))
     await driver.prepare(launch, print)
@@ -404,6 +405,7 @@ async def test_a_container_outlives_the_agent_and_its_end_is_kept(harness):
     arguments = (harness.owner.cluster_id, str(harness.root), harness.box, str(incarnation))
     await trio.to_thread.run_sync(launch_and_die, arguments)
     running = await harness.find(incarnation)
+    (harness.place(running).rootfs / "go").touch()
     ended = await harness.await_phase(incarnation, Phase.EXITED)
     logs = harness.driver.logs(incarnation, follow=True, tail=None, timestamps=False)
     text = b"".join([chunk.data async for chunk in logs])
@@ -509,7 +511,10 @@ async def test_what_the_power_took_is_swept(harness):
     place.record.write_text("")
     await harness.driver_for(harness.owner).list()
 
-    assert left_of(harness.root, place) == []
+    async def gone() -> bool:
+        return left_of(harness.root, place) == []
+
+    await eventually(gone, harness.deadline_s)
 
 
 async def test_a_folder_that_cannot_be_used_is_said(harness, tmp_path):
@@ -602,7 +607,7 @@ def registry(tmp_path):
             ["docker-registry", "serve", str(config)], stdout=log, stderr=log
         )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break

@@ -121,7 +121,7 @@ connection.sendall(b"x" * 1000000)
 """
 SINK = """
 import socket, time
-for _ in range(100):
+for _ in range(600):
     try:
         connection = socket.create_connection(("10.20.0.8", 9), 5)
         break

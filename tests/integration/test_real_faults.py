@@ -150,7 +150,7 @@ def test_the_controller_runs_out_of_descriptors(real: Cluster):
             limit_descriptors(process, 4096)
         assert real.swarmctl("ps").code == 0
         until(lambda: not real.call("cluster.info")["shortage"], what="enough again")
-        assert real.all_ready()
+        until(real.all_ready, PATIENCE_S, "the node ready")
         real.remove("more")
 
 
@@ -226,8 +226,8 @@ def test_libvirtd_goes_away(own: Cluster, libvirtd: PrivateLibvirtd, number: sig
         libvirtd.kill()
     else:
         libvirtd.send_signal(number)
-    until(lambda: node()["state"] == "sick", PATIENCE_S, "sick")
-    assert "libvirt" in "; ".join(node()["reasons"])
+    until(lambda: "libvirt" in "; ".join(node()["reasons"]), PATIENCE_S, "sick of libvirt")
+    assert node()["state"] == "sick"
     own.apply(machine("late"))
     assert libvirtd.guests() == {guest}
     if number == signal.SIGKILL:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from attrs import define, evolve, field
 
+from lab import procs
 from swarmctl.spec.models import Placement
 from tests.e2e.cluster import Cluster, box, docker_client, machine, until
 
@@ -238,7 +239,7 @@ def test_a_guard_that_is_killed_is_replaced(tmp_path):
         cluster.remove("web")
         (guard,) = _guards_of(cluster.agents["n1"].process.pid)
         cluster.agents["n1"].stop()
-        until(lambda: not Path(f"/proc/{guard}").exists() or _is_zombie(guard), what="its end")
+        until(lambda: _has_ended(guard), what="its end")
     finally:
         print(cluster.logs())  # noqa: T201 - captured
         cluster.close()
@@ -258,8 +259,9 @@ def _guards_of(agent):
     return found
 
 
-def _is_zombie(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+def _has_ended(pid):
+    """Whether it is gone, or only its exit code is left."""
+    return procs.read_stat(pid) is None
 
 
 @pytest.mark.slow  # Twenty seconds, most of them until it is noticed.

@@ -20,7 +20,7 @@ from tests.integration.etcd_fixture import etcd, own_address, three
 
 __all__ = ["etcd", "three"]
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 
 
 async def opened(address, guard=None):
@@ -46,9 +46,9 @@ def client(etcd):
 
 def grant(client, address, ttl_s=60):
     """The leader's key on a lease of its own."""
-    lease = int(client.call("/v3/lease/grant", {"TTL": str(ttl_s)}, deadline_s=5)["ID"])
+    lease = int(client.call("/v3/lease/grant", {"TTL": str(ttl_s)}, deadline_s=30)["ID"])
     key = address.key("leader")
-    client.transact([], [etcd_put(key, b"me", lease)], [], deadline_s=5)
+    client.transact([], [etcd_put(key, b"me", lease)], [], deadline_s=30)
     return LeaseGuard(key, lease)
 
 
@@ -146,12 +146,12 @@ async def fill(store):
 def clear_the_alarm(address):
     """What the hint says, without etcdctl."""
     with closing(EtcdClient(address)) as client:
-        revision = client.range(address.key("x"), deadline_s=5)["header"]["revision"]
-        client.call("/v3/kv/compaction", {"revision": revision, "physical": True}, deadline_s=5)
-        client.call("/v3/maintenance/defragment", {}, deadline_s=5)
-        found = client.call("/v3/maintenance/alarm", {"action": "GET"}, deadline_s=5)
+        revision = client.range(address.key("x"), deadline_s=30)["header"]["revision"]
+        client.call("/v3/kv/compaction", {"revision": revision, "physical": True}, deadline_s=30)
+        client.call("/v3/maintenance/defragment", {}, deadline_s=30)
+        found = client.call("/v3/maintenance/alarm", {"action": "GET"}, deadline_s=30)
         for one in found["alarms"]:
-            client.call("/v3/maintenance/alarm", {"action": "DEACTIVATE", **one}, deadline_s=5)
+            client.call("/v3/maintenance/alarm", {"action": "DEACTIVATE", **one}, deadline_s=30)
 
 
 async def test_nothing_is_written_once_the_lease_has_run_out(etcd, client):
@@ -162,7 +162,7 @@ async def test_nothing_is_written_once_the_lease_has_run_out(etcd, client):
         async with aclosing(await opened(address, guard)) as store:
             await store.take_term()
             await store.commit([Put("a", b"1")])
-            client.call("/v3/lease/revoke", {"ID": str(guard.lease)}, deadline_s=5)
+            client.call("/v3/lease/revoke", {"ID": str(guard.lease)}, deadline_s=30)
             for use in (
                 lambda: store.commit([Put("a", b"2")]),
                 lambda: store.commit([]),
@@ -182,7 +182,7 @@ async def test_another_leaders_key_does_not_let_the_old_one_write(etcd, client):
     guard = await trio.to_thread.run_sync(grant, client, address)
     async with aclosing(await opened(address, guard)) as store:
         await store.take_term()
-        client.call("/v3/lease/revoke", {"ID": str(guard.lease)}, deadline_s=5)
+        client.call("/v3/lease/revoke", {"ID": str(guard.lease)}, deadline_s=30)
         await trio.to_thread.run_sync(grant, client, address)
         with pytest.raises(StaleTerm):
             await store.commit([Put("a", b"2")])
@@ -227,12 +227,12 @@ async def test_a_compaction_by_someone_else_disturbs_no_reader(etcd, client):
             for _ in range(20):
                 await store.commit([Put("other", b"")])
                 answer = await trio.to_thread.run_sync(
-                    lambda: client.range(address.key("x"), deadline_s=5)
+                    lambda: client.range(address.key("x"), deadline_s=30)
                 )
                 body = {"revision": answer["header"]["revision"]}
                 with suppress(EtcdRefused):  # It is the latest already.
                     await trio.to_thread.run_sync(
-                        lambda body=body: client.call("/v3/kv/compaction", body, deadline_s=5)
+                        lambda body=body: client.call("/v3/kv/compaction", body, deadline_s=30)
                     )
 
         async with trio.open_nursery() as nursery:

@@ -100,7 +100,7 @@ def on_etcd(tmp_path: Path, etcd):
 def keys_below(client: EtcdClient, address: EtcdAddress) -> int:
     """How many there are."""
     prefix = address.key("")
-    return len(entries(client.range(prefix, after_prefix(prefix), deadline_s=5)))
+    return len(entries(client.range(prefix, after_prefix(prefix), deadline_s=30)))
 
 
 def test_another_prefix_is_not_begun_anew(on_etcd):
@@ -140,7 +140,7 @@ def test_an_etcd_that_was_emptied_is_rebuilt_by_way_of_a_file(on_etcd):
     with closing(EtcdClient(address)) as client:
         prefix = address.key("")
         span = {"key": encode(prefix), "range_end": encode(after_prefix(prefix))}
-        client.call("/v3/kv/deleterange", span, deadline_s=5)
+        client.call("/v3/kv/deleterange", span, deadline_s=30)
     assert "store migrate sqlite:FILE" in refused(cluster.controller)
 
     rebuilding.start()

@@ -15,8 +15,9 @@ import trio
 
 from swarmctl.agent import guard
 from swarmctl.agent.fencing import GuardFence, Leases, NotFenced, guard_command
+from swarmctl.proto import limits
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 SLEEP = [sys.executable, "-S", "-c", "import sys, time; print(flush=True); time.sleep(600)"]
 
 
@@ -84,7 +85,7 @@ def test_kills_at_the_end_of_the_lease_and_not_before(guarded, victim):
     other.wait()
 
     assert process.returncode == -signal.SIGKILL
-    assert 0.5 < took < 2.0
+    assert 0.5 < took < 0.6 + limits.FENCING_KILL_S
     assert other_lives
     log = guarded.folder / guard.LOG
     until(lambda: log.exists() and "ms after the lease ended" in log.read_text(), "its log")
@@ -99,10 +100,12 @@ def test_a_renewed_lease_kills_nobody(guarded, victim):
     # Before it is found: with a lease it may live.
     second.kill()
     second.wait()
-    lease(guarded, 0.5)
+    # So long that nobody on a busy machine waits for the CPU until its end.
+    lease(guarded, 2.0)
     third = domain(name)
-    for _ in range(15):
-        lease(guarded, 0.5)
+    began = time.monotonic()
+    while time.monotonic() - began < 2.5:
+        lease(guarded, 2.0)
         lease(guarded, -5)
         time.sleep(0.06)
     assert third.poll() is None
@@ -117,7 +120,7 @@ def test_a_late_start_is_killed_too(guarded, victim):
     late = domain(name)
     began = time.monotonic()
     until(lambda: ended(late), "its end")
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < limits.FENCING_KILL_S
 
 
 def test_a_guard_goes_on_where_another_was_killed(fence, victim):
@@ -248,7 +251,7 @@ def test_a_lease_can_wait_where_it_is_long_and_nothing_is_fenced(fence):
 def test_dismissed_instances_are_not_killed(guarded, victim):
     """What was removed from the list is nobody's business any more."""
     process, name = victim
-    lease(guarded, 0.5)
+    lease(guarded, 2.0)
     guarded.enlist(7, name)
     guarded.dismiss(7)
     guarded.dismiss(8)
