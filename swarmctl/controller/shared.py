@@ -195,5 +195,5 @@ async def withdraw_revoked_token(folder: Path, store: Store) -> None:
     known = await store.read(records.TOKEN)
     if records.TOKEN + token.id in known:
         return
-    if known or await store.read(records.NODE) or await store.read(records.SERVICE):
+    if known or await store.read(records.ADMIN):  # Which the first leader writes before the token.
         identities.remove_join_token(folder)

@@ -432,17 +432,22 @@ def test_etcds_members_fail_one_then_two(
     assert after.items() >= before.items()
 
 
-def test_a_revoked_token_stays_revoked(tmp_path: Path, etcd: EtcdCluster):
-    """Whoever leads next has a file with the token, and does not take it for news."""
-    with started(Controllers(tmp_path, etcd, 2, own_address(etcd)), nodes=1) as controllers:
+@pytest.mark.parametrize("nodes", [0, 1])
+def test_a_revoked_token_stays_revoked(tmp_path: Path, etcd: EtcdCluster, nodes: int):
+    """Whoever leads next has a file with the token, and does not take it for news.
+
+    Where there is nothing yet, not even a node, there is a new token: what else would let one in.
+    """
+    with started(Controllers(tmp_path, etcd, 2, own_address(etcd)), nodes=nodes) as controllers:
         (token,) = controllers.ask("token.list")
         controllers.ask("token.revoke", {"id": token["id"]})
         old = controllers.await_leader()
         controllers.controllers[old].kill()
-        controllers.await_leader(old)
-        assert not controllers.ask("token.list")
         new = controllers.await_leader(old)
-        assert not (tmp_path / f"c{new}" / "join.token").exists()
+        later = [one["id"] for one in controllers.asked_at(new, "token.list")]
+        assert token["id"] not in later
+        assert len(later) == (nodes == 0)
+        assert (tmp_path / f"c{new}" / "join.token").exists() is (nodes == 0)
 
 
 def test_a_restored_store_begins_on_hold(tmp_path: Path):
