@@ -9,12 +9,11 @@ alone (``bench.controller_path``): plan and assign 4 us, dispatch 5 us, take in 
 beside busy agents on the same two cores two to three times as much.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from swarmctl.controller.cluster import Cluster
-from swarmctl.transport.bulk import BulkServer
 
 # How long what is committed may wait for its plan while more requests are under way, unless there
 # is this much for each node already: to tell a node costs as much as ten instances.
@@ -33,7 +32,18 @@ _GIVE_WAY_S: Final = 0.1
 _DISPATCH_A_NODE: Final = 50
 
 
-async def gather(cluster: Cluster, server: BulkServer) -> None:
+class Requests(Protocol):
+    """Simple requests, that wait or are being served, or not: those of a ``BulkServer``."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there are none."""
+
+    async def wait_idle(self) -> None:
+        """Wait until there are none; at once when that is so."""
+
+
+async def gather(cluster: Cluster, requests: Requests) -> None:
     """While requests stream in, wait for more of them: cycles are to be few and large.
 
     One plan takes all that has gathered, and a node is told once of several instances. So those
@@ -42,16 +52,16 @@ async def gather(cluster: Cluster, server: BulkServer) -> None:
 
     Args:
         cluster: whose dirty services count.
-        server: of the simple requests.
+        requests: what streams in.
     """
     enough = _GATHER_A_NODE * len(cluster.state.nodes)
-    if server.is_idle:  # Most of the time: two scopes cost more than all else here.
+    if requests.is_idle:  # Most of the time: two scopes cost more than all else here.
         await trio.lowlevel.checkpoint()
         return
     with trio.move_on_after(_GATHER_S):
         while len(cluster.state.dirty_services) < enough:
             with trio.move_on_after(_GATHER_LOOK_S):
-                await server.wait_idle()
+                await requests.wait_idle()
                 return
 
 

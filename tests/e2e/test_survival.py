@@ -500,6 +500,9 @@ def test_stopped_agent_leaves_its_instances(cluster: Cluster):
     assert cluster.controller.stop() == 0
 
     assert cluster.containers() == before
+    # The agents first: a controller waits for those that it knows, but not for long.
+    for agent in cluster.agents.values():
+        agent.start()
     cluster.start()
     cluster.await_states({"web.1": "running", "web.2": "running"})
     assert cluster.containers() == before
