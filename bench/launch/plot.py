@@ -106,7 +106,7 @@ def _latencies(axes: Any, reports: Sequence[Report]) -> None:
         xscale="log",
     )
     _few_ticks(axes)
-    axes.legend(fontsize="small")
+    # Its colours are those of the launch curve beside it, which has the names.
 
 
 def _stages(axes: Any, reports: Sequence[Report]) -> None:

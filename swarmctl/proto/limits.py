@@ -39,8 +39,9 @@ CONTROLLER_SILENT_S: Final = 5.0
 # its probes, within seconds; this is for what neither side can see.
 ONLY_CONTROLLER_SILENT_S: Final = 30.0
 # An agent that has heard the only controller so lately needs no answer to its heartbeats: three in
-# four are saved so, and in half a minute there still are some four that it would have to miss.  With
-# 15 s ten thousand agents did not come back: what they asked for at last came after they had left.
+# four are saved so, and in half a minute there still are some four that it would have to miss.
+# With 15 s ten thousand agents did not come back to a controller that had been killed: what they
+# asked for at last came after they had left.
 UNHEARD_S: Final = 6.0
 # Hello, welcome and enrolment are one round trip each; a busy controller may take a while.
 HANDSHAKE_S: Final = 10.0
