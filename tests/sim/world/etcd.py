@@ -204,11 +204,9 @@ class SimElection(Election):
             await self._process.thawed()
             pause_s = self._turn()
             spent_s, self.line.spent_s = self.line.spent_s, 0.0
-            if self._told:
-                await trio.sleep(spent_s)
-                await self._process.thawed()
-                told, self._told = self._told, []
-                for function, args in told:
-                    function(*args)
-                spent_s = 0.0
-            await trio.sleep(spent_s + pause_s)
+            await trio.sleep(spent_s)
+            await self._process.thawed()
+            told, self._told = self._told, []
+            for function, args in told:
+                function(*args)
+            await trio.sleep(pause_s)
