@@ -153,9 +153,7 @@ def main(
 ) -> None:
     """Measure the table of launch targets, and print it."""
     done = _read(file)
-    names = (
-        [] if only_table or counted else [name for name in _SCENARIOS if not only or name in only]
-    )
+    names = [name for name in _SCENARIOS if not only or name in only]
     if fresh:
         done = [one for one in done if one["scenario"] not in names]
     if counted:
@@ -163,7 +161,7 @@ def main(
         _write(file, done)
     failed = False
     with shown() as progress:
-        for _ in range(rounds):
+        for _ in range(0 if only_table or counted else rounds):
             for name in names:
                 found = run(chosen(name), progress)
                 print(text(found), flush=True)

@@ -98,7 +98,7 @@ def _latencies(axes: Any, reports: Sequence[Report]) -> None:
             seen += count
             values.append(value_ms)
             shares.append(100.0 * seen / total)
-        axes.step(values, shares, where="post", label=_name(report))
+        axes.step(values, shares, where="post")
     axes.set(
         title="Latency of an instance",
         xlabel="ms from acceptance to known running",

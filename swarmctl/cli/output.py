@@ -23,8 +23,15 @@ FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 # Fields of the controller's views that hold seconds since the epoch.
 _TIMES: Final = frozenset(
     {
-        *("since", "created", "updated", "joined", "enrolled", "started", "placed", "when"),
+        "created",
         "drain_deadline",
+        "enrolled",
+        "joined",
+        "placed",
+        "since",
+        "started",
+        "updated",
+        "when",
     }
 )
 

@@ -85,7 +85,10 @@ class Clocks:
         off_s = self._off(clock.ahead_s)
         own_s = wall_s - now
         stale = now - self._compared_at >= _COMPARED_EVERY_S
-        if stale and (abs(off_s) > _OFF_S or self._own_is_off or abs(self._off(own_s)) > _OFF_S):
+        undecided = self._high - self._low > _OFF_S  # As many said one time as the other.
+        if stale and (
+            undecided or self._own_is_off or abs(off_s) > _OFF_S or abs(self._off(own_s)) > _OFF_S
+        ):
             self._compare(now, own_s)
             off_s = self._off(clock.ahead_s)
         if abs(off_s) > _OFF_S:

@@ -399,9 +399,13 @@ class Sessions:
             self.ailments.clocks.heard(node.name, beat.wall_s, *self._arrival(), self._wall())
         reasons = beat.reasons + self.ailments.reasons(node.name, self._now())
         if reasons != node.reasons:
+            as_well = bool(reasons) is bool(node.reasons)
             node.reasons = reasons
-            self.refresh(node)
-            self._wake()
+            if as_well:
+                self._fleet.node_changed(node)  # Only the words: nothing is placed otherwise.
+            else:
+                self.refresh(node)
+                self._wake()
         diverged = self._divergence.setdefault(node.name, Divergence())
         if diverged.assignment(node, beat, self._now()):
             _log.info("assignment diverged, sending all of it", node=node.name)

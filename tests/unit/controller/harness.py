@@ -147,6 +147,8 @@ class Harness:
         self.nodes = {node.name: node for node in nodes}
         self.records = {}
         self.now = 0.0
+        # How long what is taken in may have lain in the sockets.
+        self.waited_s = 0.0
         self.lost = []
         self._peers = 0
         self.start(term)
@@ -163,7 +165,7 @@ class Harness:
             Meters(),
             wake=lambda: None,
             now=lambda: self.now,
-            arrival=lambda: (self.now, self.now),
+            arrival=lambda: (self.now, self.now - self.waited_s),
             wall=lambda: 1000.0 + self.now,
         )
         self.reconciler = Reconciler(self.state, self.fleet, Meters(), lambda: 1000.0 + self.now)

@@ -3,11 +3,12 @@
 import random
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from swarmctl.controller.ailments import Ailments
 from swarmctl.controller.clocks import Clocks
 from swarmctl.proto import limits
+from tests.unit.controller.harness import cluster
 
 EPOCH_S = 1_000_000.0
 
@@ -98,6 +99,15 @@ def test_all_nodes_clocks_are_stepped_together():
     assert fleet.run(20) == {}
 
 
+@pytest.mark.parametrize("first", range(4))
+def test_a_clock_that_is_off_from_the_beginning(first):
+    """Also that of the node which is heard first, when there is only ours to compare it with."""
+    fleet = Fleet(4)
+    fleet.set_s[f"n{first}"] = 60.0
+    fleet.beat(f"n{first}")
+    assert fleet.run(20) == {f"n{first}": "its clock is 60 s ahead"}
+
+
 @pytest.mark.parametrize(("count", "off"), [(1, 1), (3, 2), (5, 3)])
 def test_as_many_say_one_time_as_the_other(count, off):
     """We count as one: nobody knows what time it is, and nobody is blamed."""
@@ -176,3 +186,52 @@ def test_beside_what_else_is_seen_of_the_node():
 
     assert ailments.reasons("well", 8.0) == ()
     assert ailments.reasons("n", 8.0) == ("its clock is 7 s ahead",)
+
+
+# --- in heartbeats ----------------------------------------------------------------------------
+
+
+def beats(harness, step_s, seconds=20, *, says=()):
+    """Four nodes beat for so long, n0 with a clock that is off; what is wrong with them."""
+    for _ in range(0, seconds, 2):
+        harness.now += 2.0
+        for name, node in harness.nodes.items():
+            wall_s = 1000.0 + harness.now + (step_s if name == "n0" else 0.0)
+            beat = evolve(node.heartbeat(), wall_s=wall_s if step_s else 0.0, reasons=says)
+            harness.sessions.on_message(node.peer, f"node:{name}", beat)
+    return {name: node.reasons for name, node in harness.state.nodes.items()}
+
+
+@pytest.mark.parametrize(
+    ("step_s", "waited_s", "named"),
+    [(60.0, 0.0, True), (60.0, 2.0, True), (60.0, 10.0, False), (0.0, 0.0, False)],
+)
+def test_a_heartbeat_says_what_time_it_is_unless_it_waited_or_is_of_an_older_release(
+    step_s, waited_s, named
+):
+    """Beside what the node says itself; one of an older release has no clock in it."""
+    harness = cluster("n0", "n1", "n2", "n3")
+    harness.waited_s = waited_s
+    clock = ("its clock is 60 s ahead",) if named else ()
+
+    found = beats(harness, step_s, says=("disk: full",))
+
+    assert found.pop("n0") == ("disk: full", *clock)
+    assert set(found.values()) == {("disk: full",)}
+
+
+def test_other_words_for_what_is_wrong_are_no_reason_to_plan():
+    """They are shown; that it is sick at all, or is no longer, changes what can be placed."""
+    harness = cluster("n0", "n1", "n2", "n3")
+    for says, changed in (
+        (("disk: 9 MiB free",), True),
+        (("disk: 8 MiB free",), False),
+        ((), True),
+    ):
+        harness.state.capacity_changed = False
+        found = beats(harness, 0.0, seconds=2, says=says)
+
+        assert found["n0"] == says
+        assert harness.state.capacity_changed is changed
+        why = harness.fleet.snapshot.nodes["n0"].unschedulable_reason
+        assert why == (f"sick: {says[0]}" if says else "")
