@@ -193,14 +193,14 @@ class _Daemons:
                     if not served_once:
                         served_once = True
                         task_status.started(facts)
-                    ended = _ending(await process.wait())
+                    ended = f"the {name} {_ending(await process.wait())}"
             except SwarmError as error:
                 if not served_once:
                     raise
-                ended = str(error)
+                ended = error.what
             if trio.current_time() - started > _RESTART_RESET_S:
                 wait_s = _RESTART_MIN_S
-            log.warning(f"the {name} {ended}: starting it again", wait_s=wait_s)
+            log.warning(f"{ended}: starting it again", wait_s=wait_s)
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, _RESTART_MAX_S)
 

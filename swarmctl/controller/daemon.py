@@ -56,8 +56,9 @@ from swarmctl.controller.plane import open_ovn
 from swarmctl.controller.receiving import Receiver
 from swarmctl.controller.records import AdminRecord, NodeRecord, TokenRecord
 from swarmctl.controller.state import ClusterState
-from swarmctl.controller.store.api import Put, Store
+from swarmctl.controller.store.api import Op, Put, Store
 from swarmctl.controller.store.chunks import ChunkedStore
+from swarmctl.credentials import JoinToken
 from swarmctl.folder import DataFolder
 from swarmctl.net.tls import Credentials
 from swarmctl.proto import codec, limits
@@ -377,24 +378,41 @@ def _handlers(cluster: Cluster, listener: Listener) -> dict[str, Handler]:
 
 
 async def _write_ways_in(config: ControllerConfig, cluster: Cluster) -> None:
-    """Keep ``admin.context`` and ``join.token`` in the folder true, and known to the store."""
-    identity = cluster.identity
+    """Keep ``admin.context`` and ``join.token`` in the folder true, and known to the store.
+
+    Both in one commit: a store that knows an administrator and not the token of the file says that
+    the token was revoked (:func:`swarmctl.controller.shared.withdraw_revoked_token`).
+    """
+    access, ops = cluster.access, list[Op]()
     context = identities.write_context(
-        config.data, identity, cluster.addresses, config.context_name
+        config.data, cluster.identity, cluster.addresses, config.context_name
     )
-    if cluster.access.authorise(context.public_key) is None:
-        admin = AdminRecord("admin", context.public_key, cluster.wall())
-        await cluster.store.commit([Put(records.ADMIN + admin.id, records.encode(admin))])
-        # One whose file was taken away is not let in any more.
-        cluster.access.revoke_user(user_id(ADMIN, admin.id))
-        cluster.access.allow(context.public_key, user_id(ADMIN, admin.id))
-    token = identities.read_join_token(config.data)
-    if token is None:
-        if cluster.tokens or cluster.state.services or cluster.state.nodes:
-            return  # It was revoked.
-        token = identities.make_token(identity, cluster.addresses)
-    if token.id not in cluster.tokens:
+    admin = AdminRecord("admin", context.public_key, cluster.wall())
+    if new_admin := access.authorise(context.public_key) is None:
+        ops.append(Put(records.ADMIN + admin.id, records.encode(admin)))
+    token = _standing_token(config, cluster)
+    record = token and TokenRecord(token.id, token.public_key, cluster.wall(), one_time=False)
+    if new_token := record if record and record.id not in cluster.tokens else None:
         # New, or the store was emptied: the file is the operator's word that it holds.
-        record = TokenRecord(token.id, token.public_key, cluster.wall(), one_time=False)
-        await cluster.save_token(record)
-    identities.write_join_token(config.data, evolve(token, addresses=cluster.addresses))
+        ops.append(Put(records.TOKEN + new_token.id, records.encode(new_token)))
+
+    def follow() -> None:
+        if new_admin:
+            # One whose file was taken away is not let in any more.
+            access.revoke_user(user_id(ADMIN, admin.id))
+            access.allow(context.public_key, user_id(ADMIN, admin.id))
+        if new_token:
+            cluster.know_token(new_token)
+
+    if ops:
+        await cluster.commit(ops, follow)
+    if token is not None:
+        identities.write_join_token(config.data, evolve(token, addresses=cluster.addresses))
+
+
+def _standing_token(config: ControllerConfig, cluster: Cluster) -> JoinToken | None:
+    """The file's, or the first of a cluster in which nothing is yet; None if it was revoked."""
+    token = identities.read_join_token(config.data)
+    if token is None and not (cluster.tokens or cluster.state.services or cluster.state.nodes):
+        return identities.make_token(cluster.identity, cluster.addresses)
+    return token

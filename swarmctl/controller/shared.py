@@ -195,5 +195,5 @@ async def withdraw_revoked_token(folder: Path, store: Store) -> None:
     known = await store.read(records.TOKEN)
     if records.TOKEN + token.id in known:
         return
-    if known or await store.read(records.ADMIN):  # Which the first leader writes before the token.
+    if known or await store.read(records.ADMIN):  # The first leader writes both at once.
         identities.remove_join_token(folder)

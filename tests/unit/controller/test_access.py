@@ -2,14 +2,18 @@
 
 import json
 import stat
+from contextlib import suppress
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from swarmctl.controller import identity as identities
-from swarmctl.controller import records
+from swarmctl.controller import records, shared
+from swarmctl.controller.access import Access
+from swarmctl.controller.daemon import Controller, ControllerConfig
 from swarmctl.controller.handlers import nodes
+from swarmctl.controller.store.memory import MemoryDisk, MemoryStore
 from swarmctl.credentials import parse_context, parse_token
 from swarmctl.proto.errors import (
     Conflict,
@@ -24,6 +28,7 @@ from swarmctl.proto.errors import (
 from swarmctl.proto.messages import Enrol
 from swarmctl.proto.states import NodeState
 from swarmctl.transport import keys
+from swarmctl.transport.memory import MemoryNetwork
 from tests.unit.controller.harness import spec
 from tests.unit.controller.requests_fixture import a_rig
 
@@ -410,3 +415,30 @@ def test_damaged_ways_in_are_named(tmp_path, damaged):
     assert caught.value.hint
     with pytest.raises(InvalidSpec, match="join token"):
         identities.read_join_token(tmp_path)
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2])
+async def test_a_first_leader_that_dies_soon_has_not_revoked_its_token(
+    autojump_clock, tmp_path, commits
+):
+    """However many of its first commits came through."""
+    identity, _, token = _made(tmp_path)
+    disk, network = MemoryDisk(), MemoryNetwork()
+    store = await MemoryStore.open(disk)
+    commit = store.commit
+
+    async def commit_some(ops, expected=None):
+        nonlocal commits
+        if not commits:
+            raise StorageFault("the power is gone")
+        commits -= 1
+        return await commit(ops)
+
+    store.commit = commit_some
+    pair = keys.KeyPair(identity.public_key, identity.secret_key)
+    async with network.open_listener("tcp://10.0.0.1:7077", pair, lambda _: None) as listener:
+        with suppress(StorageFault):
+            await Controller.start(ControllerConfig(tmp_path), identity, Access(), listener, store)
+
+    await shared.withdraw_revoked_token(tmp_path, await MemoryStore.open(disk))
+    assert identities.read_join_token(tmp_path).id == token.id
