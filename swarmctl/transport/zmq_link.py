@@ -80,10 +80,15 @@ class _ZmqConnection:
 
     async def wait_ready(self) -> None:
         """Wait for TCP, then for the handshake, each with its own deadline; raise a failure."""
-        with trio.move_on_after(self._target.connect_timeout_s) as scope:
-            await self._wait_while(Phase.CONNECTING)
-            scope.deadline = trio.current_time() + self._target.handshake_timeout_s
-            await self._wait_while(Phase.HANDSHAKING)
+        target = self._target
+        for phase, timeout_s in (
+            (Phase.CONNECTING, target.connect_timeout_s),
+            (Phase.HANDSHAKING, target.handshake_timeout_s),
+        ):
+            with trio.move_on_after(timeout_s):
+                await self._wait_while(phase)
+            # What had come when we were late ourselves is not the other end's lateness.
+            self._observe()
         if self._progress.phase is not Phase.READY:
             raise self._progress.failure() or self._progress.late()
 

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import trio
@@ -13,7 +14,8 @@ from swarmctl.transport import bounds, keys
 from swarmctl.transport.bounds import Bounds
 from swarmctl.transport.context import shared_context
 from swarmctl.transport.dealer import configure_dealer
-from swarmctl.transport.zmq_link import open_link
+from swarmctl.transport.monitor import MonitorEvent
+from swarmctl.transport.zmq_link import _Target, _ZmqConnection, open_link
 from swarmctl.transport.zmq_listener import open_listener
 
 BOUND_BYTES = 1_000
@@ -276,3 +278,32 @@ async def test_a_second_bind_that_fails_releases_the_first(listener, server_keys
             pass
     async with open_listener(free_endpoint, server_keys, lambda _key: None) as again:
         assert again.endpoint == free_endpoint
+
+
+async def test_what_had_come_when_we_were_late_ourselves_is_not_lateness(
+    autojump_clock, agent_keys, server_keys, free_endpoint
+):
+    """A process that is overrun sees the deadline and the event at once: it is connected."""
+    target = _Target(shared_context(), server_keys.public, agent_keys, Bounds(), 3.0, 3.0)
+    connection = _ZmqConnection(target, free_endpoint)
+    connection.close()
+    news = [zmq.EVENT_CONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED]
+
+    class Late:
+        """A monitor whose events come with the deadline, one at a time."""
+
+        arrived: ClassVar = []
+
+        async def wait(self):
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.arrived.append(MonitorEvent(news.pop(0), 0))
+
+        def read_nowait(self):
+            while self.arrived:
+                yield self.arrived.pop()
+
+    connection._monitor = connection._monitor_readable = Late()
+    await connection.wait_ready()
+    assert not news
