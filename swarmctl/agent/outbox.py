@@ -21,6 +21,8 @@ from swarmctl.proto.messages import InstanceReport, Report, ReportedGroup
 
 # Reports under way: with the size of a batch this bounds what a slow controller holds of a node.
 REPORTS_UNDER_WAY_MAX = 32
+# Heartbeats between two nudges, at the most: half a minute.
+NUDGE_EVERY_MAX: Final = 16
 
 
 _WAITING: Final = Phase.WAITING
@@ -35,6 +37,9 @@ class Outbox:
         self._under_way: deque[tuple[int, tuple[int, ...]]] = deque()
         # The last sequence that was used when :meth:`nudge` was asked before.
         self._nudged = 0
+        # Nudges in a row, and how many calls the next one has to wait for.
+        self._asked = 0
+        self._nudge_in = 0
         self.inventory_digest = 0
 
     @property
@@ -173,15 +178,23 @@ class Outbox:
         """An empty report, when something sent before the last call is not acknowledged yet.
 
         An acknowledgement covers all reports before it.  Should one have been lost, this asks for
-        another; what a lost report told, the digests show.
+        another; what a lost report told, the digests show.  Asked for again, it waits twice as
+        long: a controller that is late with thousands of answers must not be asked for thousands
+        more.
         """
         overdue = bool(self._under_way) and self._under_way[0][0] <= self._nudged
-        if overdue:
-            self.sequence += 1
-            # In place of the last one's: however often this is asked, it takes no more room.
-            self._under_way[-1] = (self.sequence, self._under_way[-1][1])
         self._nudged = self.sequence
-        return Report(self.sequence, ()) if overdue else None
+        if not overdue:
+            self._asked, self._nudge_in = 0, 0
+            return None
+        if self._nudge_in:
+            self._nudge_in -= 1
+            return None
+        self._nudge_in = min(2**self._asked, NUDGE_EVERY_MAX) - 1
+        self._asked += 1
+        # Not under way itself: the answer to what it asks for, however late, is answer enough.
+        self.sequence += 1
+        return Report(self.sequence, ())
 
     def _built(self, instance: Instance) -> InstanceReport:
         self._count(

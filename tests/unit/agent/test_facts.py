@@ -77,3 +77,34 @@ async def test_driver_that_never_answers_is_not_available(autojump_clock):
     assert not found["a"].available
     assert "did not answer" in found["a"].reason
     assert found["b"].available
+
+
+async def test_a_driver_is_not_late_when_it_was_the_agent_that_did_not_run(autojump_clock):
+    """What was kept from running sees the answer and the deadline at once, and asks again."""
+
+    class Overtaken:
+        """Its answer comes while nothing runs here, for a minute; from the second time at once."""
+
+        asked = 0
+
+        async def probe(self):
+            self.asked += 1
+            if self.asked == 1:
+                autojump_clock.jump(60)
+            await trio.lowlevel.checkpoint()
+            return Health(available=True, version="1")
+
+    driver = Overtaken()
+    assert (await facts.probe_all({"a": driver}))["a"].available
+    assert driver.asked == 2
+
+
+async def test_a_machine_that_is_overrun_for_ever_does_not_hide_a_driver_that_hangs(autojump_clock):
+    """After some times it is believed."""
+
+    class Hung:
+        async def probe(self):
+            autojump_clock.jump(60)
+            await trio.sleep_forever()
+
+    assert not (await facts.probe_all({"a": Hung()}))["a"].available

@@ -95,7 +95,7 @@ def test_removal_is_told_until_it_is_acknowledged():
 
 
 def test_an_acknowledgement_that_was_lost_is_asked_for():
-    """At the second heartbeat after a report; nothing stays under way for ever, nor grows."""
+    """From the second heartbeat after a report on, ever more rarely; nothing of it grows."""
     node = node_with(1)
     node.run()
     assert node.outbox.nudge() is None
@@ -107,13 +107,34 @@ def test_an_acknowledgement_that_was_lost_is_asked_for():
             node.answer(node.ops[0])
     removal = node.outbox.next_report()
     assert node.outbox.nudge() is None
-    nudges = [node.outbox.nudge() for _ in range(outbox.REPORTS_UNDER_WAY_MAX)]
+    nudges = [node.outbox.nudge() for _ in range(64)]
 
-    assert [one.sequence - removal.sequence for one in nudges] == list(range(1, 33))
+    asked = [beat for beat, one in enumerate(nudges) if one is not None]
+    assert asked == [0, 1, 3, 7, 15, 31, 47, 63]
+    assert [nudges[beat].sequence - removal.sequence for beat in asked] == list(range(1, 9))
     assert not node.outbox.full
     node.outbox.acknowledged(nudges[-1].sequence)
     assert node.supervisor.gone == {}
     assert node.outbox.nudge() is None
+
+
+def test_a_late_acknowledgement_is_one_however_often_it_was_asked_for_meanwhile():
+    """A controller that is always late is not asked for ever."""
+    node = node_with(1)
+    node.run()
+    node.unwant(1)
+    node.assign(removed=(1,))
+    for _ in range(20):
+        node.act()
+        if node.ops:
+            node.answer(node.ops[0])
+    removal = node.outbox.next_report()
+    assert node.outbox.nudge() is None
+    assert node.outbox.nudge() is not None
+    node.outbox.acknowledged(removal.sequence)
+
+    assert node.supervisor.gone == {}
+    assert [node.outbox.nudge() for _ in range(64)] == [None] * 64
 
 
 def test_report_taken_back_is_told_later():

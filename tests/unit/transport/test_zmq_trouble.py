@@ -12,7 +12,7 @@ import zmq
 
 from swarmctl.transport import bounds, keys
 from swarmctl.transport.bounds import Bounds
-from swarmctl.transport.context import shared_context
+from swarmctl.transport.context import new_context, shared_context
 from swarmctl.transport.dealer import configure_dealer
 from swarmctl.transport.monitor import MonitorEvent
 from swarmctl.transport.zmq_link import _Target, _ZmqConnection, open_link
@@ -307,3 +307,13 @@ async def test_what_had_come_when_we_were_late_ourselves_is_not_lateness(
     connection._monitor = connection._monitor_readable = Late()
     await connection.wait_ready()
     assert not news
+
+
+def test_no_message_that_waits_holds_on_to_the_buffer_into_which_it_was_received():
+    """Of 18 KiB each: ten thousand agents may be waiting. Libzmq's own default is otherwise."""
+    zero_copy_receive = 10
+    with zmq.Context() as usual:
+        assert usual.get(zero_copy_receive) == 1
+    with new_context() as own:
+        assert own.get(zero_copy_receive) == 0
+    assert shared_context().get(zero_copy_receive) == 0
