@@ -32,10 +32,8 @@ SOCKETS_MAX: Final = 65_535
 
 # --- times -------------------------------------------------------------------------------------
 
-# The answer to a SYN; longer means that no machine is there. A fleet that comes back at once is
-# more than the backlog takes: the kernel then asks again after 1, 3 and 7 s. (Where there are
-# other addresses they are tried sooner: see link.HANG_S.)
-CONNECT_TIMEOUT_S: Final = 10.0
+# The answer to a SYN; longer means that no machine is there. The kernel asks again after 1 and 3 s.
+CONNECT_TIMEOUT_S: Final = 3.0
 # CURVE and the key's check. 10,000 agents that join at once need 7 s on two cores and 45 s on two
 # slow ones that also simulate the agents; a bound that is shorter than that makes them give up and
 # come again, half of them with 20 s.
