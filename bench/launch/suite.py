@@ -61,14 +61,17 @@ _SHORT_SIZES: Final = (*((nodes, 1_000) for nodes in (10, 30, 100)), (100, 300),
 
 @click.command()
 @click.option("--short", is_flag=True, help="A minute or two, in small sizes.")
-@click.option("--only", multiple=True, metavar="NAME", help="Of the scenarios only these.")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="Of the scenarios only these; sizes: the curves."
+)
 @click.option("--no-sizes", is_flag=True, help="Without the curves against size.")
 @click.option("--long", is_flag=True, help="Only the curves, up to two million instances.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="The folder.")
 def main(*, short: bool, only: tuple[str, ...], no_sizes: bool, long: bool, output: Path) -> None:
     """Run the scenarios, write a JSON file for each, sizes.json, and launch.svg."""
     steps = [step for step in (_SHORT if short else _WHOLE) if not only or step[0] in only]
-    sizes = () if no_sizes or only else (_SHORT_SIZES if short else _WHOLE_SIZES)
+    without = no_sizes or (only and "sizes" not in only)
+    sizes = () if without else (_SHORT_SIZES if short else _WHOLE_SIZES)
     if long:
         steps, sizes = [], (*_WHOLE_SIZES, *_LONG_SIZES)
     began = time.monotonic()
