@@ -27,6 +27,8 @@ PROBE_SICK_S: Final = 2.0
 PROBE_PAUSE_S: Final = 0.5
 # A daemon answers a ping within milliseconds; drivers bound themselves below this.
 PROBE_DEADLINE_S: Final = 8.0
+# A driver that asks a daemon gives up by itself, and says so, within this.
+_ANSWER_S: Final = 3.0
 # So late, it is this process that was kept from running; and how often it asks then.
 _OWN_DELAY_S: Final = 0.5
 _PROBE_TRIES: Final = 3
@@ -156,10 +158,13 @@ async def probe_all(drivers: Mapping[str, Driver]) -> dict[str, Health]:
     }
     found: dict[str, Health] = {}
     for _ in range(_PROBE_TRIES):
-        due = trio.current_time() + PROBE_DEADLINE_S
-        with trio.move_on_at(due):
+        began = trio.current_time()
+        with trio.move_on_after(PROBE_DEADLINE_S):
             await _probe_each(drivers, found)
-        if len(found) == len(drivers) or trio.current_time() - due < _OWN_DELAY_S:
+        if len(found) == len(drivers) and all(one.available for one in found.values()):
+            break
+        usual_s = _ANSWER_S if len(found) == len(drivers) else PROBE_DEADLINE_S
+        if trio.current_time() - began < usual_s + _OWN_DELAY_S:
             break
     return late | found
 

@@ -197,10 +197,10 @@ class _Daemons:
             except SwarmError as error:
                 if not served_once:
                     raise
-                ended = error.what
+                ended = str(error)
             if trio.current_time() - started > _RESTART_RESET_S:
                 wait_s = _RESTART_MIN_S
-            log.warning(f"{ended}: starting it again", wait_s=wait_s)
+            log.warning(f"{ended}: starting it again", process=name, wait_s=wait_s)
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, _RESTART_MAX_S)
 

@@ -404,10 +404,11 @@ async def _write_ways_in(config: ControllerConfig, cluster: Cluster) -> None:
         if new_token:
             cluster.know_token(new_token)
 
+    if token is not None:
+        # First: of a token that only the store has nobody has the secret.
+        identities.write_join_token(config.data, evolve(token, addresses=cluster.addresses))
     if ops:
         await cluster.commit(ops, follow)
-    if token is not None:
-        identities.write_join_token(config.data, evolve(token, addresses=cluster.addresses))
 
 
 def _standing_token(config: ControllerConfig, cluster: Cluster) -> JoinToken | None:

@@ -38,6 +38,8 @@ CONNECT_TIMEOUT_S: Final = 3.0
 # slow ones that also simulate the agents; a bound that is shorter than that makes them give up and
 # come again, half of them with 20 s.
 HANDSHAKE_TIMEOUT_S: Final = 60.0
+# libzmq's own bound is that much longer at the connecting end: what it ends looks like a refusal.
+HANDSHAKE_MARGIN_S: Final = 5.0
 # A connection whose other end vanished without a FIN is ended after this, by the kernel: it sends
 # probes where nothing moves, and waits no longer for what is not acknowledged. The session's
 # heartbeats are quicker; this frees the connection's memory. ZeroMQ's own pings would do it too,

@@ -39,8 +39,10 @@ from swarmctl.transport.readiness import running
 # Of an address that does not answer, where there are others: an answer takes milliseconds, and a
 # leader that has taken over waits for its nodes no longer than some seconds.
 HANG_S: Final = 2.0
-# Beyond this many doublings it is the dial's own deadlines that end it.
-_HANGS_MAX: Final = 8
+# Doublings: half a minute at the most, for one that is frozen must not keep us from the others.
+_HANGS_MAX: Final = 4
+# So late, it was this process that was kept from running: that says nothing of the other end.
+_OWN_DELAY_S: Final = 0.5
 
 
 class Connection(Protocol):
@@ -257,11 +259,12 @@ class SupervisedLink:
         if len(self._endpoints) == 1:
             return await self._dial(endpoint)
         hangs = self._hangs.get(endpoint, 0)
-        with trio.move_on_after(HANG_S * 2.0**hangs):
+        with trio.move_on_after(HANG_S * 2.0**hangs) as scope:
             connection = await self._dial(endpoint)
             self._hangs.pop(endpoint, None)
             return connection
-        self._hangs[endpoint] = min(hangs + 1, _HANGS_MAX)
+        if trio.current_time() - scope.deadline < _OWN_DELAY_S:
+            self._hangs[endpoint] = min(hangs + 1, _HANGS_MAX)
         raise HandshakeLate.at(endpoint)
 
     async def _hold(self, connection: Connection) -> None:

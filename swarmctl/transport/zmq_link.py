@@ -67,7 +67,7 @@ class _ZmqConnection:
                 target.server_public_key,
                 target.keypair,
                 target.bounds,
-                target.handshake_timeout_s,
+                target.handshake_timeout_s + limits.HANDSHAKE_MARGIN_S,
             )
             self._readable = Readable(self._socket)
             stack.callback(self._readable.closing)

@@ -99,12 +99,36 @@ async def test_a_driver_is_not_late_when_it_was_the_agent_that_did_not_run(autoj
     assert driver.asked == 2
 
 
+@pytest.mark.parametrize(("kept_s", "asked"), [(60, 2), (2.5, 1)])
+async def test_a_driver_that_gave_its_daemon_up_while_the_agent_did_not_run_asks_again(
+    autojump_clock, kept_s, asked
+):
+    """Drivers have bounds of their own; what took longer than those was our own delay."""
+
+    class GivesUp:
+        asked = 0
+
+        async def probe(self):
+            self.asked += 1
+            if self.asked == 1:
+                autojump_clock.jump(kept_s)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return Health(available=self.asked > 1, reason="no answer within 2.5 s")
+
+    driver = GivesUp()
+    assert (await facts.probe_all({"a": driver}))["a"].available is (asked > 1)
+    assert driver.asked == asked
+
+
 async def test_a_machine_that_is_overrun_for_ever_does_not_hide_a_driver_that_hangs(autojump_clock):
     """After some times it is believed."""
+    asked = []
 
     class Hung:
         async def probe(self):
+            asked.append(trio.current_time())
             autojump_clock.jump(60)
             await trio.sleep_forever()
 
     assert not (await facts.probe_all({"a": Hung()}))["a"].available
+    assert len(asked) == 3

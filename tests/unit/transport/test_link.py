@@ -92,6 +92,29 @@ async def test_an_address_that_hangs_holds_up_the_others_for_a_moment(
     assert took["a"] == pytest.approx(tried)
 
 
+async def test_what_kept_us_from_running_is_no_hang_of_an_address(autojump_clock):
+    """The deadline and the answer are seen at once then: the address has its time once more."""
+    tries = []
+
+    async def dial(endpoint):
+        began = trio.current_time()
+        if endpoint == "b":
+            raise PeerUnreachable("nobody there", endpoint)
+        try:
+            if not tries:
+                autojump_clock.jump(60.0)
+            await trio.sleep_forever()
+        finally:
+            tries.append(trio.current_time() - began)
+
+    async with supervised(make_link(dial, ("a", "b"))) as link:
+        with trio.fail_after(300):
+            while len(tries) < 3:
+                await link.wait_failure()
+
+    assert tries == pytest.approx([60.0, 2.0, 4.0])
+
+
 async def test_adopting_the_next_connection_forgets_the_last_ones_payloads(autojump_clock):
     """Answers to an old session do not leak into a new one."""
     first = ScriptedConnection([b"old"])
