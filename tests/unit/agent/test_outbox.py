@@ -73,16 +73,21 @@ def test_an_assignment_says_of_all_or_none_where_they_go():
         assignment.apply(node.supervisor, message, node.now)
 
 
-def test_removal_is_told_until_it_is_acknowledged():
-    """A removal that may have been lost is told again in the next session, then forgotten."""
-    node = node_with(1)
-    node.run()
+def take_away(node):
+    """Its one instance is not wanted any more, and goes."""
     node.unwant(1)
     node.assign(removed=(1,))
     for _ in range(20):
         node.act()
         if node.ops:
             node.answer(node.ops[0])
+
+
+def test_removal_is_told_until_it_is_acknowledged():
+    """A removal that may have been lost is told again in the next session, then forgotten."""
+    node = node_with(1)
+    node.run()
+    take_away(node)
     first = node.outbox.next_report()
     assert first.instances[-1].state == InstanceState.REMOVED
     node.outbox.inventory()
@@ -99,12 +104,7 @@ def test_an_acknowledgement_that_was_lost_is_asked_for():
     node = node_with(1)
     node.run()
     assert node.outbox.nudge() is None
-    node.unwant(1)
-    node.assign(removed=(1,))
-    for _ in range(20):
-        node.act()
-        if node.ops:
-            node.answer(node.ops[0])
+    take_away(node)
     removal = node.outbox.next_report()
     assert node.outbox.nudge() is None
     nudges = [node.outbox.nudge() for _ in range(64)]
@@ -122,12 +122,7 @@ def test_a_late_acknowledgement_is_one_however_often_it_was_asked_for_meanwhile(
     """A controller that is always late is not asked for ever."""
     node = node_with(1)
     node.run()
-    node.unwant(1)
-    node.assign(removed=(1,))
-    for _ in range(20):
-        node.act()
-        if node.ops:
-            node.answer(node.ops[0])
+    take_away(node)
     removal = node.outbox.next_report()
     assert node.outbox.nudge() is None
     assert node.outbox.nudge() is not None
